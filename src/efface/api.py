@@ -1,0 +1,58 @@
+"""The two functions most scripts need: load a model, erase a concept."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from efface import concept as concepts
+from efface import registry
+from efface.concept import Concept
+from efface.edit import Edit
+from efface.model import Model
+from efface.singlefile import Prediction
+
+
+def load(
+    where: str | os.PathLike[str] = "mini",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | os.PathLike[str] | None = None,
+    prediction: Prediction = "",
+) -> Model:
+    """Load a model: "mini", a diffusers folder, a hub id, or a .safetensors checkpoint; see `Model.load`.
+
+    >>> import efface
+    >>> model = efface.load("mini")
+    >>> images = model.generate([efface.Query("a picture of a church", seed=0)])
+    """
+    return Model.load(where, device, dtype, tokenizer, prediction)
+
+
+def erase(
+    model: Model,
+    erase: str | Concept | Sequence[str | Concept],
+    method: str = "uce",
+    keep: Sequence[str | Concept] = (),
+    seed: int = 0,
+    preset: str = "",
+    **fields: Any,
+) -> Edit:
+    """Erase one or more concepts and return the edit; the model stays as it is.
+
+    Names are looked up in the model's concept table when it has one. `fields` are the method's hyper-parameters.
+    Raises `UnknownName` (method, preset, field, concept) or `BadInput`.
+
+    >>> edit = efface.erase(model, "church", method="uce", keep=["house"])
+    >>> edit.save("church.safetensors")
+    >>> with edit.applied(model) as edited:
+    ...     images = edited.generate([efface.Query("a picture of a church", seed=0)])
+    """
+    chosen = registry.get("methods", method).preset(preset, **fields)
+    erased = [erase] if isinstance(erase, str | Concept) else list(erase)
+    return chosen(model, [_find(c, model) for c in erased], [_find(c, model) for c in keep], seed)
+
+
+def _find(value: str | Concept, model: Model) -> Concept:
+    return value if isinstance(value, Concept) else concepts.find(value, model.name)

@@ -1,0 +1,60 @@
+"""Cross-attention: read its probability maps through an own processor that computes what the default one does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, bmm
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+
+class Recorder:
+    """Compute attention in the open and hand each probability map to a list."""
+
+    def __init__(self, maps: list[Tensor]) -> None:
+        self.maps = maps
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from (b, pixels, ch) to (b, len, dim), recording softmax(Q K^T / sqrt(d)), (b, heads, pixels, len)."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.mT).mT
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key, value = (attn.head_to_batch_dim(project(context)) for project in (attn.to_k, attn.to_v))
+        maps = attn.get_attention_scores(query, key, attention_mask)  # (b·heads, pixels, len)
+        self.maps.append(maps.unflatten(0, (-1, attn.heads)))
+        out = attn.batch_to_head_dim(bmm(maps, value))
+        for layer in attn.to_out:  # a projection and dropout
+            out = layer(out)
+        return out / attn.rescale_output_factor
+
+
+@contextmanager
+def recorded(model: "Model") -> Iterator[dict[str, list[Tensor]]]:
+    """Yield a dict that fills, by layer and in order of the calls, with cross-attention maps (b, heads, pixels, len).
+
+    Names are those of the modules ("down_blocks.0.….attn2"). The maps carry gradients; clear the lists to free them.
+    """
+    unet = model.unet
+    before = dict(unet.attn_processors)
+    names = [name for name, module in unet.named_modules() if getattr(module, "is_cross_attention", False)]
+    maps: dict[str, list[Tensor]] = {name: [] for name in names}
+    own = {f"{name}.processor": Recorder(maps[name]) for name in names}
+    try:
+        unet.set_attn_processor({**before, **own})
+        yield maps
+    finally:
+        unet.set_attn_processor(before)

@@ -1,0 +1,102 @@
+"""Method: turns a model and a concept into an edit; its fields are its hyper-parameters."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from efface import registry
+from efface.concept import Concept
+from efface.edit import Edit
+from efface.errors import BadInput, unknown
+from efface.guard import Guard, Hooks
+from efface.provenance import stamp
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+MAX_SEED = 2**63 - 1
+M = TypeVar("M", bound="Method")
+
+
+def check_seed(seed: int) -> int:
+    """Return the seed; raises `BadInput` outside 0 .. 2^63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise BadInput(f"a seed is a whole number from 0 to 2^63 - 1, got {seed!r}")
+    return seed
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Erase concepts: calling it returns an `Edit` that carries its own provenance.
+
+    PRESETS names sets of field values (one per paper and per official code where they differ); QUICK holds
+    field values that make a costly method fast enough for the contract tests.
+    """
+
+    KIND: ClassVar[str] = "methods"
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    QUICK: ClassVar[dict[str, Any]] = {}
+
+    def __call__(
+        self,
+        model: "Model",
+        erase: Sequence[Concept | str] | Concept | str,
+        keep: Sequence[Concept | str] = (),
+        seed: int = 0,
+    ) -> Edit:
+        """Erase concepts from a model, which is left as it was.
+
+        Raises `BadInput` when nothing is to be erased, when a concept is both erased and kept, or for a bad seed.
+        """
+        erased = _concepts([erase] if isinstance(erase, str | Concept) else erase)
+        kept = _concepts([keep] if isinstance(keep, str | Concept) else keep)
+        if not erased:
+            raise BadInput("nothing to erase: give at least one concept")
+        both = sorted({c.name for c in erased} & {c.name for c in kept})
+        if both:
+            raise BadInput(f"cannot both erase and keep {', '.join(both)}")
+        check_seed(seed)
+        began = time.perf_counter()
+        edit = self.fit(model, erased, kept, seed)
+        seconds = time.perf_counter() - began
+        return replace(edit, meta={**edit.meta, **stamp(self, model, edit, erased, kept, seed, seconds)})
+
+    @abstractmethod
+    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+        """Compute the edit; the model's weights must be left (or put back) as they were."""
+
+    @classmethod
+    def preset(cls: type[M], name: str = "", **override: Any) -> M:
+        """Build the method from a named preset ("" = the defaults) with some fields overridden.
+
+        Raises `UnknownName` for a preset or a field that does not exist.
+        """
+        if name and name not in cls.PRESETS:
+            raise unknown(f"preset of {registry.name_of(cls)}", name, cls.PRESETS)
+        return registry.build(cls, **{**(cls.PRESETS[name] if name else {}), **override})
+
+    @property
+    def preset_name(self) -> str:
+        """Return the preset these fields equal, or ""."""
+        return next((name for name in self.PRESETS if type(self).preset(name) == self), "")
+
+
+class InferenceMethod(Method):
+    """Hold concepts back while images are drawn: its edit is a guard, and no weight changes."""
+
+    @abstractmethod
+    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+        """Return the hooks of one trajectory; what they remember lives in their closure."""
+
+    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+        """Return an edit that is one guard; `keep` and `seed` do not matter to it."""
+        return Edit(guards=(Guard(self, tuple(erase)),))
+
+
+def _concepts(values: Sequence[Concept | str]) -> tuple[Concept, ...]:
+    return tuple(dict.fromkeys(Concept.of(value) for value in values))
+
+
+__all__ = ["MAX_SEED", "Guard", "Hooks", "InferenceMethod", "Method", "check_seed"]

@@ -1,0 +1,41 @@
+"""Negative prompt: the concept's text takes the place of the empty prompt in classifier-free guidance.
+
+eps = eps(c_neg) + s (eps(c) - eps(c_neg)): Ho and Salimans 2022 (https://arxiv.org/abs/2207.12598), where the
+unconditional prediction reads the concept instead of the empty text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from efface.concept import Concept
+from efface.guard import Hooks
+from efface.method import InferenceMethod
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+
+@dataclass(frozen=True)
+class NegativePrompt(InferenceMethod):
+    """Push images away from the concept by naming it in the negative prompt.
+
+    prompt: the negative prompt; "" means the names of the erased concepts, joined by commas.
+    """
+
+    prompt: str = ""
+
+    def text(self, erase: Sequence[Concept]) -> str:
+        """Return the negative prompt for these concepts."""
+        return self.prompt or ", ".join(concept.name for concept in erase)
+
+    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+        """Return hooks whose unconditional context is the negative prompt's."""
+        context = model.encode([self.text(erase)])  # (1, len, dim)
+
+        def null(c: Tensor) -> Tensor:
+            return context.to(c).expand_as(c)
+
+        return Hooks(null=null)

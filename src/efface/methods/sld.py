@@ -1,0 +1,88 @@
+"""Safe Latent Diffusion: guidance away from a concept (Schramowski et al., CVPR 2023).
+
+https://arxiv.org/abs/2211.05105. The paper prints max(1, ·) in eq. 6; its code and its sense are min(1, ·).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from efface.concept import Concept
+from efface.errors import BadInput
+from efface.guard import Eps, Hooks
+from efface.method import InferenceMethod
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+# The paper's safety concept, for use as `prompt`.
+UNSAFE = (
+    "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene "
+    "gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, cruelty"
+)
+STEPS = 50  # of the paper's sampler; tells the step of a prediction outside a trajectory from its timestep
+
+
+@dataclass(frozen=True)
+class SLD(InferenceMethod):
+    """Push the prediction away from the concept, where it already leans towards it.
+
+    warmup: steps at the start that stay unguided (the paper's δ).
+    scale: strength of the safety guidance (s_S); 0 is plain guidance.
+    threshold: guidance acts where the prompt's prediction exceeds the concept's by less than this (λ).
+    momentum: share of the momentum in the guidance (s_m).
+    beta: decay of the momentum (β_m).
+    prompt: the concept's text; "" means the names of the erased concepts, joined by commas.
+    legacy: count the warm-up in timesteps instead of steps, as attacks in the literature did.
+    """
+
+    warmup: int = 10
+    scale: float = 1000.0
+    threshold: float = 0.01
+    momentum: float = 0.3
+    beta: float = 0.4
+    prompt: str = ""
+    legacy: bool = False
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "weak": {"warmup": 15, "scale": 200.0, "threshold": 0.0, "momentum": 0.0, "beta": 0.0},
+        "medium": {"warmup": 10, "scale": 1000.0, "threshold": 0.01, "momentum": 0.3, "beta": 0.4},
+        "strong": {"warmup": 7, "scale": 2000.0, "threshold": 0.025, "momentum": 0.5, "beta": 0.7},
+        "max": {"warmup": 0, "scale": 5000.0, "threshold": 1.0, "momentum": 0.5, "beta": 0.7},
+    }
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or not self.scale >= 0:
+            raise BadInput(f"warmup and scale must be at least 0, got {self.warmup} and {self.scale}")
+        if not (0 <= self.momentum <= 1 and 0 <= self.beta < 1):
+            raise BadInput(f"momentum must be in [0, 1] and beta in [0, 1), got {self.momentum} and {self.beta}")
+
+    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+        """Return hooks that guide one trajectory; a first call below the noisiest fifth counts as its own step."""
+        concept = model.encode([self.prompt or ", ".join(c.name for c in erase)])  # (1, len, dim)
+        total = model.part("scheduler").config.num_train_timesteps
+        nu: Tensor | float = 0.0
+        step: Tensor | None = None
+
+        def guide(eps: Eps, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal nu, step
+            t = t.reshape(-1, 1, 1, 1)
+            step = _first_step(t, total) if step is None else step + 1
+            safe = eps(x, t.flatten(), concept) if t.numel() > 1 else eps(x, t.flatten()[0], concept)
+            mu = ((cond - safe).abs() * self.scale).clamp(max=1)  # eq. 6
+            mu = torch.where(cond - safe >= self.threshold, 0.0, mu)
+            gamma = mu * (safe - uncond) + self.momentum * nu  # eq. 4 and 7
+            nu = self.beta * nu + (1 - self.beta) * gamma  # eq. 8
+            active = (t if self.legacy else step) >= self.warmup
+            return cond - gamma * active, uncond  # eq. 3: uncond + s_g (cond - uncond - gamma)
+
+        return Hooks(guide=guide)
+
+
+def _first_step(t: Tensor, total: int) -> Tensor:
+    """Return the step that a first prediction at t is: 0 for a trajectory's start, else as of 50 steps."""
+    late = 1 - t / total
+    return torch.where(late <= 0.2, 0, (late * STEPS).long())

@@ -1,0 +1,74 @@
+"""Provenance: who made an edit, from what, with which settings and versions."""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface import registry
+from efface.concept import Concept
+
+if TYPE_CHECKING:
+    from efface.edit import Edit
+    from efface.method import Method
+    from efface.model import Model
+
+FORMAT = 1
+PACKAGES = ("efface", "torch", "diffusers", "transformers")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of efface and of what its numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "source"
+    return found
+
+
+@cache
+def git() -> str:
+    """Return the commit of the source tree this runs from ("+" when changed), or "" when it is no git clone."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        options = {"cwd": root, "capture_output": True, "text": True, "timeout": 5, "check": True}
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head + ("+" if changed else "")
+
+
+def stamp(
+    method: "Method",
+    model: "Model",
+    edit: "Edit",
+    erase: Sequence[Concept],
+    keep: Sequence[Concept],
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the provenance of a fresh edit as JSON values."""
+    return {
+        "format": FORMAT,
+        "method": registry.name_of(type(method)),
+        "fields": {f.name: registry.to_json(getattr(method, f.name)) for f in fields(method) if f.init},
+        "preset": method.preset_name,
+        "erase": [concept.to_json() for concept in erase],
+        "keep": [concept.to_json() for concept in keep],
+        "seed": seed,
+        "base": model.base(edit.names),
+        "versions": versions(),
+        "git": git(),
+        "seconds": round(seconds, 3),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,61 @@
+"""Query: one image asked of a model."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from efface.errors import BadInput
+from efface.files import sha256_tensors
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Ask for one image.
+
+    prompt: the text; "" is the unconditional prompt.
+    seed: of its own noise, 0 to 2^63 - 1.
+    steps: of the solver, 1 or more.
+    guidance: classifier-free guidance scale; 1 means none.
+    embeds: a context (len, dim) that takes the place of the encoded prompt.
+    solver: "" for the model's own, else a name in `efface.solver.SOLVERS`.
+
+    >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
+    """
+
+    prompt: str
+    seed: int = 0
+    steps: int = 20
+    guidance: float | int = 7.5
+    embeds: Tensor | None = None
+    solver: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise BadInput(f"a prompt is a string, got {self.prompt!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise BadInput(f"a seed is a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
+            raise BadInput(f"steps is a whole number from 1 to 1000, got {self.steps!r}")
+        if not math.isfinite(self.guidance):
+            raise BadInput(f"guidance is a finite number, got {self.guidance!r}")
+        if self.embeds is not None and self.embeds.dim() != 2:
+            raise BadInput(f"embeds has shape (len, dim), got {list(self.embeds.shape)}")
+
+    @property
+    def key(self) -> str:
+        """Return a stable JSON string: equal for equal queries, across runs and machines."""
+        embeds = None if self.embeds is None else sha256_tensors({"embeds": self.embeds})
+        values: dict[str, Any] = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps}
+        values |= {"guidance": float(self.guidance), "solver": self.solver, "embeds": embeds}
+        return json.dumps(values, sort_keys=True)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Query) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)

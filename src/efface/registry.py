@@ -1,0 +1,169 @@
+"""Find methods, attacks and metrics by looking in a folder: the file name is the registration.
+
+Listing reads file names and docstrings only; torch is imported when a class is asked for.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from efface.concept import Concept
+from efface.errors import BadInput, unknown
+
+KINDS = ("methods", "attacks", "metrics")
+ROOT = Path(__file__).parent
+
+
+class Field(NamedTuple):
+    """Describe one hyper-parameter: its name, type, default and the help from the class docstring."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def _folder(kind: str) -> Path:
+    if kind not in KINDS:
+        raise unknown("kind of plug-in", kind, KINDS)
+    return ROOT / kind
+
+
+def names(kind: str) -> list[str]:
+    """Return the sorted names of one kind ("methods", "attacks", "metrics"); imports nothing."""
+    return sorted(path.stem for path in _folder(kind).glob("*.py") if not path.stem.startswith("_"))
+
+
+def summary(kind: str, name: str) -> str:
+    """Return the first line of a module's docstring, read without importing it."""
+    if name not in names(kind):
+        raise unknown(kind.removesuffix("s"), name, names(kind))
+    tree = ast.parse((_folder(kind) / f"{name}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def get(kind: str, name: str) -> type[Any]:
+    """Return the class that a file registers: its one public concrete dataclass of that kind.
+
+    Raises `UnknownName` with the nearest match.
+    """
+    if name not in names(kind):
+        raise unknown(kind.removesuffix("s"), name, names(kind))
+    module = import_module(f"efface.{kind}.{name}")
+    found = [
+        value
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and not key.startswith("_")
+        and getattr(value, "KIND", None) == kind
+        and not inspect.isabstract(value)
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one public class with KIND = {kind!r}, has {found}")
+    return found[0]
+
+
+def name_of(cls: type[Any]) -> str:
+    """Return the registered name of a class: the name of its file."""
+    return cls.__module__.rpartition(".")[2]
+
+
+def make(kind: str, name: str, **values: Any) -> Any:
+    """Build a registered class from field values; raises `UnknownName` for a name or field it does not know."""
+    return build(get(kind, name), **values)
+
+
+def build(cls: type[Any], **values: Any) -> Any:
+    """Build an instance of a registered class, with lists made tuples and unknown fields refused by name."""
+    known = {f.name for f in fields(cls) if f.init}
+    for key in values:
+        if key not in known:
+            raise unknown(f"field of {name_of(cls)}", key, known)
+    hints = get_type_hints(cls)
+    return cls(**{key: _coerce(value, hints[key], key) for key, value in values.items()})
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise unknown(name, str(value), map(str, get_args(hint)))
+    plain = {int, float, str, bool}
+    if hint in plain and (type(value) is not hint):
+        raise BadInput(f"{name} should be {hint.__name__}, got {value!r}")
+    return value
+
+
+def describe(cls: type[Any]) -> list[Field]:
+    """Return (name, type, default, help) for every field of a registered class."""
+    hints = get_type_hints(cls)
+    helps = _helps(cls)
+    return [
+        Field(f.name, hints[f.name], _default(f), helps.get(f.name, ""))
+        for f in fields(cls)
+        if f.init and get_origin(hints[f.name]) is not ClassVar
+    ]
+
+
+def _default(field: Any) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _helps(cls: type[Any]) -> dict[str, str]:
+    """Read "name: text" lines (text may go on, deeper indented) from the docstrings of a class and its parents."""
+    found: dict[str, str] = {}
+    for parent in reversed(cls.__mro__):
+        known = set(getattr(parent, "__dataclass_fields__", ()))
+        current, depth = "", 0
+        for line in inspect.cleandoc(parent.__dict__.get("__doc__") or "").splitlines():
+            indent = len(line) - len(line.lstrip())
+            match = re.match(r"\s*(\w+): +(.*)$", line)
+            if match and match[1] in known:
+                current, depth = match[1], indent
+                found[current] = match[2].strip()
+            elif current and line.strip() and indent > depth:
+                found[current] += " " + line.strip()
+            else:
+                current = ""
+    return found
+
+
+def to_json(value: Any) -> Any:
+    """Turn an instance of a registered class into plain JSON values: {"kind", "name", "fields"}."""
+    if isinstance(value, Concept):
+        return {"concept": value.to_json()}
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = getattr(value, "KIND", None)
+        if kind not in KINDS:
+            raise BadInput(f"{type(value).__name__} is not a registered class")
+        plain = {f.name: to_json(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {"kind": kind, "name": name_of(type(value)), "fields": plain}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise BadInput(f"{type(value).__name__} has no JSON form")
+
+
+def from_json(value: Any) -> Any:
+    """Read what `to_json` wrote; only our own registered classes can be named. Raises `UnknownName` or `BadInput`."""
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"concept"}:
+        return Concept.from_json(value["concept"])
+    if set(value) == {"kind", "name", "fields"} and isinstance(value["fields"], dict):
+        kind, name = str(value["kind"]), str(value["name"])
+        return make(kind, name, **{str(key): from_json(item) for key, item in value["fields"].items()})
+    return {str(key): from_json(item) for key, item in value.items()}

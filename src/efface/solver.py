@@ -1,0 +1,93 @@
+"""Solvers: diffusers' schedulers by short names, and the noise levels of a model."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from efface.errors import unknown
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+SOLVERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+}
+
+
+def make(pipe: "DiffusionPipeline", name: str = "") -> Any:
+    """Return a fresh scheduler of the pipeline's noise schedule: its own kind for "", else by name.
+
+    Latents are never clipped to [-1, 1], which diffusers would do for "ddim" and "ddpm" where the configuration does
+    not say. Raises `UnknownName`.
+    """
+    own: Any = pipe.scheduler  # pyright: ignore[reportAttributeAccessIssue]
+    if not name:
+        return copy.deepcopy(own)
+    if name not in SOLVERS:
+        raise unknown("solver", name, SOLVERS)
+    import diffusers
+
+    config = {"clip_sample": False, **own.config}
+    with _calm():
+        return getattr(diffusers, SOLVERS[name]).from_config(config)
+
+
+def ready(pipe: "DiffusionPipeline", name: str, steps: int, device: torch.device) -> Any:
+    """Return a fresh scheduler with its timesteps set; raises `UnknownName`."""
+    scheduler = make(pipe, name)
+    with _calm():
+        scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Keep quiet about schedulers that hand tensors to numpy in a way that numpy 2 warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        yield
+
+
+def levels(alphas_cumprod: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (alpha, sigma) of x_t = alpha x_0 + sigma eps at timesteps t (whole or, as Euler has them, between).
+
+    Between two timesteps sigma/alpha is interpolated linearly.
+    """
+    ratios = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().to(t.device)
+    low = t.floor().long().clamp(0, len(ratios) - 1)
+    high = t.ceil().long().clamp(0, len(ratios) - 1)
+    ratio = ratios[low].lerp(ratios[high], (t - low).to(ratios.dtype)) if t.is_floating_point() else ratios[low]
+    alpha = (1 + ratio**2).rsqrt()
+    return alpha, ratio * alpha
+
+
+def to_eps(raw: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """Turn what the UNet predicts (`kind`: epsilon, v_prediction or sample) into epsilon."""
+    if kind == "v_prediction":
+        return alpha * raw + sigma * x
+    return (x - alpha * raw) / sigma if kind == "sample" else raw
+
+
+def from_eps(eps: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """Turn epsilon into what the UNet predicts and its scheduler expects: the inverse of `to_eps`."""
+    if kind == "v_prediction":
+        return (eps - sigma * x) / alpha
+    return (x - sigma * eps) / alpha if kind == "sample" else eps
+
+
+def noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
+    """Draw standard normal noise (b, *shape) on the CPU in fp32, one generator per image."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -1,0 +1,175 @@
+"""A random Stable Diffusion in miniature, made in the test session: wiring, not meaning, is tested on it."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported; set later it is ignored
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import copy
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from efface.files import save_safetensors
+from efface.model import Model
+
+SENTENCE = (
+    "a an the of in on by and picture photo art painting style church house castle guitar dog wolf fox cat car taxi "
+    "bus truck neon blueprint sketch pixel beer wine dagger bomb building religion cross red blue robot moon "
+    "drawing image photograph rendering view scene with tree"
+)
+
+
+def bpe(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Build a byte-level BPE vocabulary whose merges spell out the given words."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    pieces = letters + [letter + "</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            pair = (parts[0], parts[1])
+            if pair not in merges:
+                merges.append(pair)
+                pieces.append("".join(pair))
+            parts = ["".join(pair), *parts[2:]]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
+    return vocabulary, merges
+
+
+def make_pipe(version: int = 1) -> StableDiffusionPipeline:
+    """Make a random pipeline with the layout of Stable Diffusion 1.x, or 2.x (v-prediction, linear projections)."""
+    torch.manual_seed(version)  # of this process's own test models; the library itself never does this
+    vocabulary, merges = bpe(SENTENCE.split())
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            max_position_embeddings=16,
+            projection_dim=32,
+            hidden_act="gelu" if version == 2 else "quick_gelu",
+            bos_token_id=vocabulary["<|startoftext|>"],
+            eos_token_id=vocabulary["<|endoftext|>"],
+            pad_token_id=vocabulary["<|endoftext|>"],
+        )
+    )
+    with torch.no_grad():  # at the usual initialisation the text barely changes the image
+        text.get_input_embeddings().weight.mul_(50)
+    channels = (64, 64) if version == 2 else (32, 64)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=[c // 64 for c in channels] if version == 2 else 8,
+        use_linear_projection=version == 2,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        sample_size=16,
+    )
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    if version == 2:
+        scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
+    else:
+        scheduler = PNDMScheduler(**schedule, skip_prk_steps=True, set_alpha_to_one=False)
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a diffusers folder with the layout of SD 1.x."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    make_pipe(1).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a diffusers folder with the layout of SD 2.x: v-prediction and linear projections."""
+    path = tmp_path_factory.mktemp("models") / "tiny2"
+    make_pipe(2).save_pretrained(path)
+    return path
+
+
+def _single_file(folder: Path) -> Path:
+    to_original = runpy.run_path(str(Path(__file__).with_name("original_layout.py")))["to_original"]
+    path = folder.with_suffix(".safetensors")
+    tensors = to_original(Model.load(folder).pipe)
+    save_safetensors(path, tensors, {"modelspec.resolution": "16x16"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def single_file(folder: Path) -> Path:
+    """Return the model of `folder` as one file in the original layout of SD 1.x; its tokenizer is in `folder`."""
+    return _single_file(folder)
+
+
+@pytest.fixture(scope="session")
+def single_file2(folder2: Path) -> Path:
+    """Return the model of `folder2` as one file in the original layout of SD 2.x."""
+    return _single_file(folder2)
+
+
+@pytest.fixture(scope="session")
+def _loaded(folder: Path) -> Model:
+    return Model.load(folder)
+
+
+@pytest.fixture(scope="session")
+def _loaded2(folder2: Path) -> Model:
+    return Model.load(folder2)
+
+
+def _lend(model: Model):
+    """Lend a model to a test and check that it comes back as it was, bit for bit."""
+    before = {name: weight.detach().clone() for name, weight in model.weights("").items()}
+    yield Model(copy.copy(model.pipe), name=model.name)
+    after = model.weights("")
+    changed = [name for name, weight in before.items() if not torch.equal(weight, after[name])]
+    with torch.no_grad():
+        for name in changed:
+            after[name].copy_(before[name])
+    for weight in after.values():
+        weight.requires_grad_(False).grad = None
+    assert not changed, f"the test changed weights of the shared model: {changed[:3]}"
+
+
+@pytest.fixture
+def tiny(_loaded: Model):
+    """Return a random tiny Stable Diffusion 1.x: 16 tokens of 32 channels, latents 4×8×8, images 16×16."""
+    yield from _lend(_loaded)
+
+
+@pytest.fixture
+def tiny2(_loaded2: Model):
+    """Return a random tiny Stable Diffusion 2.x with v-prediction."""
+    yield from _lend(_loaded2)

@@ -1,0 +1,75 @@
+"""The demo on a random tiny model: its page, its edits, and that nothing is drawn twice."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from efface import Concept, Edit
+from efface.demo import RECIPES, Recipe, choose, demo, keeps
+from efface.errors import BadModel
+from efface.model import Model
+from efface.plan import Plan
+from efface.store import Store
+
+OBJECTS = ("church", "house", "castle", "guitar", "dog", "wolf", "fox", "cat")
+TABLE = {n: Concept(n, keywords=("red", "blue", "moon", "cross")) for n in OBJECTS}
+TABLE["church"] = Concept("church", related=("house", "castle"), keywords=("red", "blue", "moon", "cross"))
+TABLE |= {"neon": Concept("neon", kind="style")}
+PLAN = Plan(focus=(0, 1, 2), near=(0,), seeds=(0,), hints=(0,), styled=(0,), steps=1)
+
+
+class Random:
+    classes, styles, profile = OBJECTS, ("plain", "neon"), {"evaluator": "random"}
+
+    def objects(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+        maps = torch.randn(3 * 16 * 16, len(OBJECTS), generator=torch.Generator().manual_seed(0))
+        return ((images - 0.5).flatten(1) @ maps).softmax(dim=1)
+
+    def style_probs(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n styles"]:
+        return self.objects(images)[:, :2]
+
+
+def test_demo_writes_a_page_and_the_edits(tiny: Model, tmp_path: Path) -> None:
+    recipes = [recipe for recipe in RECIPES if recipe.method != "esd"]
+    told: list[str] = []
+    page = demo(tmp_path, tiny, TABLE["church"], TABLE, Random(), PLAN, recipes, Store(tmp_path / "s"), told.append)
+    assert page == tmp_path / "index.html"
+    text = page.read_text()
+    assert all(recipe.title in text for recipe in recipes)
+    assert text.count("<img") == 7 * 3 * 3  # rows × columns × seeds
+    assert any("UCE" in line for line in told)
+    for recipe in recipes:
+        edit = Edit.load(tmp_path / f"church-{recipe.method}.safetensors")
+        assert edit.meta["method"] == recipe.method
+        assert [c["name"] for c in edit.meta["keep"]] == [c.name for c in keeps(TABLE["church"], TABLE)]
+
+
+def test_a_second_demo_draws_nothing(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = [Recipe("UCE", "uce", "closed form")]
+    first = demo(tmp_path, tiny, TABLE["church"], TABLE, Random(), PLAN, recipes, Store(tmp_path / "s"))
+    before = first.read_text()
+    monkeypatch.setattr(Model, "generate", None)
+    again = demo(tmp_path, tiny, TABLE["church"], TABLE, Random(), PLAN, recipes, Store(tmp_path / "s"))
+    assert again.read_text().count("<img") == before.count("<img")
+
+
+def test_grid_shows_the_erased_two_related_and_three_unrelated() -> None:
+    rows = choose(TABLE["church"], TABLE)
+    groups = [group for group, _, _ in rows]
+    assert groups == ["erased", "only hinted at", "related", "related", "unrelated", "unrelated", "unrelated"]
+    assert len({name for _, name, _ in rows}) == 6
+    assert not {name for group, name, _ in rows if group == "unrelated"} & {"church", "house", "castle", "neon"}
+
+
+def test_keeps_are_half_of_the_other_objects() -> None:
+    names = [c.name for c in keeps(TABLE["church"], TABLE)]
+    assert names == ["house", "guitar", "wolf", "cat"]
+
+
+def test_a_model_without_a_table_is_refused_first(tiny: Model, tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="concept table"):
+        demo(tmp_path, tiny, Concept("church"), {}, Random(), PLAN)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""The project's own papers: versions agree, code in README and CONTRIBUTING runs, the docs list every method."""
+
+import importlib.util
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import efface
+from efface import Edit, registry
+from efface.cli.fields import PACKAGE
+from efface.model import Model
+
+ROOT = Path(__file__).parent.parent
+
+
+def code(name: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_versions_agree() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(\d\S*)\]", changelog, re.MULTILINE)[0] == efface.__version__
+    assert f"version: {efface.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_public_names_exist_and_have_docstrings() -> None:
+    for name in efface.__all__:
+        assert getattr(efface, name).__doc__, name
+    assert sorted(efface.__all__) == efface.__all__
+
+
+def test_contributing_method_works(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the method of CONTRIBUTING as a file of methods/, and check the two identities that it names."""
+    path = tmp_path / "project.py"
+    path.write_text(code("CONTRIBUTING.md")[0], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("efface.methods.project", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "efface.methods.project", module)
+    spec.loader.exec_module(module)
+    method: Any = module.Project
+    edit = method()(tiny, ["church", "house"])
+    assert edit.meta["method"] == "project"
+    edit.save(tmp_path / "edit.safetensors")
+    assert Edit.load(tmp_path / "edit.safetensors") == edit
+    word = tiny.encode(["church"])[0, tiny.tokens("church").subject]
+    for name, change in edit.dense(tiny).items():
+        after = (tiny.weights()[name].double() + change.double()) @ word.double()
+        assert after.norm() < 1e-5 * word.norm()
+    none = method(strength=0.0)(tiny, ["church"])
+    assert all(torch.equal(change, torch.zeros_like(change)) for change in none.dense(tiny).values())
+    assert len(code("CONTRIBUTING.md")[0].splitlines()) <= 30
+
+
+def test_code_in_the_papers_compiles() -> None:
+    for name in ("README.md", "docs/quickstart.md", "docs/models.md"):
+        for block in code(name):
+            compile(block, name, "exec")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/models.md", "CONTRIBUTING.md"])
+def test_commands_in_the_papers_are_commands(name: str) -> None:
+    known = {"erase", "generate", "compare", "evaluate", "combine", "export", "list", "demo"}
+    for line in re.findall(r"^efface (\S+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
+        assert line in known, line
+
+
+def test_links_in_the_papers_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "design").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            if not link.endswith(".png"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_data_files_ship() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    assert (PACKAGE / "report" / "template.html.j2").is_file()
+
+
+def test_optional_packages_are_not_core() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = " ".join(project["dependencies"])
+    assert not re.search("torchvision|gradio|ray|pytest", core)
+    assert set(project["optional-dependencies"]) == {"eval", "app", "cluster", "mini", "docs", "dev"}
+
+
+def test_docs_page_lists_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = hooks.methods()
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == registry.names("methods")
+    assert "church" in hooks.concepts()
