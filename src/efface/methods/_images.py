@@ -1,0 +1,79 @@
+"""Images to train on: drawn by the model itself, or read from a folder; and noise on top of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from efface.concept import Concept
+from efface.errors import BadInput
+from efface.methods._finetune import Run
+from efface.model import Model
+from efface.progress import progress
+from efface.query import Query
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def own_latents(
+    run: Run, stage: str, prompts: Sequence[str], count: int, steps: int, guidance: float, batch: int = 32
+) -> Float[Tensor, "n ch h w"]:
+    """Draw `count` latents with the untouched model, the i-th for prompt i modulo their number.
+
+    They stay latents: decoding and encoding them again would only add the autoencoder's error. A resumed run finds
+    them in its checkpoint folder, batch by batch.
+    """
+    if count < 1:
+        raise BadInput(f"images must be at least 1, got {count}")
+
+    def draw(first: int) -> dict[str, Tensor]:
+        seeds = torch.randint(2**62, (min(batch, count - first),), generator=run.rng).tolist()
+        asked = [prompts[(first + i) % len(prompts)] for i in range(len(seeds))]
+        pairs = zip(asked, seeds, strict=True)
+        queries = [Query(text, seed, steps, guidance, solver="dpm++") for text, seed in pairs]
+        return {"latents": run.base.sample(queries)}
+
+    starts = progress(range(0, count, batch), "images to train on")
+    parts = [run.once(f"{stage}-{i}", lambda i=i: draw(i))["latents"] for i in starts]
+    return torch.cat(parts).to(run.base.device)
+
+
+def folder_latents(model: Model, folder: str | Path, batch: int = 32) -> Float[Tensor, "n ch h w"]:
+    """Encode the images of a folder: centre-cropped squares at the model's size.
+
+    Raises: BadInput for a missing folder, one without images, or an unreadable image.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise BadInput(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
+    size = model.latent_shape[1] * 2 ** (len(model.part("vae").config.block_out_channels) - 1)
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        except OSError as error:
+            raise BadInput(f"cannot read the image {path}: {error}") from error
+        images.append(torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255)
+    with torch.no_grad():
+        chunks = torch.stack(images).split(batch)
+        return torch.cat([model.encode_images(chunk) for chunk in chunks])
+
+
+def asked(concept: Concept) -> tuple[str, ...]:
+    """Return the concept's own prompts, or how the papers ask for it."""
+    default = "a painting in the style of {}" if concept.kind == "style" else "a photo of {}"
+    return concept.prompts or (default.format(concept.name),)
+
+
+def noised(
+    model: Model, clean: Float[Tensor, "b ch h w"], noise: Float[Tensor, "b ch h w"], t: Int[Tensor, " b"]
+) -> Float[Tensor, "b ch h w"]:
+    """Return x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε."""
+    alpha, sigma = model.levels(t)
+    return alpha * clean + sigma * noise

@@ -1,0 +1,210 @@
+"""RECE: derive the vectors that bring a concept back after UCE, and erase them too (Gong et al., ECCV 2024).
+
+https://arxiv.org/abs/2407.12383
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from efface.concept import Concept
+from efface.edit import Edit
+from efface.errors import BadInput, unknown
+from efface.methods._closed_form import Fit, derive, solve, undo
+from efface.methods._text_algebra import Factors, Kept, Outputs, check_scale
+from efface.methods._text_edit import (
+    MINI,
+    MINI_STYLES,
+    ClosedForm,
+    check_texts,
+    joined,
+    kept_rows,
+    key_value_gram,
+    summary,
+    text_edit,
+    text_weights,
+)
+from efface.methods._text_rows import PAIRS, Text, read, tail
+from efface.query import Query
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+# Epochs and λ of eq. 7. Paper: section 4 (object: its code). Code: the commands of its README.
+SCHEDULES: dict[str, dict[str, tuple[int, float]]] = {
+    "paper": {"unsafe": (5, 0.1), "style": (10, 1e-3), "object": (1, 0.1), "identity": (1, 0.1)},
+    "repo": {"unsafe": (3, 0.1), "style": (1, 1e-3), "object": (1, 0.1), "identity": (1, 0.1)},
+}
+
+
+class Said(NamedTuple):
+    """Hold one prompt of a concept and its replacement, encoded, and how to derive from it.
+
+    label: the concept's name for the first of its prompts, "" for the others.
+    """
+
+    concept: Concept
+    label: str
+    old: Text
+    new: Text
+    epochs: int
+    ridge: float
+
+
+@dataclass(frozen=True)
+class RECE(ClosedForm):
+    """Erase concepts with UCE, then again and again the vectors that would bring them back.
+
+    ridge: λ₂ of eq. 2 in every epoch.
+    preserve_scale: λ₁ of eq. 2 in every epoch.
+    erase_scale: weight of every erased vector.
+    first_ridge: λ₂ of the UCE edit it starts from.
+    first_preserve_scale: λ₁ of the UCE edit it starts from.
+    schedule: whose epochs and derive_ridge to take for each kind of concept, where none are given.
+    epochs: times to derive and erase.
+    derive_ridge: λ of eq. 7; 0 is eq. 5, whose vectors undo the edit exactly.
+    goals: whose outputs erased and kept vectors should give, the original weights' (eq. 3) or the current ones'.
+    rows: derived vectors that are erased: from the concept's last word to the end (tail), or all.
+    hold: also hold the concept's own vectors where they are in every epoch, which the paper leaves to the ridge.
+    stop_below: stop when the judged share of images that show the concept falls below this; 0 never does.
+    stop_images: images drawn from each derived embedding to judge that.
+    """
+
+    ridge: float = 0.1
+    preserve_scale: float = 0.1
+    erase_scale: float = 1.0
+    first_ridge: float = 0.1
+    first_preserve_scale: float = 0.1
+    schedule: Literal["paper", "repo"] = "paper"
+    epochs: int | None = None
+    derive_ridge: float | None = None
+    goals: Literal["original", "current"] = "original"
+    rows: Literal["tail", "all"] = "tail"
+    hold: bool = False
+    stop_below: float = 0.0
+    stop_images: int = 8
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "repo": {
+            "first_ridge": 0.5,
+            "first_preserve_scale": 1.0,
+            "schedule": "repo",
+            "goals": "current",
+            "rows": "all",
+        },
+        "mini": {
+            "templates": MINI,
+            "style_templates": MINI_STYLES,
+            "style_target": "",
+            "epochs": 1,
+            "derive_ridge": 1e-3,
+            "hold": True,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_scale("first_ridge", self.first_ridge, positive=True)
+        check_scale("erase_scale", self.erase_scale, positive=True)
+        for name in ("preserve_scale", "first_preserve_scale", "stop_below"):
+            check_scale(name, getattr(self, name))
+        if self.derive_ridge is not None:
+            check_scale("derive_ridge", self.derive_ridge)
+        if self.stop_images < 1 or (self.epochs is not None and self.epochs < 0):
+            raise BadInput("epochs must be at least 0 and stop_images at least 1")
+
+    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+        """Compute the edit (algorithm 1); `seed` matters only to the images that `stop_below` looks at."""
+        names = text_weights(model)
+        check_texts(model, erase, keep)
+        system = key_value_gram(model, names)
+        said = [one for concept in erase for one in self._read(model, concept, erase)]
+        held = self.kept_says(keep, erase, empty=True)
+        kept = kept_rows(model, held, "all", 1.0)
+        first = solve(
+            *joined([tail(one.old, one.new) for one in said]),
+            self.first_ridge,
+            self.erase_scale,
+            kept.rescaled(self.first_preserve_scale),
+        )
+        change, reports = first.step, []
+        outputs = Outputs.of(system).plus(first.step, system)
+        report: dict[str, Any] = {"texts": len(said), "kept_texts": len(held), "first": summary(first)}
+        extra: dict[str, Tensor] = {}
+        for epoch in range(max(one.epochs for one in said)):
+            now = [one for one in said if epoch < one.epochs]
+            derived = self._derived(now, outputs, change)
+            extra |= {f"derived.{epoch}.{o.label}": d.float() for o, d in zip(now, derived, strict=True) if o.label}
+            if self.stop_below > 0:
+                shown = self._shown(model, text_edit(names, change, {}), now, derived, seed)
+                report["shown"] = [*report.get("shown", []), round(shown, 4)]
+                if shown < self.stop_below:
+                    break
+            fit = self._erase(now, derived, kept, change)
+            change, outputs = change.plus(fit.step), outputs.plus(fit.step, system)
+            reports.append({**summary(fit), "norm": round(float(torch.cat(derived).norm(dim=1).mean()), 2)})
+        return text_edit(names, change, {**report, "epochs": reports}, extra)
+
+    def _read(self, model: "Model", concept: Concept, erase: Sequence[Concept]) -> list[Said]:
+        epochs, ridge = SCHEDULES[self.schedule][concept.kind]
+        epochs = epochs if self.epochs is None else self.epochs
+        ridge = ridge if self.derive_ridge is None else self.derive_ridge
+        says = self.says(concept, erase)
+        texts = list(read(model, [say for pair in says for say in pair]))
+        pairs = zip(texts[::2], texts[1::2], strict=True)
+        return [Said(concept, "" if i else concept.name, old, new, epochs, ridge) for i, (old, new) in enumerate(pairs)]
+
+    def _derived(self, now: Sequence[Said], outputs: Outputs, change: Factors) -> list[Float64[Tensor, "len dim"]]:
+        """Return all rows of the embedding that brings each prompt's concept back under the current edit."""
+        found: dict[int, Tensor] = {}
+        for ridge in {one.ridge for one in now}:
+            group = [i for i, one in enumerate(now) if one.ridge == ridge]
+            rows = torch.cat([now[i].old.vectors for i in group])
+            rows = derive(rows, outputs, ridge) if ridge > 0 else undo(rows, change)
+            found |= dict(zip(group, rows.split([len(now[i].old.vectors) for i in group]), strict=True))
+        return [found[i] for i in range(len(now))]
+
+    def _erase(self, now: Sequence[Said], derived: Sequence[Tensor], kept: Kept, change: Factors) -> Fit:
+        """Find what to add to T so that the derived vectors are erased by eq. 3, around the current weights."""
+        pair = PAIRS[self.rows]
+        pairs = [pair(one.old._replace(vectors=d), one.new) for one, d in zip(now, derived, strict=True)]
+        if self.hold:
+            own = [tail(one.old, one.new) for one in now]
+            pairs += own if self.goals == "original" else [(c, c) for c, _ in own]
+        rows, goals = joined(pairs)
+        kept = kept.rescaled(self.preserve_scale)
+        if self.goals == "current":  # W_t+1 = W_t S: targets and kept vectors read as they do now
+            fit = solve(rows, goals, self.ridge, self.erase_scale, kept)
+            return fit._replace(step=change.pushed(fit.step))
+        return solve(rows, goals, self.ridge, self.erase_scale, kept, start=change, restore=True)
+
+    def _shown(self, model: "Model", edit: Edit, now: Sequence[Said], derived: Sequence[Tensor], seed: int) -> float:
+        """Return the largest share of images, over concepts, in which a derived embedding shows its concept."""
+        shares = []
+        with edit.applied(model) as edited:
+            for one, embeds in zip(now, derived, strict=True):
+                if one.label:
+                    queries = [
+                        Query(one.concept.texts[0], seed=seed + i, embeds=embeds.float())
+                        for i in range(self.stop_images)
+                    ]
+                    shares.append(presence(model, one.concept, edited.generate(queries)))
+        return max(shares)
+
+
+def presence(model: "Model", concept: Concept, images: Tensor) -> float:
+    """Return the share of images whose top judged class is the concept; raises `UnknownName` if there is none."""
+    from efface.judge import judge
+
+    looker = judge(model.name)
+    classes, probabilities = (
+        (looker.styles, looker.style_probs) if concept.kind == "style" else (looker.classes, looker.objects)
+    )
+    if concept.name not in classes:
+        raise unknown("class of the judge", concept.name, classes)
+    return float((probabilities(images).argmax(1) == classes.index(concept.name)).float().mean())

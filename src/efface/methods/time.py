@@ -1,0 +1,56 @@
+"""TIME: edit values (and keys) in closed form so that a prompt reads as another (Orgad et al., ICCV 2023).
+
+https://arxiv.org/abs/2303.08084
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from efface.concept import Concept
+from efface.edit import Edit
+from efface.methods._closed_form import solve
+from efface.methods._text_edit import (
+    MINI,
+    MINI_STYLES,
+    ClosedForm,
+    check_texts,
+    edited_rows,
+    joined,
+    summary,
+    text_edit,
+    text_weights,
+)
+from efface.methods._text_rows import aligned
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+
+@dataclass(frozen=True)
+class TIME(ClosedForm):
+    """Replace a prompt by another, token for token; kept concepts have no part in it.
+
+    keys: edit keys too, not only values.
+    """
+
+    ridge: float = 0.1
+    templates: tuple[str, ...] = ("A {}",)
+    style_templates: tuple[str, ...] = ("Art by {}",)
+    keys: bool = True
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "repo": {"keys": False},  # the default of its command line; its own example turns keys on
+        "augmented": {"templates": ("A {}", "A photo of a {}", "An image of a {}", "A picture of a {}")},
+        "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": ""},
+    }
+
+    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+        """Compute the edit; nothing is random in it, and `keep` does not matter to it."""
+        names = text_weights(model, self.keys)
+        check_texts(model, erase, keep)
+        said = [pair for concept in erase for pair in self.says(concept, erase)]
+        pairs = list(edited_rows(model, said, aligned))
+        fit = solve(*joined(pairs), self.ridge)
+        return text_edit(names, fit.step, {"texts": len(said), "kept_texts": 0, **summary(fit)})
