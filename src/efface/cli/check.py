@@ -1,0 +1,120 @@
+"""Check everything that can be checked before a model is loaded, so that a typing error costs no minute."""
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from efface.concept import TEMPLATES, Concept, table
+from efface.errors import BadFile, BadInput, BadModel, WriteError, unknown
+from efface.files import PICKLES, check_safetensors
+
+MODELS = {"mini": "a Stable Diffusion in miniature that ships with efface: 64 px, fast on a CPU"}
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def output(path: Path, suffix: str, flag: str = "-o") -> Path:
+    """Refuse an output that could not be written at the end. Raises BadInput or WriteError."""
+    if path.is_dir():
+        raise WriteError(f"{flag} {path} is a folder; name a {suffix} file in it")
+    if path.suffix.lower() != suffix:
+        raise BadInput(f"{flag} {path}: give the file a name that ends in {suffix}")
+    folder(path.parent)
+    return path
+
+
+def folder(path: Path) -> None:
+    """Refuse a folder that does not exist or that takes no file. Raises WriteError."""
+    if not path.exists():
+        raise WriteError(f"the folder {path} does not exist; make it first: mkdir -p {path}")
+    if not path.is_dir():
+        raise WriteError(f"{path} is a file, not a folder; choose another place to write to")
+    try:  # os.access is true for root on a read-only disk, so try it
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise WriteError(f"cannot write in {path.resolve()}: {error.strerror}; choose another folder") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for several outputs, unless it is there. Raises WriteError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {path}: {error.strerror}; choose another one") from error
+    folder(path)
+
+
+def model(where: str) -> str:
+    """Refuse a model that is plainly not there, and keep the network out of it when it is local.
+
+    Returns `where`. Raises BadModel, BadFile for a pickle or a damaged file, UnknownName.
+    """
+    path = Path(where)
+    if where in MODELS or path.exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # counts only before diffusers is imported
+    if where in MODELS:
+        return where
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise BadModel(f"{where} holds no model_index.json, so it is not a diffusers folder")
+    elif path.is_file():
+        if path.suffix.lower() in PICKLES or path.suffix.lower() == ".safetensors":
+            check_safetensors(path)
+        else:
+            raise BadFile(f"{where} is not a .safetensors checkpoint")
+    elif path.suffix or not HUB_ID.fullmatch(where):
+        raise unknown("model", where, MODELS) if os.sep not in where else BadModel(f"no model at {where}")
+    return where
+
+
+def concepts(names: Sequence[str], where: str, kind: str = "", anchors: Sequence[str] = ()) -> tuple[Concept, ...]:
+    """Look names up in the model's concept table; any name will do for a model without one.
+
+    A family of the table ("weapon") stands for all its members. anchors: none, one for all, or one for each name.
+    Raises UnknownName (with the nearest match) or BadInput.
+    """
+    if kind and kind not in TEMPLATES:
+        raise unknown("kind", kind, TEMPLATES)
+    if len(anchors) > 1 and len(anchors) != len(names):
+        raise BadInput(f"--anchor: give one for all or one for each, not {len(anchors)} for {len(names)} concepts")
+    known = table(where)
+    found: list[Concept] = []
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise BadInput("a concept is empty; name one")
+        for concept in _look_up(name.strip(), known):
+            concept = replace(concept, kind=kind) if kind else concept  # type: ignore[arg-type]
+            found.append(replace(concept, anchor=anchors[i % len(anchors)]) if anchors else concept)
+    twice = sorted({c.name for c in found if [d.name for d in found].count(c.name) > 1})
+    if twice:
+        raise BadInput(f"named twice: {', '.join(twice)}")
+    return tuple(found)
+
+
+def _look_up(name: str, known: dict[str, Concept]) -> list[Concept]:
+    if not known:
+        return [Concept(name)]
+    if name in known:
+        return [known[name]]
+    members = [concept for concept in known.values() if concept.family == name]
+    if not members:
+        raise unknown("concept", name, [*known, *{c.family for c in known.values() if c.family}])
+    return members
+
+
+def apart(erase: Sequence[Concept], keep: Sequence[Concept]) -> None:
+    """Refuse to erase and keep the same thing. Raises BadInput."""
+    both = {concept.name for concept in erase} & {concept.name for concept in keep}
+    if both:
+        raise BadInput(f"both erased and kept: {', '.join(sorted(both))}; take it out of --keep")
+
+
+def prompts(texts: Sequence[str]) -> list[str]:
+    """Refuse an empty prompt. Raises BadInput."""
+    for text in texts:
+        if not text.strip():
+            raise BadInput("a prompt is empty; say what to draw")
+    return list(texts)

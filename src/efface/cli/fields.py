@@ -1,0 +1,223 @@
+"""Read the hyper-parameters of a registered class from its source: no import, so --help needs no torch."""
+
+import ast
+import re
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from efface.errors import BadInput, unknown
+
+PACKAGE = Path(__file__).parent.parent
+PLAIN = {"float": float, "int": int, "bool": bool, "str": str}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One hyper-parameter: what the command line needs to make a flag of it.
+
+    type: float, int, bool or str, of one element when `many`. choices: the members of a Literal.
+    default: the value as written in the source, None where it is not a literal.
+    """
+
+    name: str
+    type: type
+    default: Any = None
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    optional: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a source file says of the class it registers: a summary, fields in order, presets, its ancestors."""
+
+    name: str
+    summary: str
+    fields: tuple[Field, ...] = ()
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    source: str = ""
+    bases: tuple[str, ...] = ()
+
+
+@cache
+def sheet(kind: str, name: str) -> Sheet:
+    """Read the class that `kind`/`name`.py registers (kind: "methods", "attacks" or "metrics").
+
+    Fields of base classes from shared files (`_finetune.py`) come first, as dataclasses order them.
+    """
+    tree = _tree(PACKAGE / kind / f"{name}.py")
+    classes = _registered(tree)
+    if not classes:
+        return Sheet(name, _first_line(ast.get_docstring(tree)))
+    node = classes[-1]
+    lineage = _lineage(node, tree, kind)
+    found: dict[str, Field] = {}
+    presets: dict[str, dict[str, Any]] = {}
+    for cls, module in lineage:  # furthest base first
+        for item in cls.body:
+            if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
+                continue
+            if item.target.id == "PRESETS":
+                presets = _presets(item.value)
+            elif "ClassVar" not in ast.unparse(item.annotation) and not item.target.id.startswith("_"):
+                found[item.target.id] = _field(item, _aliases(module))
+        for item in cls.body:  # a subclass may restate a default without the type
+            if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+                target = item.targets[0].id
+                if target in found:
+                    found[target] = replace(found[target], default=_literal(item.value))
+    helps: dict[str, str] = {}
+    for cls, _ in lineage:
+        helps |= _helps(ast.get_docstring(cls) or "", set(found))
+    fields = tuple(replace(f, help=helps.get(f.name, "")) for f in found.values())
+    summaries = _first_line(ast.get_docstring(node)), _first_line(ast.get_docstring(tree))
+    return Sheet(name, summaries[0], fields, presets, summaries[1], tuple(cls.name for cls, _ in lineage))
+
+
+def check_preset(method: Sheet, preset: str) -> None:
+    """Refuse a preset the class does not have. Raises UnknownName."""
+    if preset and method.presets and preset not in method.presets:
+        raise unknown(f"preset of {method.name}", preset, method.presets)
+    if preset and not method.presets:
+        raise BadInput(f"{method.name} has no presets; leave --preset out")
+
+
+def check_choices(method: Sheet, values: dict[str, Any]) -> None:
+    """Refuse a value that is not one of the words a field knows. Raises UnknownName."""
+    for f in method.fields:
+        given = values.get(f.name)
+        if f.choices and given is not None:
+            for word in given if f.many else [given]:
+                if str(word) not in f.choices:
+                    raise unknown(f"value of {f.flag}", str(word), f.choices)
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _registered(tree: ast.Module) -> list[ast.ClassDef]:
+    """Return the public dataclasses of a file that have a base; a file registers the last of them."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    return [c for c in classes if c.bases and any("dataclass" in ast.unparse(d) for d in c.decorator_list)]
+
+
+def _lineage(node: ast.ClassDef, tree: ast.Module, kind: str) -> list[tuple[ast.ClassDef, ast.Module]]:
+    """Follow base classes through this file and through `from efface.<kind>._shared import Base`."""
+    found: list[tuple[ast.ClassDef, ast.Module]] = []
+    for base in node.bases:
+        name = ast.unparse(base).split("[")[0].split(".")[-1]
+        local = [c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == name and c is not node]
+        module = tree if local else _imported(name, tree, kind)
+        if module is not None:
+            parents = [c for c in module.body if isinstance(c, ast.ClassDef) and c.name == name]
+            for parent in parents:
+                found += _lineage(parent, module, kind)
+    return [*found, (node, tree)]
+
+
+def _imported(name: str, tree: ast.Module, kind: str) -> ast.Module | None:
+    for item in tree.body:
+        if isinstance(item, ast.ImportFrom) and any((a.asname or a.name) == name for a in item.names):
+            last = (item.module or "").split(".")[-1]
+            path = PACKAGE / kind / f"{last}.py"
+            return _tree(path) if path.is_file() else None
+    return None
+
+
+def _aliases(tree: ast.Module) -> dict[str, ast.expr]:
+    """Return the module's `Name = Literal[...]` assignments, for fields annotated by such a name."""
+    found: dict[str, ast.expr] = {}
+    for item in tree.body:
+        if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name):
+            found[item.targets[0].id] = item.value
+    return found
+
+
+def _field(item: ast.AnnAssign, aliases: dict[str, ast.expr]) -> Field:
+    annotation = item.annotation
+    if isinstance(annotation, ast.Name) and annotation.id in aliases:
+        annotation = aliases[annotation.id]
+    text = ast.unparse(annotation).replace("typing.", "")
+    optional = "None" in re.split(r"\s*\|\s*", text) or text.startswith("Optional[")
+    text = re.sub(r"\s*\|\s*None|None\s*\|\s*|^Optional\[|(?<=\])\]$", "", text)
+    many = bool(re.match(r"(tuple|list|Sequence)\[", text))
+    inner = re.sub(r"^(tuple|list|Sequence)\[(.*?)(,\s*\.\.\.)?\]$", r"\2", text)
+    if inner in aliases:
+        inner = ast.unparse(aliases[inner])
+    choices = tuple(map(str, _words(inner))) if inner.startswith("Literal[") else ()
+    kind = PLAIN.get(inner.split("[")[0].split(" ")[0], str)
+    name = item.target.id if isinstance(item.target, ast.Name) else ""
+    return Field(name, kind, _literal(item.value), "", choices, many, optional)
+
+
+def _words(literal: str) -> list[Any]:
+    value = _literal(ast.parse(literal.removeprefix("Literal"), mode="eval").body)
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """Return a literal's value; also 1 / 3, 2**10 and field(default=…); None for anything else."""
+    if node is None:
+        return None
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("field", "dataclasses.field"):
+        return next((_literal(k.value) for k in node.keywords if k.arg == "default"), None)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        pass
+    if isinstance(node, ast.BinOp):
+        left, right = _literal(node.left), _literal(node.right)
+        if isinstance(left, int | float) and isinstance(right, int | float):
+            operators = {
+                ast.Div: lambda: left / right,
+                ast.Pow: lambda: left**right,
+                ast.Mult: lambda: left * right,
+            }
+            return operators.get(type(node.op), lambda: None)()
+    return None
+
+
+def _presets(node: ast.expr | None) -> dict[str, dict[str, Any]]:
+    """Read PRESETS = {"name": {"field": value}} or {"name": dict(field=value)}."""
+    if not isinstance(node, ast.Dict):
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        name = str(_literal(key))
+        if isinstance(value, ast.Call):
+            found[name] = {k.arg: _literal(k.value) for k in value.keywords if k.arg}
+        elif isinstance(value, ast.Dict):
+            found[name] = {str(_literal(k)): _literal(v) for k, v in zip(value.keys, value.values, strict=True)}
+        else:
+            found[name] = {}
+    return found
+
+
+def _helps(docstring: str, known: set[str]) -> dict[str, str]:
+    """Read "name: text" lines (text may go on, deeper indented), as `registry.describe` reads them at run time."""
+    found: dict[str, str] = {}
+    current, depth = "", 0
+    for line in docstring.splitlines():
+        indent = len(line) - len(line.lstrip())
+        match = re.match(r"\s*(\w+): +(.*)$", line)
+        if match and match[1] in known:
+            current, depth = match[1], indent
+            found[current] = match[2].strip()
+        elif current and line.strip() and indent > depth:
+            found[current] += " " + line.strip()
+        else:
+            current = ""
+    return found
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0].strip()

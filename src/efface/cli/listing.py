@@ -1,0 +1,63 @@
+"""`efface list`: what there is, read from file names, docstrings and tables."""
+
+from typing import Annotated
+
+import typer
+
+from efface import registry
+from efface.cli.check import MODELS
+from efface.cli.check import model as check_model
+from efface.cli.fields import sheet
+from efface.cli.options import ModelFlag
+from efface.concept import Concept, table
+from efface.errors import BadModel, unknown
+
+KINDS = ("methods", "attacks", "metrics", "models", "concepts")
+
+
+def show(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="methods, attacks, metrics, models or concepts.")],
+    model: ModelFlag = "mini",
+) -> None:
+    """List methods, attacks, metrics, models or a model's concepts."""
+    if what not in KINDS:
+        raise unknown("list", what, KINDS)
+    rows = concepts(model) if what == "concepts" else models() if what == "models" else registered(what)
+    if not rows:
+        typer.echo(f"no {what} yet")
+        return
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip())
+
+
+def registered(kind: str) -> list[tuple[str, ...]]:
+    """Return (name, summary, presets) of every file of a folder."""
+    sheets = [sheet(kind, name) for name in registry.names(kind)]
+    return [(s.name, s.summary or s.source, _presets(tuple(s.presets))) for s in sheets]
+
+
+def _presets(names: tuple[str, ...]) -> str:
+    return f"presets: {', '.join(names)}" if names else ""
+
+
+def models() -> list[tuple[str, ...]]:
+    """Return what --model takes."""
+    return [
+        *MODELS.items(),
+        ("FOLDER", "a Stable Diffusion 1.x or 2.x saved by diffusers"),
+        ("FILE.safetensors", "a Stable Diffusion 1.x or 2.x checkpoint in one file"),
+        ("ORG/NAME", "a model of the Hugging Face hub (fetched by diffusers, then cached)"),
+    ]
+
+
+def concepts(model: str) -> list[tuple[str, ...]]:
+    """Return (name, kind, family, related) of every concept in a model's table."""
+    known = table(check_model(model))
+    if not known:
+        raise BadModel(f"{model} has no concept table (concepts.json beside it); any text can be erased from it")
+    return [("name", "kind", "family", "related"), *(_row(concept) for concept in known.values())]
+
+
+def _row(concept: Concept) -> tuple[str, ...]:
+    return concept.name, concept.kind, concept.family, ", ".join(concept.related)

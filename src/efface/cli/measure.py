@@ -1,0 +1,140 @@
+"""`efface evaluate` and `efface demo`: judged accuracy, before and after."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from efface.cli import check, parse
+from efface.cli.options import (
+    AnyBaseFlag,
+    BatchFlag,
+    DeviceFlag,
+    DtypeFlag,
+    GuidanceFlag,
+    SolverFlag,
+    StepsFlag,
+    TokenizerFlag,
+    check_dtype,
+    load_model,
+    sampling,
+    say,
+)
+from efface.concept import Concept, table
+from efface.errors import BadInput, BadModel
+from efface.files import writing
+
+if TYPE_CHECKING:
+    from efface.edit import Edit
+
+EditArgument = Annotated[str, typer.Argument(metavar="EDIT", help="An edit file, or a sum of edits.")]
+ConceptFlag = Annotated[
+    list[str] | None,
+    typer.Option("--concept", "-c", metavar="CONCEPT…", help="What was erased.", show_default="as the edit says"),
+]
+ModelFlag = Annotated[
+    str, typer.Option("--model", "-m", help="The base model.", show_default="the one the edit was made on")
+]
+JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to this .json file.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of each unrelated concept.")]
+NearSeeds = Annotated[str, typer.Option("--related-seeds", help="Seeds of each related concept.")]
+TargetSeeds = Annotated[str, typer.Option("--target-seeds", help="Seeds of the erased concept.")]
+
+
+def evaluate(
+    edit: EditArgument,
+    concept: ConceptFlag = None,
+    json_file: JsonFlag = None,
+    model: ModelFlag = "",
+    seeds: Seeds = "0:8",
+    related_seeds: NearSeeds = "0:16",
+    target_seeds: TargetSeeds = "0:32",
+    steps: StepsFlag = None,
+    guidance: GuidanceFlag = None,
+    solver: SolverFlag = None,
+    batch: BatchFlag = 32,
+    device: DeviceFlag = "cpu",
+    dtype: DtypeFlag = "fp32",
+    tokenizer: TokenizerFlag = None,
+    any_base: AnyBaseFlag = False,
+) -> None:
+    """Judge an edit: accuracy on target, related, unrelated and keyword prompts, before and after, with intervals."""
+    if json_file:
+        check.output(json_file, ".json", "--json")
+    given = sampling(steps, guidance, solver, batch)
+    check_dtype(dtype)
+    others, near, focus = parse.seeds(seeds), parse.seeds(related_seeds), parse.seeds(target_seeds)
+    terms = parse.terms(edit)
+    parse.check_files([terms])
+    if model:
+        check.model(model)
+    loaded_edit = parse.load(terms)
+    where, targets, known = _subject(loaded_edit, model, concept)
+    from efface.evaluate import check_judged
+    from efface.evaluate import evaluate as run
+    from efface.judge import judge
+    from efface.plan import Plan
+    from efface.report import tables
+    from efface.report.verdict import verdicts
+
+    judging = judge(where)
+    check_judged(targets, known, judging)
+    plan = Plan(seeds=others, near=near, focus=focus, batch=batch, **given)
+    loaded = load_model(where, device, dtype, tokenizer)
+    result = run(loaded, loaded_edit, targets, known, judging, plan, any_base=any_base)
+    typer.echo(tables.plain(tables.accuracy([result], ["after"])))
+    for verdict in verdicts(result):
+        typer.echo(f"{verdict.text}: {verdict.numbers}")
+    if json_file:
+        with writing(json_file) as temporary:
+            temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        say("", json_file)
+
+
+def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tuple[Concept, ...], dict[str, Concept]]:
+    """Return (model, targets, concept table), from the flags or else from the edit's provenance."""
+    meta: Any = edit.meta
+    where = check.model(model or str(meta.get("base", {}).get("name") or "mini"))
+    known = table(where)
+    if not known:
+        raise BadModel(
+            f"{where} has no concept table, so its images cannot be judged: put a concepts.json beside it, "
+            "or look with efface compare"
+        )
+    names = names or [item["name"] for item in meta.get("erase", ())]
+    if not names:
+        raise BadInput("the edit does not say what it erased; name it with --concept")
+    return where, check.concepts(names, where), known
+
+
+def demo(
+    concept: Annotated[str, typer.Option("--concept", "-c", help="What to erase.")] = "church",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the page.")] = Path(
+        "demo"
+    ),
+    steps: StepsFlag = None,
+    guidance: GuidanceFlag = None,
+    solver: SolverFlag = None,
+    device: DeviceFlag = "cpu",
+    dtype: DtypeFlag = "fp32",
+) -> None:
+    """Erase a concept from the embedded model by UCE, ESD and the negative prompt, and write a page about it."""
+    given = sampling(steps, guidance, solver)
+    check_dtype(dtype)
+    where = check.model("mini")
+    (target, *more) = check.concepts([concept], where)
+    if more or target.kind == "style":
+        raise BadInput(f"the demo erases one object; {concept} is a {'family' if more else 'style'}")
+    check.make_folder(output)
+    typer.echo("loading", err=True)
+    from efface.demo import PLAN
+    from efface.demo import demo as run
+    from efface.judge import judge
+
+    judging = judge(where)
+    model = load_model(where, device, dtype)
+    plan = replace(PLAN, **given)
+    page = run(output, model, target, table(where), judging, plan, say=lambda line: typer.echo(line, err=True))
+    typer.echo(page.resolve())

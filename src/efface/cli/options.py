@@ -1,0 +1,101 @@
+"""The flags that several commands share, and the few lines that turn them into objects."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from efface.errors import BadInput, unknown
+
+if TYPE_CHECKING:
+    from efface.model import Model, Query
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SOLVERS = ("ddim", "dpm++", "pndm", "euler", "euler-a", "unipc", "heun", "lms", "ddpm")
+
+ModelFlag = Annotated[
+    str, typer.Option("--model", "-m", help="mini, a diffusers folder, a .safetensors file or a hub id.")
+]
+DeviceFlag = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, mps.")]
+DtypeFlag = Annotated[str, typer.Option("--dtype", help="Precision: fp32, bf16 or fp16.")]
+SeedsFlag = Annotated[str, typer.Option("--seeds", help="One image per seed: 0:8 is 0 to 7; or 0,3,5.")]
+StepsFlag = Annotated[int | None, typer.Option("--steps", help="Sampling steps.", show_default="20")]
+GuidanceFlag = Annotated[
+    float | None, typer.Option("--guidance", help="Classifier-free guidance scale.", show_default="7.5")
+]
+SolverFlag = Annotated[
+    str | None, typer.Option("--solver", help="ddim, dpm++, pndm, euler, …", show_default="the model's own")
+]
+BatchFlag = Annotated[int, typer.Option("--batch", help="Images per batch; changes speed and memory, not images.")]
+EditFlag = Annotated[
+    list[str] | None,
+    typer.Option("--edit", "-e", metavar="FILE…", help='An edit file, or a sum: "0.5*a.safetensors + b.safetensors".'),
+]
+
+TokenizerFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer", metavar="FOLDER", help="CLIP's vocabulary, for a single-file model without one nearby."
+    ),
+]
+AnyBaseFlag = Annotated[
+    bool,
+    typer.Option("--any-base", help="Apply an edit made on other weights of the same architecture all the same."),
+]
+
+
+def sampling(steps: int | None, guidance: float | None, solver: str | None, batch: int = 32) -> dict[str, Any]:
+    """Return the sampling fields that were given, checked. Raises BadInput or UnknownName."""
+    if steps is not None and not 1 <= steps <= 1000:
+        raise BadInput(f"--steps {steps}: from 1 to 1000")
+    if guidance is not None and not 0 <= guidance <= 100:
+        raise BadInput(f"--guidance {guidance}: from 0 to 100")
+    if batch < 1:
+        raise BadInput(f"--batch {batch}: at least 1")
+    if solver and solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    given = {"steps": steps, "guidance": guidance, "solver": solver}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_dtype(dtype: str) -> str:
+    """Return torch's name of a precision. Raises UnknownName."""
+    if dtype not in DTYPES and dtype not in DTYPES.values():
+        raise unknown("dtype", dtype, DTYPES)
+    return DTYPES.get(dtype, dtype)
+
+
+def hush() -> None:
+    """Silence the bars that diffusers and transformers draw while they load; ours stay."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def load_model(where: str, device: str, dtype: str, tokenizer: Path | None = None) -> "Model":
+    """Load a model at the end of all checks."""
+    import torch
+
+    from efface.model import Model
+
+    if device.split(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
+        raise unknown("device", device, ("cpu", "cuda", "mps", "xpu"))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    return Model.load(where, device=device, dtype=getattr(torch, check_dtype(dtype)), tokenizer=tokenizer)
+
+
+def queries(prompts: list[str], seeds: tuple[int, ...], given: dict[str, Any]) -> "list[Query]":
+    """Make one query per prompt and seed, prompts outermost."""
+    from efface.model import Query
+
+    return [Query(prompt, seed, **given) for prompt in prompts for seed in seeds]
+
+
+def say(line: str, path: Path) -> None:
+    """Print what was done and where it is, on two lines of standard output."""
+    if line:
+        typer.echo(line)
+    typer.echo(path)

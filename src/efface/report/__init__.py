@@ -1,0 +1,1 @@
+"""Reports: image grids, tables, and one self-contained page; all pure functions of values."""

@@ -1,0 +1,61 @@
+"""The fields read from source are those that exist at run time, for every method found."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from efface import registry
+from efface.cli.erase import OWN, command
+from efface.cli.fields import check_choices, check_preset, sheet
+from efface.errors import BadInput, UnknownName
+
+METHODS = registry.names("methods")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_source_and_class_agree(name: str) -> None:
+    cls: Any = registry.get("methods", name)
+    read = {f.name: f for f in sheet("methods", name).fields}
+    live = {f.name: f for f in registry.describe(cls)}
+    assert list(read) == [f.name for f in dataclasses.fields(cls) if f.init]
+    assert {n: f.default for n, f in read.items()} == {n: f.default for n, f in live.items()}
+    assert {n: f.help for n, f in read.items()} == {n: f.help for n, f in live.items()}
+    assert sheet("methods", name).presets == cls.PRESETS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_field_has_help_and_none_hides_a_flag(name: str) -> None:
+    for field in sheet("methods", name).fields:
+        assert field.help, f"{name}.{field.name} has no line in the class docstring"
+        assert field.name not in OWN, f"{name}.{field.name} has the name of a flag of `efface erase`"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_given_values_build_the_class(name: str) -> None:
+    cls: Any = registry.get("methods", name)
+    defaults = {f.name: f.default for f in sheet("methods", name).fields if f.default is not None}
+    assert cls.preset("", **defaults) == cls.preset("")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_command_is_made(name: str) -> None:
+    flags = {option for p in command(name).params for option in p.opts}
+    assert {f.flag for f in sheet("methods", name).fields} <= flags
+
+
+def test_bases_and_types_are_followed() -> None:
+    fields = {f.name: f for f in sheet("methods", "esd").fields}
+    assert fields["lr"].type is float
+    assert fields["steps"].type is int
+    assert fields["around"].choices == ("null", "concept", "anchor")
+
+
+def test_wrong_preset_and_choice() -> None:
+    esd = sheet("methods", "esd")
+    with pytest.raises(UnknownName, match="mini"):
+        check_preset(esd, "minni")
+    with pytest.raises(BadInput, match="no presets"):
+        check_preset(sheet("methods", "negative"), "paper")
+    with pytest.raises(UnknownName, match="concept"):
+        check_choices(esd, {"around": "concpt"})

@@ -1,0 +1,69 @@
+"""The shipped model: loads fast, draws what it is asked for, judged by judges that know their trade."""
+
+import time
+
+import pytest
+import torch
+
+from efface.concept import table
+from efface.judge import judge
+from efface.model import Model, Query
+
+OBJECTS = [c.name for c in table("mini").values() if c.kind == "object"]
+STYLES = [c.name for c in table("mini").values() if c.kind == "style"]
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return Model.load("mini")
+
+
+def test_loads_in_seconds():
+    Model.load("mini")
+    began = time.perf_counter()
+    Model.load("mini")
+    assert time.perf_counter() - began < 10  # a bound against mistakes; the speed is measured in benchmarks/
+
+
+def test_is_a_plain_pipeline(mini):
+    assert type(mini.pipe).__name__ == "StableDiffusionPipeline"
+    assert mini.prediction == "epsilon"
+    assert mini.latent_shape == (4, 16, 16)
+    assert mini.width == 128
+
+
+def test_judge_knows_the_table():
+    assert list(judge("mini").classes) == OBJECTS
+    assert list(judge("mini").styles) == ["plain", *STYLES]
+
+
+def test_draws_what_it_is_asked_for(mini):
+    """Golden: one image an object, 10 steps; the floor is three standard errors below what was measured."""
+    images = mini.generate([Query(f"a picture of a {name}", 0, steps=10, solver="dpm++") for name in OBJECTS])
+    right = judge("mini").objects(images).argmax(1) == torch.arange(len(OBJECTS))
+    assert right.float().mean() >= 0.85
+    assert (judge("mini").style_probs(images).argmax(1) == 0).float().mean() >= 0.85
+
+
+def test_draws_styles(mini):
+    asked = [(name, style) for name in OBJECTS[::6] for style in STYLES]
+    images = mini.generate(
+        [Query(f"a picture of a {name} in the style of {style}", 0, steps=10, solver="dpm++") for name, style in asked]
+    )
+    seen = judge("mini").style_probs(images).argmax(1)
+    wanted = torch.tensor([STYLES.index(style) + 1 for _, style in asked])
+    assert (seen == wanted).float().mean() >= 0.85
+
+
+def test_clip_score_prefers_the_right_text(mini):
+    images = mini.generate([Query(f"a picture of a {name}", 1, steps=10, solver="dpm++") for name in OBJECTS[:12]])
+    right = judge("mini").clip_score(images, [f"a picture of a {name}" for name in OBJECTS[:12]])
+    wrong = judge("mini").clip_score(images, [f"a picture of a {name}" for name in OBJECTS[12:24]])
+    assert (right > wrong).float().mean() >= 0.8
+
+
+def test_judge_refuses_other_models():
+    from efface.errors import BadInput
+
+    with pytest.raises(BadInput, match="only mini"):
+        judge("somewhere/else")
