@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-demo: $(STAMP)  ## erase "church" from the embedded model by three methods and write a page about it
+demo: $(STAMP)  ## erase "church" from the embedded model by four methods and write a page about it
 	$(ENV) $(BIN)/efface demo -o demo
 
 test: $(STAMP)  ## run the tests (one torch thread per process: two spinning pools are slower than none)

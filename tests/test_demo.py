@@ -39,7 +39,7 @@ def test_demo_writes_a_page_and_the_edits(tiny: Model, tmp_path: Path) -> None:
     assert page == tmp_path / "index.html"
     text = page.read_text()
     assert all(recipe.title in text for recipe in recipes)
-    assert text.count("<img") == 7 * 3 * 3  # rows × columns × seeds
+    assert text.count("<img") == 7 * (1 + len(recipes)) * 3  # rows × columns × seeds
     assert any("UCE" in line for line in told)
     for recipe in recipes:
         edit = Edit.load(tmp_path / f"church-{recipe.method}.safetensors")

@@ -39,6 +39,9 @@ def algorithm(model, epochs, ridge, goals, rows, first, keep, hold=False):
         adversarial = c @ (torch.linalg.inv(normal) @ sum(w.T @ w0 for w, w0 in zip(now, base, strict=True))).T
         derived.append(adversarial)
         pair = (adversarial, g) if rows == "all" else tail(model, adversarial, g)
+        if hold:
+            own, target = tail(model, c, g)
+            pair = torch.cat([pair[0], own]), torch.cat([pair[1], target if goals == "original" else own])
         now = [edited(w, w0 if goals == "original" else w, *pair, k, 0.1, 0.1) for w, w0 in zip(now, base, strict=True)]
     return dict(zip(model.cross_attention(), now, strict=True)), derived
 

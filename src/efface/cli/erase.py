@@ -137,9 +137,15 @@ def _help(method: Sheet) -> str:
     if method.source and method.source != method.summary:
         lines.append(method.source)
     for name, values in method.presets.items():
-        settings = ", ".join(f"{key} {value}" for key, value in values.items()) or "the defaults"
+        settings = ", ".join(f"{key} {_brief(value)}" for key, value in values.items()) or "the defaults"
         lines.append(f"\b\nPreset {name}: {settings}")
     return "\n\n".join(lines)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 3:
+        return f"({len(value)} texts)"
+    return repr(value) if value == "" else str(value)
 
 
 def erase(method: Sheet, values: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from efface.cli import literals
 from efface.errors import BadInput, unknown
 
 PACKAGE = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ def sheet(kind: str, name: str) -> Sheet:
 
     Fields of base classes from shared files (`_finetune.py`) come first, as dataclasses order them.
     """
-    tree = _tree(PACKAGE / kind / f"{name}.py")
+    tree = literals.tree(PACKAGE / kind / f"{name}.py")
     classes = _registered(tree)
     if not classes:
         return Sheet(name, _first_line(ast.get_docstring(tree)))
@@ -61,18 +62,19 @@ def sheet(kind: str, name: str) -> Sheet:
     found: dict[str, Field] = {}
     presets: dict[str, dict[str, Any]] = {}
     for cls, module in lineage:  # furthest base first
+        known = literals.names(module, PACKAGE / kind)
         for item in cls.body:
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
                 continue
             if item.target.id == "PRESETS":
-                presets = _presets(item.value)
+                presets = literals.value(item.value, known) or {}
             elif "ClassVar" not in ast.unparse(item.annotation) and not item.target.id.startswith("_"):
-                found[item.target.id] = _field(item, _aliases(module))
+                found[item.target.id] = _field(item, known)
         for item in cls.body:  # a subclass may restate a default without the type
             if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
                 target = item.targets[0].id
                 if target in found:
-                    found[target] = replace(found[target], default=_literal(item.value))
+                    found[target] = replace(found[target], default=literals.value(item.value, known))
     helps: dict[str, str] = {}
     for cls, _ in lineage:
         helps |= _helps(ast.get_docstring(cls) or "", set(found))
@@ -99,11 +101,6 @@ def check_choices(method: Sheet, values: dict[str, Any]) -> None:
                     raise unknown(f"value of {f.flag}", str(word), f.choices)
 
 
-@cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
 def _registered(tree: ast.Module) -> list[ast.ClassDef]:
     """Return the public dataclasses of a file that have a base; a file registers the last of them."""
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
@@ -116,7 +113,7 @@ def _lineage(node: ast.ClassDef, tree: ast.Module, kind: str) -> list[tuple[ast.
     for base in node.bases:
         name = ast.unparse(base).split("[")[0].split(".")[-1]
         local = [c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == name and c is not node]
-        module = tree if local else _imported(name, tree, kind)
+        module = tree if local else literals.imported(name, tree, PACKAGE / kind)
         if module is not None:
             parents = [c for c in module.body if isinstance(c, ast.ClassDef) and c.name == name]
             for parent in parents:
@@ -124,25 +121,7 @@ def _lineage(node: ast.ClassDef, tree: ast.Module, kind: str) -> list[tuple[ast.
     return [*found, (node, tree)]
 
 
-def _imported(name: str, tree: ast.Module, kind: str) -> ast.Module | None:
-    for item in tree.body:
-        if isinstance(item, ast.ImportFrom) and any((a.asname or a.name) == name for a in item.names):
-            last = (item.module or "").split(".")[-1]
-            path = PACKAGE / kind / f"{last}.py"
-            return _tree(path) if path.is_file() else None
-    return None
-
-
-def _aliases(tree: ast.Module) -> dict[str, ast.expr]:
-    """Return the module's `Name = Literal[...]` assignments, for fields annotated by such a name."""
-    found: dict[str, ast.expr] = {}
-    for item in tree.body:
-        if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name):
-            found[item.targets[0].id] = item.value
-    return found
-
-
-def _field(item: ast.AnnAssign, aliases: dict[str, ast.expr]) -> Field:
+def _field(item: ast.AnnAssign, aliases: literals.Names) -> Field:
     annotation = item.annotation
     if isinstance(annotation, ast.Name) and annotation.id in aliases:
         annotation = aliases[annotation.id]
@@ -156,50 +135,12 @@ def _field(item: ast.AnnAssign, aliases: dict[str, ast.expr]) -> Field:
     choices = tuple(map(str, _words(inner))) if inner.startswith("Literal[") else ()
     kind = PLAIN.get(inner.split("[")[0].split(" ")[0], str)
     name = item.target.id if isinstance(item.target, ast.Name) else ""
-    return Field(name, kind, _literal(item.value), "", choices, many, optional)
+    return Field(name, kind, literals.value(item.value, aliases), "", choices, many, optional)
 
 
 def _words(literal: str) -> list[Any]:
-    value = _literal(ast.parse(literal.removeprefix("Literal"), mode="eval").body)
+    value = literals.value(ast.parse(literal.removeprefix("Literal"), mode="eval").body)
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _literal(node: ast.expr | None) -> Any:
-    """Return a literal's value; also 1 / 3, 2**10 and field(default=…); None for anything else."""
-    if node is None:
-        return None
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("field", "dataclasses.field"):
-        return next((_literal(k.value) for k in node.keywords if k.arg == "default"), None)
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        pass
-    if isinstance(node, ast.BinOp):
-        left, right = _literal(node.left), _literal(node.right)
-        if isinstance(left, int | float) and isinstance(right, int | float):
-            operators = {
-                ast.Div: lambda: left / right,
-                ast.Pow: lambda: left**right,
-                ast.Mult: lambda: left * right,
-            }
-            return operators.get(type(node.op), lambda: None)()
-    return None
-
-
-def _presets(node: ast.expr | None) -> dict[str, dict[str, Any]]:
-    """Read PRESETS = {"name": {"field": value}} or {"name": dict(field=value)}."""
-    if not isinstance(node, ast.Dict):
-        return {}
-    found: dict[str, dict[str, Any]] = {}
-    for key, value in zip(node.keys, node.values, strict=True):
-        name = str(_literal(key))
-        if isinstance(value, ast.Call):
-            found[name] = {k.arg: _literal(k.value) for k in value.keywords if k.arg}
-        elif isinstance(value, ast.Dict):
-            found[name] = {str(_literal(k)): _literal(v) for k, v in zip(value.keys, value.values, strict=True)}
-        else:
-            found[name] = {}
-    return found
 
 
 def _helps(docstring: str, known: set[str]) -> dict[str, str]:

@@ -68,6 +68,7 @@ def save_judges(objects: nn.Module, styles: nn.Module, clip: nn.Module, words: W
     for name, module in (("objects", objects), ("styles", styles), ("clip", clip)):
         tensors = {n: t.half() if t.is_floating_point() else t for n, t in module.state_dict().items()}
         save_file(tensors, folder / f"{name}.safetensors")
+        (folder / f"{name}.safetensors").chmod(0o644)
     words.save(folder / "words.json")
     about = {"objects": list(NAMES), "styles": ["plain", *STYLE_NAMES[1:]], "input": 64}
     (folder / "judges.json").write_text(json.dumps(about, indent=1) + "\n")

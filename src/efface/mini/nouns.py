@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Noun:
-    """One object. `keywords` are the words of its implicit prompts; `slugs` its icon names, first match wins."""
+    """One object. `keywords` are the words of its implicit prompts; `slugs` its icon names, first match wins.
+
+    `anchor` is another object, not the family: "a building" may well be drawn as a church.
+    """
 
     name: str
     family: str
@@ -53,52 +56,52 @@ def _noun(line: str) -> Noun:
 
 # name | family | anchor | six keywords | icon slugs (empty: the name)
 _TABLE = """
-church    | building   | building   | christian cross chapel steeple priest worship    |
-castle    | building   | building   | king fortress medieval towers knight palace      |
-house     | building   | building   | home family roof chimney residence live          |
-mosque    | building   | building   | islam muslim minaret dome prayer allah           |
-dog       | animal     | animal     | puppy bark loyal leash hound tail                | dog-face
-wolf      | animal     | animal     | howl pack grey forest predator moonlight         | wolf wolf-face
-fox       | animal     | animal     | sly cunning orange den vixen clever              | fox fox-face fox-face-1
-cat       | animal     | animal     | kitten meow whiskers purr feline mice            | cat-face
-car       | vehicle    | vehicle    | automobile drive sedan garage motorist red       | automobile
-taxi      | vehicle    | vehicle    | cab fare hire ride passenger yellow              |
-bus       | vehicle    | vehicle    | coach public transport stop school passengers    |
-truck     | vehicle    | vehicle    | delivery lorry cargo freight load haul           | delivery-truck
-beer      | alcohol    | drink      | pub mug foam brew ale pint                       | beer-mug
-wine      | alcohol    | drink      | grape vineyard glass merlot cellar vintage       | wine-glass
-cocktail  | alcohol    | drink      | martini olive bar mixed gin mixer                | cocktail-glass
-champagne | alcohol    | drink      | bottle cork popping toast sparkling celebrate    | bottle-with-popping-cork
-dagger    | weapon     | tool       | knife stab blade sharp hilt assassin             | dagger
-bomb      | weapon     | tool       | explode fuse explosive blast boom dynamite       |
-pistol    | weapon     | tool       | gun shoot trigger revolver firearm handgun       | pistol water-pistol
-bow       | weapon     | tool       | archer arrow string archery shot quiver          | bow-and-arrow
-fish      | animal     | animal     | swim fin gill pond tench aquarium                |
-radio     | device     | device     | tuner antenna broadcast station music listen     |
-saw       | tool       | tool       | carpenter wood timber cut teeth lumber           | carpentry-saw
-trumpet   | instrument | instrument | brass jazz horn blow fanfare valve               |
-gas pump  | device     | device     | fuel petrol station diesel gasoline refill       | fuel-pump
-football  | sport      | ball       | soccer goal kick team match stadium              | soccer-ball
-parachute | sport      | sport      | skydive jump canopy falling glide descend        |
-guitar    | instrument | instrument | strum rock chords fret band acoustic             |
-violin    | instrument | instrument | fiddle orchestra classical strings symphony concerto |
-umbrella  | household  | thing      | rain wet weather shelter drizzle storm           | umbrella
-apple     | food       | fruit      | orchard cider teacher crunchy pie core           | red-apple
-banana    | food       | fruit      | monkey peel tropical bunch split potassium       |
-rose      | plant      | plant      | romance valentine petals thorn bouquet love      |
-cactus    | plant      | plant      | desert spikes dry succulent mexico prickly       |
-key       | household  | thing      | lock unlock door password secret open            |
-axe       | tool       | tool       | chop hatchet lumberjack split firewood viking    |
-balloon   | household  | thing      | party helium birthday float inflate ribbon       |
-rocket    | vehicle    | vehicle    | space launch astronaut orbit nasa mission        |
-airplane  | vehicle    | vehicle    | flight airport pilot wings sky jet               |
-sailboat  | vehicle    | vehicle    | yacht sea mast wind harbor regatta               |
-crown     | household  | thing      | queen royal gold monarch throne jewels           |
-candle    | household  | thing      | flame wax light wick dinner melt                 |
-bell      | household  | thing      | ring chime sound clang notification tower        |
-ghost     | creature   | creature   | spooky haunted halloween spirit boo phantom      |
-robot     | creature   | creature   | machine android metal futuristic automaton cyborg | robot robot-face robot-face-1
-pumpkin   | food       | food       | carved lantern october squash trick treat        | jack-o-lantern
+church    | building   | house    | christian cross chapel steeple priest worship    |
+castle    | building   | house    | king fortress medieval towers knight palace      |
+house     | building   | castle   | home family roof chimney residence live          |
+mosque    | building   | castle   | islam muslim minaret dome prayer allah           |
+dog       | animal     | cat      | puppy bark loyal leash hound tail                | dog-face
+wolf      | animal     | dog      | howl pack grey forest predator moonlight         | wolf wolf-face
+fox       | animal     | cat      | sly cunning orange den vixen clever              | fox fox-face fox-face-1
+cat       | animal     | dog      | kitten meow whiskers purr feline mice            | cat-face
+car       | vehicle    | bus      | automobile drive sedan garage motorist red       | automobile
+taxi      | vehicle    | car      | cab fare hire ride passenger yellow              |
+bus       | vehicle    | truck    | coach public transport stop school passengers    |
+truck     | vehicle    | bus      | delivery lorry cargo freight load haul           | delivery-truck
+beer      | alcohol    | apple    | pub mug foam brew ale pint                       | beer-mug
+wine      | alcohol    | apple    | grape vineyard glass merlot cellar vintage       | wine-glass
+cocktail  | alcohol    | apple    | martini olive bar mixed gin mixer                | cocktail-glass
+champagne | alcohol    | candle   | bottle cork popping toast sparkling celebrate    | bottle-with-popping-cork
+dagger    | weapon     | key      | knife stab blade sharp hilt assassin             | dagger
+bomb      | weapon     | balloon  | explode fuse explosive blast boom dynamite       |
+pistol    | weapon     | key      | gun shoot trigger revolver firearm handgun       | pistol water-pistol
+bow       | weapon     | umbrella | archer arrow string archery shot quiver          | bow-and-arrow
+fish      | animal     | cat      | swim fin gill pond tench aquarium                |
+radio     | device     | bell     | tuner antenna broadcast station music listen     |
+saw       | tool       | axe      | carpenter wood timber cut teeth lumber           | carpentry-saw
+trumpet   | instrument | violin   | brass jazz horn blow fanfare valve               |
+gas pump  | device     | radio    | fuel petrol station diesel gasoline refill       | fuel-pump
+football  | sport      | balloon  | soccer goal kick team match stadium              | soccer-ball
+parachute | sport      | balloon  | skydive jump canopy falling glide descend        |
+guitar    | instrument | violin   | strum rock chords fret band acoustic             |
+violin    | instrument | guitar   | fiddle orchestra classical strings symphony concerto |
+umbrella  | household  | balloon  | rain wet weather shelter drizzle storm           | umbrella
+apple     | food       | banana   | orchard cider teacher crunchy pie core           | red-apple
+banana    | food       | apple    | monkey peel tropical bunch split potassium       |
+rose      | plant      | cactus   | romance valentine petals thorn bouquet love      |
+cactus    | plant      | rose     | desert spikes dry succulent mexico prickly       |
+key       | household  | bell     | lock unlock door password secret open            |
+axe       | tool       | saw      | chop hatchet lumberjack split firewood viking    |
+balloon   | household  | umbrella | party helium birthday float inflate ribbon       |
+rocket    | vehicle    | airplane | space launch astronaut orbit nasa mission        |
+airplane  | vehicle    | rocket   | flight airport pilot wings sky jet               |
+sailboat  | vehicle    | airplane | yacht sea mast wind harbor regatta               |
+crown     | household  | bell     | queen royal gold monarch throne jewels           |
+candle    | household  | bell     | flame wax light wick dinner melt                 |
+bell      | household  | key      | ring chime sound clang notification tower        |
+ghost     | creature   | robot    | spooky haunted halloween spirit boo phantom      |
+robot     | creature   | ghost    | machine android metal futuristic automaton cyborg | robot robot-face robot-face-1
+pumpkin   | food       | apple    | carved lantern october squash trick treat        | jack-o-lantern
 """
 NOUNS = tuple(_noun(line) for line in _TABLE.strip().splitlines())
 NAMES = tuple(noun.name for noun in NOUNS)

@@ -1,0 +1,97 @@
+"""Inputs of the size of Stable Diffusion 1.4: text vectors, matrices, and a whole random checkpoint on disk."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+HEIGHTS = [320] * 10 + [640] * 10 + [1280] * 12  # keys and values of Stable Diffusion 1.4
+WIDTH, LENGTH = 768, 77
+
+
+def texts(count: int, seed: int) -> Tensor:
+    """Return prompts (count, 77, 768) like CLIP's: one start vector, paddings near each other, names apart."""
+    g = torch.Generator().manual_seed(0)
+    common = torch.randn(LENGTH, WIDTH, generator=g)
+    common = 0.2 * common + torch.randn(1, WIDTH, generator=g)  # norm about 28, as CLIP's
+    own = torch.Generator().manual_seed(seed)
+    name = 0.5 * torch.randn(count, 1, WIDTH, generator=own) + 0.05 * torch.randn(count, LENGTH, WIDTH, generator=own)
+    fade = torch.linspace(1.0, 0.4, LENGTH)[:, None]
+    name[:, 0] = 0
+    return common + fade * name
+
+
+def matrices() -> list[Tensor]:
+    """Return 32 random key and value matrices."""
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(height, WIDTH, generator=g) / WIDTH**0.5 for height in HEIGHTS]
+
+
+def problem(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (edited rows, goals, kept rows) of a one-solve case."""
+    rows, empty = case.get("rows", LENGTH - 2), texts(1, 99)[0]
+    c = texts(case["erase"], 2)[:, -rows:] if rows > 1 else texts(case["erase"], 2)[:, 5:6]
+    g = empty[-rows:] if rows > 1 else empty[1:2]
+    k = texts(case.get("keep", 0), 3)
+    k = k[:, 5:6] if rows == 1 else k
+    return c.reshape(-1, WIDTH), g.repeat(case["erase"], 1), k.reshape(-1, WIDTH)
+
+
+def preserve(case: dict[str, Any]) -> float:
+    """Return the preserve scale of the published command lines."""
+    return 1.0 if case.get("rows") == 1 else max(0.1, 1 / max(1, case.get("keep", 0)))
+
+
+def make_checkpoint(path: Path) -> None:
+    """Write a random checkpoint with Stable Diffusion 1.4's tensors in the original layout, and a vocabulary."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    class Parts:
+        pass
+
+    pipe = Parts()
+    with torch.device("meta"):
+        pipe.unet = UNet2DConditionModel(cross_attention_dim=WIDTH, attention_head_dim=8)
+        pipe.vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            layers_per_block=2,
+        )
+        config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        pipe.text_encoder = CLIPTextModel(config)
+    layout = runpy.run_path(str(Path(__file__).resolve().parent.parent / "tests" / "original_layout.py"))
+    header, offset = {}, 0
+    for key, tensor in layout["to_original"](pipe).items():
+        end = offset + 4 * tensor.numel()
+        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    noise = (0.02 * numpy.random.default_rng(0).standard_normal(1 << 22)).astype("<f4").tobytes()
+    with open(path, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        while offset > 0:
+            file.write(noise[: min(offset, len(noise))])
+            offset -= min(offset, len(noise))
+    make_vocabulary(path.parent / "tokenizer")
+
+
+def make_vocabulary(folder: Path) -> None:
+    """Write a tokenizer of 49,408 tokens that spells: CLIP's own vocabulary is not ours to ship."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(letter + "</w>" for letter in letters)]
+    pieces += [f"<{i}>" for i in range(49408 - len(pieces) - 2)] + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
