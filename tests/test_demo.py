@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface import Concept, Edit
-from efface.demo import RECIPES, Recipe, choose, demo, keeps
+from efface.cli import parse
+from efface.demo import RECIPES, Recipe, _flags, choose, demo, keeps
 from efface.errors import BadModel
 from efface.model import Model
 from efface.plan import Plan
@@ -45,6 +46,19 @@ def test_demo_writes_a_page_and_the_edits(tiny: Model, tmp_path: Path) -> None:
         edit = Edit.load(tmp_path / f"church-{recipe.method}.safetensors")
         assert edit.meta["method"] == recipe.method
         assert [c["name"] for c in edit.meta["keep"]] == [c.name for c in keeps(TABLE["church"], TABLE)]
+
+
+def test_the_commands_on_the_page_give_the_plan(tmp_path: Path) -> None:
+    """Read the page's flags as the command line does and build the plan again."""
+    plan = Plan(
+        focus=(0, 1, 2), near=(5,), seeds=(0, 3), hints=(1, 2), styled=(4,), steps=7, guidance=3.5, solver="ddim"
+    )
+    words = _flags(plan).split()
+    read = dict(zip(words[::2], words[1::2], strict=True))
+    names = {"target-seeds": "focus", "related-seeds": "near", "seeds": "seeds", "hint-seeds": "hints"}
+    seeds = {field: parse.seeds(read[f"--{flag}"]) for flag, field in {**names, "styled-seeds": "styled"}.items()}
+    sampling = {"steps": int(read["--steps"]), "guidance": float(read["--guidance"]), "solver": read["--solver"]}
+    assert Plan(**seeds, **sampling) == plan
 
 
 def test_a_second_demo_draws_nothing(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def demo(
         rows=[_row(kind, name, prompt, i, pictures, judge) for i, (kind, name, prompt) in enumerate(rows)],
         facts=_facts(model, columns, total),
         times=[*times, ("all of it", _seconds(total))],
-        commands=_commands(concept, keep, recipes, model, plan.steps),
+        commands=_commands(concept, keep, recipes, model, plan),
     )
     save(page, out / "index.html")
     return out / "index.html"
@@ -187,7 +187,7 @@ def _drawn(result: Mapping[str, Any]) -> int:
 
 
 def _commands(
-    concept: Concept, keep: Sequence[Concept], recipes: Sequence[Recipe], model: "Model", steps: int
+    concept: Concept, keep: Sequence[Concept], recipes: Sequence[Recipe], model: "Model", plan: Plan
 ) -> list[str]:
     keeps = " ".join(f'"{c.name}"' for c in keep)
     where = model.name or "MODEL"
@@ -196,5 +196,21 @@ def _commands(
         preset = f" --preset {recipe.named()}" if recipe.named() else ""
         file = f"{concept.name.replace(' ', '-')}-{recipe.method}.safetensors"
         lines.append(f'efface erase {recipe.method} "{concept.name}"{preset} --keep {keeps} --model {where} -o {file}')
-        lines.append(f"efface evaluate {file} --steps {steps} --json {Path(file).stem}.json")
+        lines.append(f"efface evaluate {file} {_flags(plan)} --json {Path(file).stem}.json")
     return lines
+
+
+def _flags(plan: Plan) -> str:
+    """Write a plan as flags of `efface evaluate`."""
+    seeds = {"target": plan.focus, "related": plan.near, "": plan.seeds, "hint": plan.hints, "styled": plan.styled}
+    flags = [f"--{name}-seeds" if name else "--seeds" for name in seeds]
+    texts = [_seeds(numbers) for numbers in seeds.values()]
+    sampling = f"--steps {plan.steps} --guidance {plan.guidance:g}" + (
+        f" --solver {plan.solver}" if plan.solver else ""
+    )
+    return " ".join(f"{flag} {text}" for flag, text in zip(flags, texts, strict=True)) + " " + sampling
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    whole = bool(numbers) and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
+    return f"{numbers[0]}:{numbers[-1] + 1}" if whole else ",".join(map(str, numbers))

@@ -40,6 +40,8 @@ ModelFlag = Annotated[
 JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to this .json file.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of each unrelated concept.")]
 NearSeeds = Annotated[str, typer.Option("--related-seeds", help="Seeds of each related concept.")]
+HintSeeds = Annotated[str, typer.Option("--hint-seeds", help="Seeds of each keyword prompt.")]
+StyledSeeds = Annotated[str, typer.Option("--styled-seeds", help="Seeds of each pair of object and style.")]
 TargetSeeds = Annotated[str, typer.Option("--target-seeds", help="Seeds of the erased concept.")]
 
 
@@ -51,6 +53,8 @@ def evaluate(
     seeds: Seeds = "0:8",
     related_seeds: NearSeeds = "0:16",
     target_seeds: TargetSeeds = "0:32",
+    hint_seeds: HintSeeds = "0:4",
+    styled_seeds: StyledSeeds = "0:4",
     steps: StepsFlag = None,
     guidance: GuidanceFlag = None,
     solver: SolverFlag = None,
@@ -65,7 +69,8 @@ def evaluate(
         check.output(json_file, ".json", "--json")
     given = sampling(steps, guidance, solver, batch)
     check_dtype(dtype)
-    others, near, focus = parse.seeds(seeds), parse.seeds(related_seeds), parse.seeds(target_seeds)
+    texts = {"seeds": seeds, "near": related_seeds, "focus": target_seeds, "hints": hint_seeds, "styled": styled_seeds}
+    numbers = {name: parse.seeds(text) for name, text in texts.items()}
     terms = parse.terms(edit)
     parse.check_files([terms])
     if model:
@@ -81,7 +86,7 @@ def evaluate(
 
     judging = judge(where)
     check_judged(targets, known, judging)
-    plan = Plan(seeds=others, near=near, focus=focus, batch=batch, **given)
+    plan = Plan(**numbers, batch=batch, **given)
     loaded = load_model(where, device, dtype, tokenizer)
     result = run(loaded, loaded_edit, targets, known, judging, plan, any_base=any_base)
     typer.echo(tables.plain(tables.accuracy([result], ["after"])))
