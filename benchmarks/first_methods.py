@@ -83,9 +83,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", choices=("", *METHODS))
     parser.add_argument("--table", action="store_true", help="print the table of what is on record and stop")
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if not options.table:
-        torch.set_num_threads(2)
+        torch.set_num_threads(options.threads)
         model, known = Model.load("mini"), table("mini")
         RECORDS.parent.mkdir(exist_ok=True)
         for method, concept in jobs(options.only):

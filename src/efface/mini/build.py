@@ -1,6 +1,6 @@
 """Rebuild mini from the artwork: `python -m efface.mini.build all --folder build/mini`. Every part resumes.
 
-Parts, in order: data, vae, text, latents, unet, decoder, judges, export, measure. On two CPU cores: about four hours.
+Parts, in order: data, vae, text, latents, unet, judges, export, measure. On two CPU cores: about two hours.
 """
 
 import argparse
@@ -16,16 +16,8 @@ from efface.mini import artwork, export, judges, measure, pictures, text, unet, 
 from efface.mini.nets import Classifier, JudgeCLIP, Words
 from efface.mini.nouns import NAMES
 
-PARTS = ("data", "vae", "text", "latents", "unet", "decoder", "judges", "export", "measure")
-STEPS = {
-    "vae": 2400,
-    "text": 2600,
-    "unet": 13000,
-    "decoder": 2500,
-    "objects": 5000,
-    "styles": 1000,
-    "clip": 2500,
-}
+PARTS = ("data", "vae", "text", "latents", "unet", "judges", "export", "measure")
+STEPS = {"vae": 2400, "text": 2600, "unet": 4300, "objects": 3000, "styles": 700, "clip": 1200}
 HERE = Path(__file__).parent
 
 
@@ -83,11 +75,6 @@ def train_unet(folder: Path, workers: int = 2) -> None:
         mp.spawn(_unet_worker, (workers, f"{meeting}/store", folder, STEPS["unet"]), nprocs=workers)
 
 
-def train_decoder(folder: Path) -> None:
-    """Go on training the decoder alone, on the latents as they are."""
-    vae.refine(pictures.pool(_art(folder), 6, seed=4, strength=0.8), folder, STEPS["decoder"])
-
-
 def train_judges(folder: Path) -> None:
     """Train the object judge, the style judge and the judging CLIP."""
     pool = judges.learning_pool(_art(folder))
@@ -99,10 +86,7 @@ def train_judges(folder: Path) -> None:
 def write(folder: Path) -> None:
     """Write pipeline, judges, concept table and attribution into the package."""
     words, encoder = _text_parts(folder)
-    refined = folder / "decoder.safetensors"
     codec = export.load_averaged(vae.autoencoder(), folder / "vae.safetensors")
-    if refined.exists():
-        codec.load_state_dict(export.averaged(refined), strict=False)
     denoiser = export.load_averaged(unet.denoiser(), folder / "unet.safetensors")
     scale = float(load_file(folder / "latents.safetensors")["scale"])
     pipe = export.pipeline(codec, denoiser, encoder, words, scale)
@@ -130,7 +114,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     run = {
         "data": data, "vae": train_vae, "text": train_text, "latents": latents, "unet": train_unet,
-        "decoder": train_decoder, "judges": train_judges, "export": write, "measure": measure.report,
+        "judges": train_judges, "export": write, "measure": measure.report,
     }  # fmt: skip
     for part in PARTS if options.part == "all" else (options.part,):
         run[part](options.folder)

@@ -19,7 +19,7 @@ from efface.mini.unet import Sampler
 SEEN = {art.name for art in SETS} - set(HELD_OUT)
 
 
-def learning_pool(folder: Path, copies: int = 10) -> Pictures:
+def learning_pool(folder: Path, copies: int = 8) -> Pictures:
     """Pictures by the artists the judges may see, placed and tinted widely."""
     return make(drawings(folder), copies, seed=11, strength=1.7, jitter=0.5, sets=SEEN)
 

@@ -61,29 +61,3 @@ def train(
 
     fitting.run(loss, steps, log=folder / "vae.jsonl")
     return fitting
-
-
-def refine(
-    pictures: Pictures, folder: Path, steps: int, batch: int = 16, lr: float = 7e-4, bf16: bool = True
-) -> Fitting:
-    """Go on with the decoder alone: latents stay what the denoiser knows. Resumes from `folder`/decoder.safetensors."""
-    from efface.mini.export import load_averaged
-
-    vae: Any = load_averaged(autoencoder(), folder / "vae.safetensors")
-    vae.set_attn_processor(AttnProcessor())
-    vae.decoder.requires_grad_(True)
-    vae.post_quant_conv.requires_grad_(True)
-    fitting = Fitting(vae, folder / "decoder.safetensors", lr, weight_decay=1e-4)
-
-    def loss(step: int, g: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pictures), (batch,), generator=g)
-        target = pictures.pixels[rows].float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            with torch.no_grad():
-                posterior = vae.encode(target).latent_dist
-                z = posterior.mean + 0.2 * posterior.std * torch.randn(posterior.mean.shape, generator=g)
-            output = vae.decode(z).sample
-        return reconstruction(output.float(), target)
-
-    fitting.run(loss, steps, seed=4, log=folder / "decoder.jsonl")
-    return fitting
