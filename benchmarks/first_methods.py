@@ -1,9 +1,9 @@
 """UCE, ESD-x, the negative prompt and SLD-max on ten objects and three styles of mini, judged before and after.
 
 Half of the other concepts of the same kind are kept, so that the other half shows what is not protected.
-One JSON line a job in records/first_methods.jsonl; a stopped run goes on where it was. About 40 minutes on two cores.
+One JSON line a job in records/first_methods.jsonl; a stopped run goes on where it was. About an hour on two cores.
 
-    python benchmarks/first_methods.py [--only METHOD] [--table]
+    python benchmarks/first_methods.py [--only METHOD] [--threads N] [--table]
 """
 
 import argparse
@@ -60,7 +60,7 @@ def run(method: str, name: str, model: Model, known: dict[str, Concept]) -> dict
 def pooled(rows: list[dict[str, Any]]) -> str:
     """Return the table: per method, objects and styles apart, proportions pooled over concepts with intervals."""
     lines = ["| erased | method | group | before | after | n | change |", "|---|---|---|---|---|---|---|"]
-    for kind, names in (("10 objects", OBJECTS), ("3 styles", STYLES)):
+    for kind, names in (("objects", OBJECTS), ("styles", STYLES)):
         for method in METHODS:
             hits: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
             for row in rows:
@@ -70,11 +70,13 @@ def pooled(rows: list[dict[str, Any]]) -> str:
                         for i, when in enumerate(("before", "after")):
                             hits[group][i] += value[when]["top1"] * n
                         hits[group][2] += n
+            count = sum(r["method"] == method and r["result"]["concept"] in names for r in rows)
             for group, (before, after, n) in hits.items():
                 if n:
                     low, high = wilson(round(after), int(n))
                     cells = f"{before / n:.3f} | {after / n:.3f} [{low:.3f}, {high:.3f}] | {int(n)}"
-                    lines.append(f"| {kind} | {method} | {group} | {cells} | {(after - before) / n:+.3f} |")
+                    who = f"{count} of {len(names)} {kind} | {method} | {group}"
+                    lines.append(f"| {who} | {cells} | {(after - before) / n:+.3f} |")
     return "\n".join(lines)
 
 
