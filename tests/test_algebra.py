@@ -66,6 +66,16 @@ def test_addition_is_commutative_bit_for_bit(a: Edit, b: Edit):
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_addition_commutes_when_one_side_holds_maps_that_merge():
+    right = torch.randn(1, 4, generator=torch.Generator().manual_seed(9))
+    lefts = [torch.randn(4, 1, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    maps = [TextMap(NAMES[:1], left, right) for left in lefts]
+    for a, b in (([0], [0, 1]), ([0, 1, 2], [3]), ([0, 1, 2], [2, 1, 3]), ([3, 2, 1, 0], [0, 1, 2, 3])):
+        one, two = (Edit(maps=tuple(maps[i] for i in part)) for part in (a, b))
+        assert one + two == two + one
+        assert one - one == two - two == Edit()
+
+
 @quick
 @given(edits(), edits(), edits())
 def test_addition_is_associative(a: Edit, b: Edit, c: Edit):

@@ -1,7 +1,8 @@
 """Edit algebra: sums, scales, differences and prunings of edits, as values.
 
 Text maps with the same names and the same right factor are merged, terms that are zero are dropped and maps are kept
-in one order, so that a + b equals b + a and a - a is the empty edit.
+in one order, so that a + b equals b + a and a - a is the empty edit. Each side is merged by itself before the two meet: sums of
+three or more floats depend on their order, sums of two do not.
 """
 
 import math
@@ -36,7 +37,7 @@ def add(a: "Edit", b: "Edit") -> "Edit":
     return replace(
         a,
         delta=_nonzero(delta),
-        maps=_merged((*a.maps, *b.maps)),
+        maps=_merged((*_merged(a.maps), *_merged(b.maps))),  # at most two terms each, and those commute
         guards=guards,
         meta=meta,
         extra={**b.extra, **a.extra},

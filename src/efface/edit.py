@@ -64,7 +64,10 @@ class Edit:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __add__(self, other: "Edit") -> "Edit":
-        """Apply both; commutative bit for bit. Raises `BadEdit` for edits of different base models."""
+        """Apply both. Weights commute bit for bit; guards act in the order of the sum.
+
+        Raises `BadEdit` for edits of different base models.
+        """
         return algebra.add(self, other)
 
     def __sub__(self, other: "Edit") -> "Edit":
