@@ -12,10 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.files import save_safetensors
 from efface.model import Model
+
+# The same examples on every run and machine; HYPOTHESIS_PROFILE=search looks for new ones, and for more of them.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=40)
+settings.register_profile("search", derandomize=False, deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 SENTENCE = (
     "a an the of in on by and picture photo art painting style church house castle guitar dog wolf fox cat car taxi "

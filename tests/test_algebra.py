@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -55,10 +55,8 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-4) -
 
 
 ZERO = torch.zeros(5, 4)
-quick = settings(max_examples=40, deadline=None)
 
 
-@quick
 @given(edits(), edits())
 def test_addition_is_commutative_bit_for_bit(a: Edit, b: Edit):
     assert a + b == b + a
@@ -76,26 +74,22 @@ def test_addition_commutes_when_one_side_holds_maps_that_merge():
         assert one - one == two - two == Edit()
 
 
-@quick
 @given(edits(), edits(), edits())
 def test_addition_is_associative(a: Edit, b: Edit, c: Edit):
     assert close(dense((a + b) + c), dense(a + (b + c)))
 
 
-@quick
 @given(edits(), edits(), scales)
 def test_scaling_distributes_over_addition(a: Edit, b: Edit, s: float):
     assert close(dense(s * (a + b)), dense(s * a + s * b), 1e-3)
 
 
-@quick
 @given(edits(), scales, scales)
 def test_scales_add_and_multiply(a: Edit, s: float, t: float):
     assert close(dense(s * a + t * a), dense((s + t) * a), 1e-3)
     assert close(dense(s * (t * a)), dense((s * t) * a), 1e-3)
 
 
-@quick
 @given(edits())
 def test_an_edit_less_itself_is_nothing(a: Edit):
     assert a - a == Edit()
@@ -103,14 +97,12 @@ def test_an_edit_less_itself_is_nothing(a: Edit):
     assert 0 * a == Edit()
 
 
-@quick
 @given(edits(), edits())
 def test_subtraction_undoes_addition(a: Edit, b: Edit):
     assert close(dense(a + b - b), dense(a))
     assert close(dense(-(a - b)), dense(b - a))
 
 
-@quick
 @given(edits())
 def test_one_and_the_empty_edit_are_neutral(a: Edit):
     assert 1 * a is a
@@ -118,7 +110,6 @@ def test_one_and_the_empty_edit_are_neutral(a: Edit):
     assert close(dense(a + Edit()), dense(a))
 
 
-@quick
 @given(edits(), st.sampled_from(["down", "mid", "up", "attn2", "*.conv.*"]))
 def test_what_is_pruned_and_what_is_left_are_the_whole(a: Edit, pattern: str):
     if any(algebra.matches(name, pattern) for name in a.names):
@@ -128,7 +119,6 @@ def test_what_is_pruned_and_what_is_left_are_the_whole(a: Edit, pattern: str):
         assert close(dense(kept + left), dense(a))
 
 
-@quick
 @given(text_maps(), scales)
 def test_maps_with_one_right_factor_are_merged(a: TextMap, s: float):
     edit = Edit(maps=(a,))

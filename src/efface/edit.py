@@ -38,8 +38,14 @@ class TextMap:
 
     def delta(self, weight: Float[Tensor, "out dim"]) -> Float[Tensor, "out dim"]:
         """Return W0 @ left @ right in the precision of the factors (at least fp32)."""
-        left, right = self.left.to(weight.device), self.right.to(weight.device)
-        return (weight.to(left.dtype) @ left) @ right
+        wide = weight.to(self.left.dtype)
+        if 2 * self.left.shape[1] > self.left.shape[0]:  # one product for all weights is less work
+            return wide @ self._product.to(weight.device)
+        return (wide @ self.left.to(weight.device)) @ self.right.to(weight.device)
+
+    @functools.cached_property
+    def _product(self) -> Float[Tensor, "dim dim"]:
+        return self.left @ self.right
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -51,7 +51,6 @@ def objective(weight, base, c, g, ridge, w, k, p, start):
     )
 
 
-@settings(max_examples=40, deadline=None)
 @given(SHAPES, st.floats(1e-3, 10), st.floats(0.05, 5), st.integers(0, 99))
 def test_agrees_with_a_plain_inverse(shape, ridge, p, seed):
     n, m, dim = shape
