@@ -102,9 +102,17 @@ def demo(
 
 
 def keeps(concept: Concept, table: Mapping[str, Concept]) -> tuple[Concept, ...]:
-    """Return every second other object: the rest shows what happens to concepts that no one protected."""
-    others = [c for c in table.values() if c.kind == concept.kind and c.name != concept.name]
-    return tuple(others[::2])
+    """Return every second other object, and for a style every second other style and object.
+
+    The rest shows what happens to concepts that no one protected. A style stands in the prompts of objects, so these
+    have to be kept as well; an object is erased with the prompts of no style.
+    """
+    kinds = {concept.kind, "object"}
+    return tuple(c for kind in sorted(kinds) for c in _others(concept, table, kind)[::2])
+
+
+def _others(concept: Concept, table: Mapping[str, Concept], kind: str) -> list[Concept]:
+    return [c for c in table.values() if c.kind == kind and c.name != concept.name]
 
 
 def fit(model: "Model", recipe: Recipe, concept: Concept, keep: Sequence[Concept]) -> "Edit":

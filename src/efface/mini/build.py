@@ -17,7 +17,7 @@ from efface.mini.nets import Classifier, JudgeCLIP, Words
 from efface.mini.nouns import NAMES
 
 PARTS = ("data", "vae", "text", "latents", "unet", "judges", "export", "measure")
-STEPS = {"vae": 2400, "text": 2600, "unet": 4300, "objects": 3000, "styles": 700, "clip": 1200}
+STEPS = {"vae": 2400, "text": 2600, "unet": 4300, "objects": 4000, "styles": 700, "clip": 1200}
 HERE = Path(__file__).parent
 
 

@@ -30,9 +30,9 @@ def _noise(x: Tensor, g: torch.Generator, recolour: bool) -> Tensor:
     chance = lambda p: torch.rand(b, 1, 1, 1, generator=g) < p  # noqa: E731
     if recolour:
         shuffled = x[:, torch.randperm(3, generator=g)]
-        x = torch.where(chance(0.25), shuffled, x)
-        x = torch.where(chance(0.15), x.mean(1, keepdim=True).expand_as(x), x)
-        x = torch.where(chance(0.08), 1 - x, x)
+        x = torch.where(chance(0.12), shuffled, x)
+        x = torch.where(chance(0.08), x.mean(1, keepdim=True).expand_as(x), x)
+        x = torch.where(chance(0.04), 1 - x, x)
     soft = F.avg_pool2d(F.pad(x, (1,) * 4, mode="replicate"), 3, 1)
     x = torch.where(chance(0.35), soft, x)
     gain = 1 + 0.3 * (torch.rand(b, 1, 1, 1, generator=g) - 0.5)

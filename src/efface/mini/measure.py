@@ -159,6 +159,9 @@ def report(folder: Path) -> None:
     for guidance in (3.5, 5.0, 7.5):
         scores = generated(model, judge, prompts()["plain"], 2, guidance=guidance, **HOW)
         found["solvers"][f"guidance {guidance}"] = {k: v for k, v in scores.items() if k != "per_object"}
+    half = Model.load("mini", dtype=torch.bfloat16)
+    scores = generated(half, judge, prompts()["plain"], 8, **HOW)
+    found["solvers"]["bfloat16"] = {k: v for k, v in scores.items() if k != "per_object"}
     found["model"] = model.id
     found["judge"] = judge.profile
     (HERE / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
