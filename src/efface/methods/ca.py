@@ -55,7 +55,7 @@ class CA(FineTune):
         "paper": {},
         "nudity": {"steps": 800, "lr": 4e-6, "batch": 4, "params": "attn"},  # added after publication
         "memorization": {"steps": 400, "lr": 5e-7, "batch": 2, "params": "full"},
-        "mini": {"steps": 150, "lr": 2e-4, "batch": 6, "images": 48},
+        "mini": {"steps": 80, "lr": 3e-4, "batch": 4, "images": 32, "image_steps": 10},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2, "image_steps": 2}
 

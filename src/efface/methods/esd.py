@@ -49,7 +49,7 @@ class ESD(FineTune):
             "source": "base",
             "jitter": False,
         },
-        "mini": {"steps": 150, "lr": 2e-4, "batch": 6, "ddim_steps": 10},
+        "mini": {"steps": 80, "lr": 4e-4, "batch": 4, "ddim_steps": 8},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3}
 

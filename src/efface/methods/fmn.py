@@ -52,7 +52,15 @@ class FMN(FineTune):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo": {"inversion_steps": 500},
-        "mini": {"lr": 2e-5, "batch": 4, "images": 16, "image_steps": 20, "steps": 100},
+        "mini": {  # all weights at any rate tried took the neighbours before the concept
+            "steps": 60,
+            "lr": 1e-4,
+            "batch": 4,
+            "params": "x",
+            "pooler": True,
+            "images": 16,
+            "image_steps": 10,
+        },
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2, "image_steps": 2, "inversion_steps": 2}
 

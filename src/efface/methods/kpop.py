@@ -17,7 +17,7 @@ from efface.errors import BadInput
 from efface.methods._aside import put_aside
 from efface.methods._finetune import FineTune, Loss, Run, said
 from efface.methods._loop import optimizer
-from efface.methods._prompt import injected
+from efface.methods._prompt import prompted
 from efface.methods._trajectory import partly_denoise
 
 
@@ -62,7 +62,15 @@ class KPOP(FineTune):
         "nudity": {"params": "u"},  # section 5.3: "focusing exclusively on … non-cross-attention modules"
         "additive": {"mechanism": "add", "init": 0.0},
         "sibling-code": {"size": 1, "lam": 0.01, "prompt_steps": 2},
-        "mini": {"steps": 150, "lr": 2e-4, "batch": 6, "prompt_lr": 1e-2, "ddim_steps": 20, "size": 1},
+        "mini": {
+            "steps": 120,
+            "lr": 8e-4,
+            "batch": 4,
+            "prompt_lr": 1e-2,
+            "ddim_steps": 8,
+            "reuse": 2,
+            "size": 1,
+        },
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "size": 1}
 
@@ -78,6 +86,7 @@ class KPOP(FineTune):
         c_k = run.contexts([concept.name for concept in run.keep]) if run.keep else None
         p = self._prompt(run, c_e)
         source = {"student": run.student, "base": run.base}[self.source]
+        keyed = prompted(run.student, p, self.mechanism, self._where)
 
         def loss(step: int) -> Float[Tensor, ""]:
             z, t, row = partly_denoise(
@@ -88,13 +97,11 @@ class KPOP(FineTune):
                 e_e, e_n = run.base.eps(z, t, c), run.base.eps(z, t, c_n)
             restored = e_e.new_zeros(())
             for _ in range(self.prompt_steps):  # knowledge transfer, eq. 5 and 6
-                with injected(run.student, p, self.mechanism, self._where):
-                    restored = mse_loss(run.student.eps(z, t, c), e_e)
+                restored = mse_loss(keyed.eps(z, t, c), e_e)
                 p.grad = run.mean(torch.autograd.grad(restored, p)[0])
                 run.state.optimizers["prompt"].step()
             value = mse_loss(run.student.eps(z, t, c), e_n)  # L1
-            with injected(run.student, p.detach(), self.mechanism, self._where):
-                value = value + self.lam * mse_loss(run.student.eps(z, t, c), e_e)  # L2
+            value = value + self.lam * mse_loss(keyed.eps(z, t, c), e_e)  # L2; what it says of p is not used
             if c_k is not None:
                 kept = c_k[run.pick(len(c_k), self.batch)]
                 value = value + self.keep_weight * mse_loss(run.student.eps(z, t, kept), run.base.eps(z, t, kept))

@@ -3,7 +3,7 @@
 Heng and Soh 2023, https://arxiv.org/abs/2305.10120.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.utils.checkpoint import checkpoint
 
 from efface.concept import Concept
 from efface.errors import BadInput
@@ -54,13 +55,13 @@ class SA(FineTune):
         "paper": {},
         "nudity": {"steps": 31250, "params": "u"},  # 500 epochs, "noxattn"
         "mini": {
-            "steps": 200,
-            "lr": 1e-4,
+            "steps": 160,
+            "lr": 4e-4,
             "batch": 4,
-            "images": 48,
-            "replay_images": 96,
-            "image_steps": 20,
-            "fisher_images": 48,
+            "images": 24,
+            "replay_images": 48,
+            "image_steps": 10,
+            "fisher_images": 24,
         },
     }
     QUICK: ClassVar[dict[str, Any]] = {
@@ -87,7 +88,8 @@ class SA(FineTune):
         replayed = own_latents(run, "replay", kept, self.replay_images, *draw)
         c_forget, c_keep = run.contexts([text for text, _ in forgotten]), run.contexts(kept)
         fisher = run.once("fisher", lambda: self._fisher(run, replayed, c_keep))
-        start = {name: p.detach().clone() for name, p in run.weights.items()} if self.penalty else {}
+        start = run.base.weights("")
+        held = list(run.weights) if self.penalty else []
 
         def plain(latents: Tensor, contexts: Tensor) -> Tensor:
             chosen, t, noise = run.pick(len(latents), self.batch), run.pick(1000, self.batch), run.noise(self.batch)
@@ -96,7 +98,7 @@ class SA(FineTune):
 
         def loss(step: int) -> Float[Tensor, ""]:
             value = plain(surrogates, c_forget) + self.replay * plain(replayed, c_keep)
-            moved = [(fisher[n].to(p.device) * (run.weights[n] - p).square()).sum() for n, p in start.items()]
+            moved = [_recomputed(_moved, fisher[name], run.weights[name], start[name]) for name in held]
             return value + self.penalty * torch.stack(moved).sum() if moved else value
 
         return loss
@@ -119,6 +121,15 @@ class SA(FineTune):
                 if g is not None:
                     sums += g.square() / self.fisher_images
         return total
+
+
+def _moved(fisher: Tensor, weight: Tensor, start: Tensor) -> Float[Tensor, ""]:
+    return (fisher.to(weight.device) * (weight - start).square()).sum()
+
+
+def _recomputed(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Call a function and keep none of its intermediate values, here one more copy of all weights, for its gradient."""
+    return checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
 
 
 def _surrogates(concept: Concept) -> Sequence[str]:

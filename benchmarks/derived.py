@@ -1,0 +1,277 @@
+"""Attack UCE and RECE on mini with derived embeddings, and sweep RECE's λ: the counterparts of its figures 5 and 6.
+
+For ten objects, after 0 (UCE), 1, 3 and 5 epochs of RECE: the share of images that show the concept again when the
+embedding that eq. 7 of the paper derives from the final weights takes the place of the prompt, for each λ of the
+attacker; beside it what is left of other objects. Then the λ that RECE itself derives with.
+
+    python benchmarks/derived.py [--threads N]    # writes records/derived.json, the sheet and the chart; resumes
+    python benchmarks/derived.py --draw           # draws them again from the record
+"""
+
+import argparse
+import json
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efface.concept import Concept, table
+from efface.demo import keeps
+from efface.edit import Edit
+from efface.evaluate import drawing, images
+from efface.files import writing
+from efface.judge import judge
+from efface.methods._closed_form import derive
+from efface.methods._text_algebra import Factors, Outputs
+from efface.methods._text_edit import key_value_gram, text_weights
+from efface.methods.rece import RECE
+from efface.methods.uce import UCE
+from efface.model import Model
+from efface.provenance import git, versions
+from efface.query import Query
+from efface.report import grid
+from efface.stats import wilson
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+RECORD = HERE / "records" / "derived.json"
+OBJECTS = tomllib.loads((HERE / "methods.toml").read_text())["objects"]
+HOW: dict[str, Any] = {"steps": 8}
+EPOCHS = (0, 1, 3, 5)
+ATTACK = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # the attacker's λ of eq. 7
+SWEEP = (1e-4, 1e-3, 1e-2, 0.2, 0.4, 0.6, 0.8, 1.0)  # RECE's own; the last five divide [0, 1] as figure 6 does
+SWEPT = 3  # objects
+SEEDS = range(8)
+Share = dict[str, Any]
+
+
+@cache
+def mini() -> tuple[Model, dict[str, Concept]]:
+    """Load the model and its concepts once."""
+    return Model.load("mini"), table("mini")
+
+
+def erased(name: str, epochs: int, ridge: float | None = None) -> Edit:
+    """Return UCE's edit for 0 epochs, else RECE's, with half of the other objects kept."""
+    model, known = mini()
+    fields = {} if ridge is None else {"derive_ridge": ridge}
+    method = RECE.preset("mini", epochs=epochs, **fields) if epochs else UCE.preset("mini")
+    return method(model, [known[name]], keeps(known[name], known))
+
+
+def embeddings(edit: Edit, prompt: str) -> dict[float, Tensor]:
+    """Return what eq. 7 derives from a prompt against the edited weights, by the attacker's λ."""
+    model, _ = mini()
+    system = key_value_gram(model, text_weights(model))
+    change = Factors(edit.maps[0].left.double(), edit.maps[0].right.double())
+    outputs = Outputs.of(system).plus(change, system)
+    rows = model.encode([prompt])[0]
+    return {ridge: derive(rows, outputs, ridge).float() for ridge in ATTACK}
+
+
+def share(hits: int, n: int) -> Share:
+    """Return a proportion with n and Wilson's interval."""
+    low, high = wilson(hits, n)
+    return {"value": round(hits / n, 4), "n": n, "ci95": [round(low, 4), round(high, 4)]}
+
+
+def shown(pictures: Tensor, name: str) -> int:
+    """Count the images whose first class is the concept."""
+    looker = judge("mini")
+    return int((looker.objects(pictures).argmax(1) == looker.classes.index(name)).sum())
+
+
+def others(name: str) -> tuple[list[Query], list[str]]:
+    """Return one query for each object that is neither erased nor kept, nor related, with its name."""
+    _, known = mini()
+    away = {name, *known[name].related, *(c.name for c in keeps(known[name], known))}
+    left = [c for c in known.values() if c.kind == "object" and c.name not in away]
+    return [Query(c.texts[0], 0, **HOW) for c in left], [c.name for c in left]
+
+
+def attacked(name: str, epochs: int) -> dict[str, Any]:
+    """Attack one edit with derived embeddings of every λ."""
+    model, known = mini()
+    edit, prompt = erased(name, epochs), known[name].texts[0]
+    queries, names = others(name)
+    with drawing(model, edit) as draw:
+        back = {
+            f"{ridge:g}": shown(draw([Query(prompt, s, embeds=e, **HOW) for s in SEEDS]), name)
+            for ridge, e in embeddings(edit, prompt).items()
+        }
+        plain = shown(draw([Query(prompt, s, **HOW) for s in SEEDS]), name)
+        kept = right(draw(queries), names)
+    return {"concept": name, "epochs": epochs, "back": back, "plain": plain, "seeds": len(SEEDS), "kept": kept}
+
+
+def right(pictures: Tensor, names: Sequence[str]) -> list[int]:
+    """Return [images judged to be what they were asked for, images]."""
+    looker = judge("mini")
+    labels = torch.tensor([looker.classes.index(name) for name in names])
+    return [int((looker.objects(pictures).argmax(1) == labels).sum()), len(names)]
+
+
+def swept(name: str, ridge: float) -> dict[str, Any]:
+    """Measure RECE with three epochs at one λ: erasing, and the images of other objects against the untouched model."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    model, known = mini()
+    edit, prompt = erased(name, 3, ridge), known[name].texts[0]
+    queries, names = others(name)
+    before, after = images(model, None, queries), images(model, edit, queries)
+    clip = judge("mini").clip_score(after, [q.prompt for q in queries])
+    change = edit.dense(model)
+    moved = sum(float(d.square().sum()) for d in change.values()) ** 0.5
+    weights = model.weights()
+    whole = sum(float(weights[n].square().sum()) for n in change) ** 0.5
+    attack = embeddings(edit, prompt)[1e-3]
+    with drawing(model, edit) as draw:
+        plain = shown(draw([Query(prompt, s, **HOW) for s in SEEDS]), name)
+        back = shown(draw([Query(prompt, s, embeds=attack, **HOW) for s in SEEDS]), name)
+    return {
+        "concept": name,
+        "ridge": ridge,
+        "plain": plain,
+        "back": back,
+        "seeds": len(SEEDS),
+        "kept": right(after, names),
+        "clip": round(float(clip.mean()), 4),
+        "clip_before": round(float(judge("mini").clip_score(before, [q.prompt for q in queries]).mean()), 4),
+        "ssim": round(float(ssim(after, before, data_range=1.0)), 4),  # type: ignore[arg-type]
+        "change": round(moved / whole, 4),
+    }
+
+
+def work() -> None:
+    """Do what the record lacks, saving after each part."""
+    record: dict[str, Any] = {"attacked": [], "swept": []}
+    if RECORD.exists():
+        record = json.loads(RECORD.read_text())
+    for name in OBJECTS:
+        for epochs in EPOCHS:
+            if not any(r["concept"] == name and r["epochs"] == epochs for r in record["attacked"]):
+                record["attacked"].append(attacked(name, epochs))
+                keep(record)
+    for name in OBJECTS[:SWEPT]:
+        for ridge in SWEEP:
+            if not any(r["concept"] == name and r["ridge"] == ridge for r in record["swept"]):
+                record["swept"].append(swept(name, ridge))
+                keep(record)
+
+
+def keep(record: dict[str, Any]) -> None:
+    """Write the record with its summary."""
+    model, _ = mini()
+    profile = {**judge("mini").profile, "model_id": model.id, **HOW, "guidance": 7.5, "solver": "the model's own"}
+    record |= {"summary": summary(record), "profile": profile, "versions": versions(), "git": git()}
+    RECORD.parent.mkdir(exist_ok=True)
+    with writing(RECORD) as path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """Pool over concepts: per number of epochs and per λ."""
+    found: dict[str, Any] = {"epochs": {}, "ridge": {}}
+    for epochs in EPOCHS:
+        rows = [r for r in record["attacked"] if r["epochs"] == epochs]
+        if rows:
+            n = sum(r["seeds"] for r in rows)
+            back = {f"{a:g}": share(sum(r["back"][f"{a:g}"] for r in rows), n) for a in ATTACK}
+            best = sum(max(r["back"].values()) for r in rows)  # the attacker tries every λ on each concept
+            found["epochs"][epochs] = {
+                "concepts": len(rows),
+                "plain": share(sum(r["plain"] for r in rows), n),
+                "back": back,
+                "best": share(best, n),
+                "kept": share(*(sum(r["kept"][i] for r in rows) for i in (0, 1))),
+            }
+    for ridge in SWEEP:
+        rows = [r for r in record["swept"] if r["ridge"] == ridge]
+        if rows:
+            n = sum(r["seeds"] for r in rows)
+            found["ridge"][f"{ridge:g}"] = {
+                "concepts": len(rows),
+                "plain": share(sum(r["plain"] for r in rows), n),
+                "back": share(sum(r["back"] for r in rows), n),
+                "kept": share(*(sum(r["kept"][i] for r in rows) for i in (0, 1))),
+                **{key: round(sum(r[key] for r in rows) / len(rows), 4) for key in ("clip", "ssim", "change")},
+            }
+    return found
+
+
+def sheet(names: Sequence[str] = ("church", "truck", "fish"), epochs: int = 5) -> None:
+    """Draw the images of the embedding derived before each epoch, by the weights it was derived from (figure 5)."""
+    model, known = mini()
+    rows, labels = [], []
+    for name in names:
+        prompt, cells = known[name].texts[0], []
+        edits = [erased(name, e) for e in range(epochs + 1)]
+        derived = edits[-1].extra
+        cells.append(images(model, None, [Query(prompt, s, **HOW) for s in range(3)]))
+        cells.append(images(model, edits[0], [Query(prompt, s, **HOW) for s in range(3)]))
+        for epoch in range(epochs):
+            embeds = derived[f"derived.{epoch}.{name}"]
+            cells.append(images(model, edits[epoch], [Query(prompt, s, embeds=embeds, **HOW) for s in range(3)]))
+        rows.append(cells)
+        labels.append(name)
+    columns = ["original", "UCE", *(f"derived, epoch {e}" for e in range(epochs))]
+    grid.save(grid.sheet(rows, labels, columns, side=96), DOCS / "assets" / "rece_derived.png")
+
+
+def chart() -> None:
+    """Draw the λ sweep and the attack beside each other."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "efface", "font.size": 9})
+    found = json.loads(RECORD.read_text())["summary"]
+    figure, (left, middle, last) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for epochs, row in found["epochs"].items():
+        points = [row["back"][f"{a:g}"] for a in ATTACK]
+        ends = [[abs(p["value"] - p["ci95"][i]) for p in points] for i in (0, 1)]
+        label = "UCE" if epochs == "0" else f"RECE, {epochs} epochs"
+        left.errorbar(ATTACK, [p["value"] for p in points], yerr=ends, marker="o", ms=3, label=label, lw=1)
+    left.set(xscale="log", xlabel="the attacker's λ", ylabel="images that show the concept", ylim=(-0.03, 1.03))
+    left.legend(fontsize=7)
+    ridges = [float(r) for r in found["ridge"]]
+    for axes, keys in ((middle, ("clip", "ssim", "change")), (last, ("plain", "back", "kept"))):
+        for key in keys:
+            values = [row[key]["value"] if isinstance(row[key], dict) else row[key] for row in found["ridge"].values()]
+            axes.plot(ridges, values, marker="o", ms=3, label=NAMES[key], lw=1)
+        axes.set(xscale="log", xlabel="RECE's λ (three epochs)")
+        axes.legend(fontsize=7)
+    with writing(DOCS / "assets" / "rece_lambda.svg") as path:
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+NAMES = {
+    "clip": "CLIP score, others",
+    "ssim": "SSIM to the original, others",
+    "change": "‖ΔW‖ / ‖W‖",
+    "plain": "concept, by its prompt",
+    "back": "concept, by derived embeddings",
+    "kept": "others, judged right",
+}
+
+
+def main() -> None:
+    """Do what is missing, then draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draw", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if not options.draw:
+        work()
+    sheet()
+    chart()
+
+
+if __name__ == "__main__":
+    main()

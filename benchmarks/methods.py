@@ -1,0 +1,188 @@
+"""Run every method of methods.toml on mini and judge it; one JSON line a job in records/methods.jsonl.
+
+A stopped run goes on where it was. Each process runs one job at a time on one thread.
+
+    python benchmarks/methods.py [--only METHOD] [--workers 2]    # run what is missing, then write the table
+    python benchmarks/methods.py --table                          # write docs/methods/results.md from the record
+    python benchmarks/methods.py --sheets                         # draw a sheet of pictures for each method
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from efface import registry
+from efface.concept import Concept, table
+from efface.demo import keeps
+from efface.edit import Edit
+from efface.evaluate import evaluate, images
+from efface.judge import judge
+from efface.model import Model
+from efface.plan import Plan, held_out
+from efface.provenance import git
+from efface.query import Query
+
+HERE = Path(__file__).parent
+SETUP = tomllib.loads((HERE / "methods.toml").read_text())
+RECORDS = HERE / "records" / "methods.jsonl"
+EDITS = HERE.parent / "build" / "edits"  # outside git
+FIVE = {"five": True, "five, others kept": True}
+
+
+class Job(NamedTuple):
+    """One row of the record: a method with a preset, and a concept or one of the two settings of five."""
+
+    method: str
+    preset: str
+    setting: str
+
+    @property
+    def path(self) -> Path:
+        """Return where its edit is kept."""
+        return EDITS / f"{self.method}-{self.preset or 'default'}-{self.setting}.safetensors".replace(" ", "_")
+
+
+def jobs() -> Iterator[Job]:
+    """Yield every job, concept by concept, so that a partial record holds all methods."""
+    for setting in (*SETUP["objects"], *SETUP["styles"], *FIVE):
+        for entry in SETUP["method"]:
+            if setting not in FIVE or entry.get("five"):
+                yield Job(entry["name"], entry.get("preset", ""), setting)
+
+
+def records() -> list[dict[str, Any]]:
+    """Read the records on disk."""
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def plan() -> Plan:
+    """Return the evaluation's prompts and seeds."""
+    counts: dict[str, Any] = dict(SETUP["plan"])
+    steps = counts.pop("steps")
+    seeds: dict[str, Any] = {name: tuple(range(n)) for name, n in counts.items()}
+    return Plan(steps=steps, **seeds)
+
+
+@cache
+def mini() -> tuple[Model, dict[str, Concept]]:
+    """Load the model that is edited once a process."""
+    torch.set_num_threads(1)
+    return Model.load("mini"), table("mini")
+
+
+@cache
+def drawn() -> Model:
+    """Load the model that draws what is judged: the same in bfloat16, which is judged alike and takes half the time."""
+    return Model.load("mini", dtype=torch.bfloat16)
+
+
+def concepts(job: Job, known: dict[str, Concept]) -> tuple[list[Concept], tuple[Concept, ...]]:
+    """Return what a job erases and what it keeps."""
+    if job.setting not in FIVE:
+        concept = known[job.setting]
+        return [concept], keeps(concept, known)
+    ten = [known[name] for name in SETUP["objects"]]
+    return ten[:5], tuple(ten[5:]) if "kept" in job.setting else ()
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Erase, judge and measure one job."""
+    model, known = mini()
+    erase, keep = concepts(job, known)
+    rest = memory_peak(reset=True)
+    began = time.perf_counter()
+    edit = registry.get("methods", job.method).preset(job.preset)(model, erase, keep, seed=0)
+    seconds, peak = time.perf_counter() - began, memory_peak()
+    edit.save(job.path)
+    result = evaluate(drawn(), edit, erase, known, judge("mini"), plan(), any_base=True)
+    result.pop("per_concept")
+    meta = {k: v for k, v in edit.meta.items() if k in ("fields", "seed", "versions")}
+    if "closed_form" in edit.meta:
+        meta["closed_form"] = edit.meta["closed_form"]
+    return {
+        **job._asdict(),
+        "seconds": round(seconds, 2),
+        "peak_mb": round(peak / 2**20),
+        "loaded_mb": round(rest / 2**20),
+        "share": share(edit, model),
+        "ssim": similarity(edit, erase, known),
+        "result": result,
+        "edit": meta,
+        "git": git(),
+    }
+
+
+def memory_peak(reset: bool = False) -> int:
+    """Return the peak resident bytes of this process since the last reset; with `reset`, those held now."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+        return psutil.Process().memory_info().rss
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def share(edit: Edit, model: Model) -> float:
+    """Return the share of the UNet's weights that the edit changes."""
+    changed = sum(int((delta != 0).sum()) for delta in edit.dense(model).values()) if edit.names else 0
+    return round(changed / sum(p.numel() for p in model.weights().values()), 4)
+
+
+def similarity(edit: Edit, erase: list[Concept], known: dict[str, Concept]) -> dict[str, float]:
+    """Return SSIM to the original images: its mean over unrelated prompts, with the standard error."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    chosen = plan()
+    cases = [c for c in chosen.cases(erase, known, held_out("mini")) if c.group == "unrelated"]
+    queries = [Query(case.prompt, seed, **chosen.sampling) for case in cases for seed in case.seeds]
+    before, after = (images(drawn(), e, queries, chosen.batch, any_base=True) for e in (None, edit))
+    each = ssim(after, before, data_range=1.0, reduction="none")
+    assert isinstance(each, torch.Tensor)
+    return {"mean": round(float(each.mean()), 4), "se": round(float(each.std() / len(each) ** 0.5), 4), "n": len(each)}
+
+
+def main() -> None:
+    """Run what is missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="this method only")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=10**6, help="at most this many jobs")
+    parser.add_argument("--table", action="store_true", help="write the table of what is on record and stop")
+    parser.add_argument("--sheets", action="store_true", help="draw the sheets of pictures and stop")
+    options = parser.parse_args()
+    if not (options.table or options.sheets):
+        RECORDS.parent.mkdir(exist_ok=True)
+        EDITS.mkdir(parents=True, exist_ok=True)
+        done = {(r["method"], r["preset"], r["setting"]) for r in records()}
+        todo = [job for job in jobs() if job not in done and options.only in ("", job.method)][: options.limit]
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes started below
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+            running = {pool.submit(run, job): job for job in todo}
+            for i, future in enumerate(as_completed(running), 1):
+                record = future.result()
+                with open(RECORDS, "a") as file:
+                    file.write(json.dumps(record) + "\n")
+                target = record["result"]["groups"]["target"]["after"]["top1"]
+                line = f"{i} of {len(todo)}: {' '.join(running[future])}: {record['seconds']} s, target {target:.2f}"
+                print(line, flush=True)
+    from _methods_page import sheets, write
+
+    if options.sheets:
+        sheets()
+    else:
+        write(records())
+
+
+if __name__ == "__main__":
+    main()
