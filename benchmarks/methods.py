@@ -154,7 +154,7 @@ def similarity(edit: Edit, erase: list[Concept], known: dict[str, Concept]) -> d
 def main() -> None:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="this method only")
+    parser.add_argument("--only", default="", help="these methods only, with commas between them")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=int, default=10**6, help="at most this many jobs")
     parser.add_argument("--table", action="store_true", help="write the table of what is on record and stop")
@@ -163,19 +163,24 @@ def main() -> None:
     if not (options.table or options.sheets):
         RECORDS.parent.mkdir(exist_ok=True)
         EDITS.mkdir(parents=True, exist_ok=True)
+        only = options.only.split(",") if options.only else []
         done = {(r["method"], r["preset"], r["setting"]) for r in records()}
-        todo = [job for job in jobs() if job not in done and options.only in ("", job.method)][: options.limit]
+        todo = [job for job in jobs() if job not in done and (not only or job.method in only)][: options.limit]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the processes started below
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
             running = {pool.submit(run, job): job for job in todo}
             for i, future in enumerate(as_completed(running), 1):
-                record = future.result()
+                name = " ".join(running[future])
+                try:
+                    record = future.result()
+                except Exception as error:  # one job that fails must not stop an hour of others
+                    print(f"{i} of {len(todo)}: {name} failed: {type(error).__name__}: {error}", flush=True)
+                    continue
                 with open(RECORDS, "a") as file:
                     file.write(json.dumps(record) + "\n")
                 target = record["result"]["groups"]["target"]["after"]["top1"]
-                line = f"{i} of {len(todo)}: {' '.join(running[future])}: {record['seconds']} s, target {target:.2f}"
-                print(line, flush=True)
+                print(f"{i} of {len(todo)}: {name}: {record['seconds']} s, target {target:.2f}", flush=True)
     from _methods_page import sheets, write
 
     if options.sheets:

@@ -49,7 +49,7 @@ class TaskVector(FineTune):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo-2025": {"steps": 200, "batch": 16, "images": 200},
-        "mini": {"steps": 100, "lr": 1e-4, "batch": 8, "images": 24, "image_steps": 10, "alpha": 3.0},
+        "mini": {"steps": 100, "lr": 1e-4, "batch": 8, "images": 24, "image_steps": 10, "alpha": 2.5},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2, "image_steps": 2}
 
