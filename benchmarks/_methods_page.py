@@ -78,12 +78,17 @@ COLUMNS: dict[str, Callable[[list[Record]], str]] = {
 }
 
 
-def section(title: str, rows: list[Record], settings: Sequence[str]) -> list[str]:
+SHORT = ("erased, ESR-1", "by keywords", "related, PSR-1", "others, PSR-1", "seconds")
+
+
+def section(
+    title: str, rows: list[Record], settings: Sequence[str], columns: Sequence[str] = tuple(COLUMNS)
+) -> list[str]:
     """Return one table: a row for each method and preset, over the settings that are on record."""
     rows = [r for r in rows if r["setting"] in settings]
     if not rows:
         return []
-    shown = [name for name, cell in COLUMNS.items() if any(cell([r]) for r in rows)]
+    shown = [name for name in columns if any(COLUMNS[name]([r]) for r in rows)]
     lines = [f"## {title}", "", f"| method | preset | {' | '.join(shown)} |", "|---|---" + "|---" * len(shown) + "|"]
     seen = [r["result"]["groups"] for r in rows]
     untouched = {"erased, ESR-1": "target", "related, PSR-1": "related", "others, PSR-1": others(rows)}
@@ -122,6 +127,17 @@ def write(rows: list[Record]) -> None:
     with writing(DOCS / "methods" / "results.md") as path:
         path.write_text("\n".join(lines))
     chart(rows)
+    readme(rows)
+
+
+def readme(rows: list[Record]) -> None:
+    """Put a short table between the markers of the README."""
+    path = DOCS.parent / "README.md"
+    begin, end = "<!-- methods: begin -->\n", "<!-- methods: end -->"
+    head, rest = path.read_text().split(begin)
+    lines = section("One object at a time", rows, SETUP["objects"], SHORT)[2:-2]
+    with writing(path) as temporary:
+        temporary.write_text(head + begin + "\n".join(lines) + end + rest.split(end)[1])
 
 
 def chart(rows: list[Record]) -> None:

@@ -54,7 +54,7 @@ class FMN(FineTune):
         "repo": {"inversion_steps": 500},
         "mini": {  # all weights at any rate tried took the neighbours before the concept
             "steps": 60,
-            "lr": 1e-4,
+            "lr": 1.5e-4,
             "batch": 4,
             "params": "x",
             "pooler": True,

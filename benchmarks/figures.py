@@ -1,0 +1,240 @@
+"""Redraw figures of the papers in miniature: one concept of mini, one command each, resumable.
+
+python benchmarks/figures.py kpop-training     # KPOP, figure 4: the prompt's similarity to texts along training
+python benchmarks/figures.py kpop-mechanism    # KPOP, table 5: concatenated or added, and the prompt's size k
+python benchmarks/figures.py kpop-where        # KPOP, table 6: the blocks that read the prompt
+python benchmarks/figures.py kpop-lambda       # KPOP, figure 5
+python benchmarks/figures.py surgical-lambda   # All but One, figures 6 and 9: λ against erasing and SSIM
+python benchmarks/figures.py purification      # All but One, figure 10: a concept taken out of given pictures
+python benchmarks/figures.py task-vector       # task vectors, figure 4: strengths and pruned sets of blocks
+python benchmarks/figures.py all
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import matplotlib as mpl
+import torch
+
+from efface import registry
+from efface.demo import keeps
+from efface.edit import Edit
+from efface.evaluate import evaluate, images
+from efface.files import writing
+from efface.judge import judge
+from efface.methods._purify import purify
+from efface.provenance import git
+from efface.query import Query
+from efface.report import grid
+from methods import EDITS, drawn, mini, plan, similarity
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
+mpl.rcParams.update({"svg.hashsalt": "efface", "font.size": 9})
+HERE = Path(__file__).parent
+RECORDS = HERE / "records" / "figures.jsonl"
+OUT = HERE.parent / "docs" / "assets" / "figures"
+CONCEPT = "church"
+Fields = dict[str, Any]
+Row = dict[str, Any]
+SCORES = {"target": "church, by its name", "implicit": "church, by keywords", "unprotected": "others, not kept"}
+
+
+def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Edit], Edit] = lambda e: e) -> Row:
+    """Return the record of one setting; trains and judges when it is not on record yet. Trained edits are kept."""
+    found = [r for r in records() if (r["figure"], r["label"]) == (figure, label)]
+    if found:
+        return found[0]
+    (_, known), name = mini(), json.dumps(fields, sort_keys=True)
+    concept = known[CONCEPT]
+    edit = then(trained(method, fields))
+    result = evaluate(drawn(), edit, concept, known, judge("mini"), plan(), any_base=True)
+    kept = {c.name for c in keeps(concept, known)}
+    others = [v for k, v in result["per_concept"].items() if v["group"] == "unrelated" and k not in kept]
+    hits, n = (sum(f(v["after"]) for v in others) for f in (lambda s: round(s["top1"] * s["n"]), lambda s: s["n"]))
+    made: Row = {
+        "figure": figure,
+        "label": label,
+        "method": method,
+        "fields": json.loads(name),
+        "groups": {k: v["after"] for k, v in result["groups"].items()} | {"unprotected": {"top1": hits / n, "n": n}},
+        "ssim": similarity(edit, [concept], known),
+        "training": edit.meta.get("training", {}),
+        "profile": result["profile"],
+        "git": git(),
+    }
+    with open(RECORDS, "a") as file:
+        file.write(json.dumps(made) + "\n")
+    print(f"{figure} {label}: " + ", ".join(f"{k} {made['groups'][k]['top1']:.2f}" for k in SCORES), flush=True)
+    return made
+
+
+def trained(method: str, fields: Fields) -> Edit:
+    """Erase the concept with the preset for mini and some fields of its own; found again when it was done before."""
+    text = "-".join(f"{k}={v}" for k, v in sorted(fields.items())) or "preset"
+    path = EDITS / "figures" / f"{method}-{text}.safetensors"
+    if not path.exists():
+        model, known = mini()
+        concept = known[CONCEPT]
+        edit = registry.get("methods", method).preset("mini", **fields)(model, concept, keeps(concept, known), seed=0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        edit.save(path)
+    return Edit.load(path)
+
+
+def records() -> list[Row]:
+    """Read the records on disk."""
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def save(figure: Any, name: str) -> None:
+    """Write a drawing."""
+    with writing(OUT / f"{name}.svg") as path:
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def bars(rows: Sequence[Row], name: str, title: str) -> None:
+    """Draw scores of several settings beside each other."""
+    figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
+    for i, (group, text) in enumerate(SCORES.items()):
+        at = [x + 0.27 * (i - 1) for x in range(len(rows))]
+        axes.bar(at, [r["groups"][group]["top1"] for r in rows], 0.25, label=text)
+    axes.plot(range(len(rows)), [r["ssim"]["mean"] for r in rows], "k_", ms=30, label="SSIM, unrelated")
+    axes.set_xticks(range(len(rows)), [r["label"] for r in rows])
+    axes.set(ylim=(0, 1.05), title=title, ylabel="share of images judged so")
+    axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    save(figure, name)
+
+
+def lines(rows: Sequence[Row], xs: Sequence[float], name: str, label: str, title: str) -> None:
+    """Draw scores against a setting."""
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for group, text in SCORES.items():
+        axes.plot(xs, [r["groups"][group]["top1"] for r in rows], marker="o", ms=3, label=text)
+    axes.plot(xs, [r["ssim"]["mean"] for r in rows], marker="o", ms=3, color="k", label="SSIM, unrelated")
+    axes.set(ylim=(-0.03, 1.05), title=title, xlabel=label)
+    axes.set_xscale("symlog", linthresh=0.01)
+    axes.legend(fontsize=7)
+    save(figure, name)
+
+
+def kpop_training() -> None:
+    """Draw figure 4 of KPOP."""
+    history = row("kpop-mechanism", "concat, k 1", "kpop", {})["training"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for key, text in (("similarity", "to the concept's text"), ("similarity_neutral", "to the neutral text")):
+        left.plot(history[key], label=text)
+    left.set(xlabel="step", ylabel="cosine of the prompt", title="alignment of the prompt (fig. 4a)")
+    left.legend(fontsize=7)
+    right.plot(history["restored"], color="C2")
+    right.set(xlabel="step", yscale="log", title="‖ε(c, p) − ε*(c)‖²: the concept under the prompt")
+    save(figure, "kpop_training")
+
+
+def kpop_mechanism() -> None:
+    """Draw table 5 of KPOP."""
+    settings = {
+        "concat, k 1": {},
+        "concat, k 5": {"size": 5},
+        "concat, k 10": {"size": 10},
+        "add": {"mechanism": "add", "init": 0.0},
+    }
+    rows = [row("kpop-mechanism", label, "kpop", fields) for label, fields in settings.items()]
+    bars(rows, "kpop_mechanism", "KPOP: how the prompt comes in (table 5)")
+
+
+def kpop_where() -> None:
+    """Draw table 6 of KPOP."""
+    rows = [row("kpop-where", where, "kpop", {"where": where}) for where in ("mid", "mid-up", "down-mid-up")]
+    bars(rows, "kpop_where", "KPOP: which blocks read the prompt (table 6)")
+
+
+def kpop_lambda() -> None:
+    """Draw figure 5 of KPOP."""
+    values = (0.0, 0.01, 0.1, 1.0, 10.0)
+    rows = [row("kpop-lambda", f"{v:g}", "kpop", {"lam": v}) for v in values]
+    lines(rows, values, "kpop_lambda", "λ", "KPOP: keeping the concept under the prompt (fig. 5)")
+
+
+def surgical_lambda() -> None:
+    """Draw figures 6 and 9 of All but One."""
+    values = (0.0, 0.1, 0.5, 1.0, 1.5, 5.0)
+    rows = [row("surgical-lambda", f"{v:g}", "surgical", {"penalty": v}) for v in values]
+    lines(rows, values, "surgical_lambda", "λ", "All but One: holding the unconditional noise (fig. 6, 9)")
+
+
+def purification() -> None:
+    """Draw figure 10 of All but One: given pictures, inverted and drawn again by the λ = 0 model."""
+    model, known = mini()
+    edit = trained("surgical", {"penalty": 0.0, "params": "x"})
+    rows, names = [], (CONCEPT, "house", "guitar")
+    for name in names:
+        given = images(model, None, [Query(known[name].texts[0], s, steps=12) for s in range(4)])
+        with edit.applied(model) as edited:
+            cells = [given, purify(model, given, steps=35)]
+            cells += [purify(edited, given, "", 35), purify(edited, given, CONCEPT, 35)]
+        rows.append(cells)
+    columns = ["given", "through the untouched model, no text", "purified, no text", f"purified, text “{CONCEPT}”"]
+    grid.save(grid.sheet(rows, names, columns, side=96), OUT / "purification.png")
+
+
+def task_vector() -> None:
+    """Draw figure 4 of the task vectors paper, without its robustness axis."""
+    sets: Mapping[str, dict[str, str]] = {
+        "all": {},
+        "without down": {"drop": "down"},
+        "without mid": {"drop": "mid"},
+        "without up": {"drop": "up"},
+        "cross-attention": {"keep": "attn2"},
+    }
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, choice), mark in zip(sets.items(), "osD^v", strict=True):
+        rows = [
+            row(
+                "task-vector", f"{name}, α {alpha:g}", "task_vector", {"alpha": 1.0},
+                lambda e, a=alpha, c=choice: a * e.prune(**c),
+            )
+            for alpha in (1.0, 2.0, 3.0, 4.0)
+        ]  # fmt: skip
+        x = [r["groups"]["unprotected"]["top1"] for r in rows]
+        y = [r["groups"]["target"]["top1"] for r in rows]
+        axes.plot(x, y, marker=mark, ms=5, lw=0.7, label=name)
+        for alpha, u, v in zip((1, 2, 3, 4), x, y, strict=True):
+            axes.annotate(f"{alpha}", (u, v), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.set(xlabel="others judged right", ylabel="church judged a church", title="task vectors: α and pruned blocks")
+    axes.legend(fontsize=7)
+    save(figure, "task_vector")
+
+
+FIGURES: dict[str, Callable[[], None]] = {
+    "task-vector": task_vector,
+    "purification": purification,
+    "surgical-lambda": surgical_lambda,
+    "kpop-mechanism": kpop_mechanism,
+    "kpop-training": kpop_training,
+    "kpop-where": kpop_where,
+    "kpop-lambda": kpop_lambda,
+}
+
+
+def main() -> None:
+    """Draw one figure, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=("all", *FIGURES), nargs="?", default="all")
+    chosen = parser.parse_args().figure
+    torch.set_num_threads(1)
+    for name, draw in FIGURES.items():
+        if chosen in ("all", name):
+            draw()
+
+
+if __name__ == "__main__":
+    main()
