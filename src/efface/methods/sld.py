@@ -52,6 +52,7 @@ class SLD(InferenceMethod):
         "medium": {"warmup": 10, "scale": 1000.0, "threshold": 0.01, "momentum": 0.3, "beta": 0.4},
         "strong": {"warmup": 7, "scale": 2000.0, "threshold": 0.025, "momentum": 0.5, "beta": 0.7},
         "max": {"warmup": 0, "scale": 5000.0, "threshold": 1.0, "momentum": 0.5, "beta": 0.7},
+        "mini": {"warmup": 2},  # medium, whose 10 of 50 steps would be all of the 8 to 12 that mini draws with
     }
 
     def __post_init__(self) -> None:
