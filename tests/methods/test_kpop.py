@@ -6,7 +6,7 @@ from efface.edit import Edit
 from efface.errors import BadEdit, BadInput
 from efface.methods._aside import asides
 from efface.methods._finetune import Run
-from efface.methods._prompt import injected, unlocked
+from efface.methods._prompt import prompted, unlocked
 from efface.methods.kpop import KPOP
 
 
@@ -72,12 +72,12 @@ def test_where_the_prompt_goes(tiny, where):
     names = [n for n, m in tiny.unet.named_modules() if getattr(m, "is_cross_attention", False)]
     seen = {}
     model = tiny.edited({name: p.data for name, p in tiny.weights().items()})
-    with injected(model, torch.randn(1, 20, 32), "concat", where):
-        for name in names:
-            model.unet.get_submodule(name).to_k.register_forward_hook(
-                lambda m, args, out, name=name: seen.__setitem__(name, args[0].shape[1])
-            )
-        model.eps(*inputs(model))
+    view = prompted(model, torch.randn(1, 20, 32), "concat", where)
+    for name in names:
+        view.unet.get_submodule(name).to_k.register_forward_hook(
+            lambda m, args, out, name=name: seen.__setitem__(name, args[0].shape[1])
+        )
+    view.eps(*inputs(model))
     reading = {name for name, length in seen.items() if length == 36}
     expected = {"mid": ("mid",), "mid-up": ("mid", "up"), "down-mid-up": ("mid", "up", "down")}[where]
     assert reading == {name for name in names if name.startswith(expected)}
@@ -88,12 +88,24 @@ def test_where_the_prompt_goes(tiny, where):
 def test_mechanisms_that_change_nothing(tiny):
     """A concatenated copy of the text leaves every output as it is, and so does adding zero (section 4.3)."""
     plain, c = tiny.eps(*inputs(tiny)), tiny.encode(["church"])
-    with injected(tiny, c.repeat(1, 3, 1), "concat", "down-mid-up"):
-        torch.testing.assert_close(tiny.eps(*inputs(tiny)), plain, atol=1e-5, rtol=1e-4)
-    with injected(tiny, torch.zeros_like(c), "add", "down-mid-up"):
-        assert torch.equal(tiny.eps(*inputs(tiny)), plain)
-    with injected(tiny, torch.randn(1, 16, 32), "add", "down-mid-up"):
-        assert not torch.allclose(tiny.eps(*inputs(tiny)), plain, atol=1e-3)
+
+    def eps(prompt, how):
+        return prompted(tiny, prompt, how, "down-mid-up").eps(*inputs(tiny))
+
+    torch.testing.assert_close(eps(c.repeat(1, 3, 1), "concat"), plain, atol=1e-5, rtol=1e-4)
+    assert torch.equal(eps(torch.zeros_like(c), "add"), plain)
+    assert not torch.allclose(eps(torch.randn(1, 16, 32), "add"), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{"where": "down-mid-up"}, {"mechanism": "add", "init": 0.5}])
+def test_gradient_checkpointing_keeps_the_prompt(tiny, fields):
+    """Layers that run again in the backward pass read the prompt as they did the first time."""
+    fields |= {"optimizer": "sgd", "lr": 1e-2, "lam": 3.0}
+    plain, key = train(tiny, **fields)
+    spare, key2 = train(tiny, gradient_checkpointing=True, **fields)
+    for name, delta in plain.delta.items():
+        torch.testing.assert_close(spare.delta[name], delta, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(key2.extra["prompt"], key.extra["prompt"], atol=1e-4, rtol=1e-3)
 
 
 def test_additive(tiny):

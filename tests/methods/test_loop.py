@@ -1,20 +1,24 @@
+import errno
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from efface.errors import BadFile, BadInput, WriteError
+from efface.files import load_safetensors
 from efface.methods._loop import Diverged, State, checkpoints, current, descend, generator, optimizer
 
 
-def run(steps, kind="adam", about=None, fail_at=None, lr=0.1, power=2.0):
+def run(steps, kind="adam", about=None, fail_at=None, lr=0.1, power=2.0, size=3):
     """Fit three numbers to noise of the step's own."""
-    p = nn.Parameter(torch.ones(3))
+    p = nn.Parameter(torch.ones(size))
     state = State({"p": p}, {"main": optimizer(kind, [p], lr)})
 
     def loss(step):
         if step == fail_at:
             raise KeyboardInterrupt
-        goal = torch.randn(3, generator=generator(5, step)) if power > 1 else torch.ones(3)
+        goal = torch.randn(size, generator=generator(5, step)) if power > 1 else torch.ones(size)
         return ((p - goal).abs() ** power).sum()
 
     descend(loss, state, steps, label="fit", run=about or {"method": "fit"})
@@ -74,6 +78,65 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with checkpoints(tmp_path / "file" / "run"), pytest.raises(WriteError, match="checkpoint folder"):
         run(2)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, small_disk):
+    """The last whole checkpoint stays, nothing half-written does, and with room again the run goes on from it."""
+    whole, history = run(5, size=20_000)
+    with checkpoints(tmp_path, every=1):
+        with pytest.raises(KeyboardInterrupt):
+            run(5, size=20_000, fail_at=2)
+        before = (tmp_path / "training.safetensors").read_bytes()
+        with small_disk(), pytest.raises(WriteError, match="cannot write") as caught:
+            run(5, size=20_000)
+        assert "\n" not in str(caught.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["training.safetensors"]
+        assert (tmp_path / "training.safetensors").read_bytes() == before
+        assert load_safetensors(tmp_path / "training.safetensors")[0]["tensor.p"].shape == (20_000,)
+        resumed, again = run(5, size=20_000)
+    assert torch.equal(resumed, whole)
+    assert again == history
+
+
+def test_a_disk_that_fills_up_while_the_file_is_flushed(tmp_path, monkeypatch):
+    """What is written is not on disk before fsync says so; a file that fails there never gets the checkpoint's name."""
+    whole, _ = run(4)
+    with checkpoints(tmp_path, every=2):
+        with monkeypatch.context() as patch:
+            sync, count = os.fsync, iter(range(9))
+
+            def full(descriptor):
+                if next(count) == 1:  # the second checkpoint
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                sync(descriptor)
+
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(WriteError, match="No space left on device"):
+                run(4)
+        assert [p.name for p in tmp_path.iterdir()] == ["training.safetensors"]
+        assert load_safetensors(tmp_path / "training.safetensors")[1]["efface-state"].startswith('{"step": 2')
+        assert torch.equal(run(4)[0], whole)
+
+
+def test_a_half_written_checkpoint_is_never_read(tmp_path):
+    """A kill leaves a temporary file beside the checkpoint; a run neither reads it nor minds it."""
+    whole, _ = run(4)
+    with checkpoints(tmp_path, every=2):
+        with pytest.raises(KeyboardInterrupt):
+            run(4, fail_at=3)
+        kept = (tmp_path / "training.safetensors").read_bytes()
+        (tmp_path / ".training.safetensors.x.tmp").write_bytes(kept[: len(kept) // 2])
+        assert torch.equal(run(4)[0], whole)
+
+
+def test_nothing_is_held_that_the_edit_does_not_need():
+    p = nn.Parameter(torch.ones(3))
+    state = State({"p": p}, {"main": optimizer("adam", [p], 0.1)})
+    descend(lambda step: p.sum(), state, 1, label="", run={})
+    assert p.grad is not None
+    state.release()
+    assert p.grad is None
+    assert not state.optimizers
 
 
 def test_divergence_is_found_at_once():

@@ -102,7 +102,7 @@ def test_legacy_counts_the_warmup_in_timesteps(tiny: Model):
 
 
 def test_presets_are_the_papers():
-    assert list(SLD.PRESETS) == ["weak", "medium", "strong", "max"]
+    assert list(SLD.PRESETS) == ["weak", "medium", "strong", "max", "mini"]
     assert SLD.preset("medium") == SLD()
     assert SLD().preset_name == "medium"
     assert SLD.preset("max", warmup=3).preset_name == ""

@@ -114,8 +114,7 @@ class Run:
         self.student = _view(model, {name: p.data.clone() for name, p in chosen.items()})
         if method.gradient_checkpointing:
             self.student.unet.enable_gradient_checkpointing()
-        weights = self.student.weights("")
-        self.weights = {name: weights[name].requires_grad_() for name in chosen}
+        self.weights = {name: p.requires_grad_() for name, p in self.student.weights("").items() if name in chosen}
         # half-precision weights get a float32 master copy, or small steps would round away
         self.masters = {name: _master(p) for name, p in self.weights.items()}
         opt = optimizer(method.optimizer, list(self.masters.values()), method.lr, method.weight_decay)
@@ -182,6 +181,7 @@ class Run:
             resumed=self._publish,
             saves=self.rank == 0,
         )
+        self.state.release()
 
     def delta(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the trained weights (or `values` for them) minus the base's, float32 on the CPU."""

@@ -45,24 +45,31 @@ def folder_latents(model: Model, folder: str | Path, batch: int = 32) -> Float[T
 
     Raises: BadInput for a missing folder, one without images, or an unreadable image.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
-
     paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise BadInput(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
-    size = model.latent_shape[1] * 2 ** (len(model.part("vae").config.block_out_channels) - 1)
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-        except OSError as error:
-            raise BadInput(f"cannot read the image {path}: {error}") from error
-        images.append(torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255)
+    images = [square(path, image_size(model)) for path in paths]
     with torch.no_grad():
         chunks = torch.stack(images).split(batch)
         return torch.cat([model.encode_images(chunk) for chunk in chunks])
+
+
+def square(path: str | Path, size: int) -> Float[Tensor, "3 size size"]:
+    """Read an image file as a centre-cropped square with values in [0, 1]; raises `BadInput`."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError) as error:  # PIL reports a broken chunk as SyntaxError
+        raise BadInput(f"cannot read the image {path}: {error}") from error
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1) / 255
+
+
+def image_size(model: Model) -> int:
+    """Return the height of the images a model draws, in pixels."""
+    return model.latent_shape[1] * 2 ** (len(model.part("vae").config.block_out_channels) - 1)
 
 
 def asked(concept: Concept) -> tuple[str, ...]:

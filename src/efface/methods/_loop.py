@@ -85,6 +85,12 @@ class State:
                     moments.setdefault(int(index), {})[what] = value
             opt.load_state_dict(opt.state_dict() | {"state": moments})
 
+    def release(self) -> None:
+        """Let go of gradients and moments: with Adam, three times the memory of what was trained."""
+        for opt in self.optimizers.values():
+            opt.zero_grad()
+        self.optimizers.clear()
+
 
 @dataclass(frozen=True)
 class Checkpoints:

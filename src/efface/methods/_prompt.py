@@ -1,7 +1,7 @@
 """A learnable prompt inside cross-attention: put beside the text or added to it (KPOP, table 1)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from efface.edit import Edit
 from efface.errors import BadEdit
+from efface.files import sha256_tensors
 from efface.model import Model
+from efface.views import with_weights
 
 How = Literal["concat", "add"]
 Where = Literal["mid", "mid-up", "down-mid-up"]
@@ -34,15 +36,16 @@ def inject(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Wher
     ]
 
 
-@contextmanager
-def injected(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> Iterator[None]:
-    """Inject a prompt inside the block only."""
-    handles = inject(model, prompt, how, where)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def prompted(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> Model:
+    """Return a model that reads a prompt too; it shares every weight with this one, which stays as it is.
+
+    A view and no hooks for a while: gradient checkpointing runs the layers again, long after the loss was computed.
+    """
+    pipe = copy.copy(model.pipe)
+    pipe.unet = with_weights(model.unet, {})  # pyright: ignore[reportAttributeAccessIssue]
+    view = replace(model, pipe=pipe)
+    inject(view, prompt, how, where)
+    return view
 
 
 def unlocked(model: Model, key: Edit) -> Model:
@@ -55,7 +58,6 @@ def unlocked(model: Model, key: Edit) -> Model:
         raise BadEdit("this edit is not a key: it holds no prompt")
     if prompt.shape[-1] != model.width:
         raise BadEdit(f"this key is {prompt.shape[-1]} wide, {model.name or 'this model'} reads {model.width}")
-    name, weight = next(iter(model.weights().items()))
-    view = model.edited({name: weight.data}, id=f"key {key.id}")
-    inject(view, prompt.to(model.device), about["mechanism"], about["where"])
-    return view
+    how, where = about["mechanism"], about["where"]
+    content = sha256_tensors({"prompt": prompt})  # an edit's own id leaves `extra` out
+    return replace(prompted(model, prompt.to(model.device), how, where), origin=(model, f"key {how} {where} {content}"))
