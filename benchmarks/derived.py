@@ -1,8 +1,9 @@
 """Attack UCE and RECE on mini with derived embeddings, and sweep RECE's λ: the counterparts of its figures 5 and 6.
 
-For ten objects, after 0 (UCE), 1, 3 and 5 epochs of RECE: the share of images that show the concept again when the
-embedding that eq. 7 of the paper derives from the final weights takes the place of the prompt, for each λ of the
-attacker; beside it what is left of other objects. Then the λ that RECE itself derives with.
+For ten objects, after 0 (UCE), 1, 3 and 5 epochs of RECE: the share of images that show the concept again when an
+embedding that eq. 7 of the paper derives takes the place of the prompt, for each λ of the attacker. *Old* embeddings
+were derived against UCE's weights, *new* ones against the very weights under attack. Beside it what is left of other
+objects. Then the λ that RECE itself derives with.
 
     python benchmarks/derived.py [--threads N]    # writes records/derived.json, the sheet and the chart; resumes
     python benchmarks/derived.py --draw           # draws them again from the record
@@ -42,7 +43,7 @@ RECORD = HERE / "records" / "derived.json"
 OBJECTS = tomllib.loads((HERE / "methods.toml").read_text())["objects"]
 HOW: dict[str, Any] = {"steps": 8}
 EPOCHS = (0, 1, 3, 5)
-ATTACK = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # the attacker's λ of eq. 7
+ATTACK = (1e-3, 1e-1, 10.0)  # the attacker's λ of eq. 7
 SWEEP = (1e-4, 1e-3, 1e-2, 0.2, 0.4, 0.6, 0.8, 1.0)  # RECE's own; the last five divide [0, 1] as figure 6 does
 SWEPT = 3  # objects
 SEEDS = range(8)
@@ -99,13 +100,24 @@ def attacked(name: str, epochs: int) -> dict[str, Any]:
     edit, prompt = erased(name, epochs), known[name].texts[0]
     queries, names = others(name)
     with drawing(model, edit) as draw:
-        back = {
-            f"{ridge:g}": shown(draw([Query(prompt, s, embeds=e, **HOW) for s in SEEDS]), name)
-            for ridge, e in embeddings(edit, prompt).items()
+        counts = {
+            when: {f"{ridge:g}": shown(draw(asked(prompt, e)), name) for ridge, e in found.items()}
+            for when, found in (("old", against_uce(name)), ("new", embeddings(edit, prompt)))
         }
-        plain = shown(draw([Query(prompt, s, **HOW) for s in SEEDS]), name)
+        plain = shown(draw(asked(prompt)), name)
         kept = right(draw(queries), names)
-    return {"concept": name, "epochs": epochs, "back": back, "plain": plain, "seeds": len(SEEDS), "kept": kept}
+    return {"concept": name, "epochs": epochs, **counts, "plain": plain, "seeds": len(SEEDS), "kept": kept}
+
+
+@cache
+def against_uce(name: str) -> dict[float, Tensor]:
+    """Return what eq. 7 derives against UCE's weights."""
+    return embeddings(erased(name, 0), mini()[1][name].texts[0])
+
+
+def asked(prompt: str, embeds: Tensor | None = None) -> list[Query]:
+    """Return one query for each seed."""
+    return [Query(prompt, seed, embeds=embeds, **HOW) for seed in SEEDS]
 
 
 def right(pictures: Tensor, names: Sequence[str]) -> list[int]:
@@ -128,15 +140,14 @@ def swept(name: str, ridge: float) -> dict[str, Any]:
     moved = sum(float(d.square().sum()) for d in change.values()) ** 0.5
     weights = model.weights()
     whole = sum(float(weights[n].square().sum()) for n in change) ** 0.5
-    attack = embeddings(edit, prompt)[1e-3]
     with drawing(model, edit) as draw:
-        plain = shown(draw([Query(prompt, s, **HOW) for s in SEEDS]), name)
-        back = shown(draw([Query(prompt, s, embeds=attack, **HOW) for s in SEEDS]), name)
+        plain = shown(draw(asked(prompt)), name)
+        old = sum(shown(draw(asked(prompt, embeds)), name) for embeds in against_uce(name).values())
     return {
         "concept": name,
         "ridge": ridge,
         "plain": plain,
-        "back": back,
+        "old": old,
         "seeds": len(SEEDS),
         "kept": right(after, names),
         "clip": round(float(clip.mean()), 4),
@@ -180,13 +191,13 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         rows = [r for r in record["attacked"] if r["epochs"] == epochs]
         if rows:
             n = sum(r["seeds"] for r in rows)
-            back = {f"{a:g}": share(sum(r["back"][f"{a:g}"] for r in rows), n) for a in ATTACK}
-            best = sum(max(r["back"].values()) for r in rows)  # the attacker tries every λ on each concept
             found["epochs"][epochs] = {
                 "concepts": len(rows),
                 "plain": share(sum(r["plain"] for r in rows), n),
-                "back": back,
-                "best": share(best, n),
+                **{
+                    when: {f"{a:g}": share(sum(r[when][f"{a:g}"] for r in rows), n) for a in ATTACK}
+                    for when in ("old", "new")
+                },
                 "kept": share(*(sum(r["kept"][i] for r in rows) for i in (0, 1))),
             }
     for ridge in SWEEP:
@@ -196,7 +207,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
             found["ridge"][f"{ridge:g}"] = {
                 "concepts": len(rows),
                 "plain": share(sum(r["plain"] for r in rows), n),
-                "back": share(sum(r["back"] for r in rows), n),
+                "old": share(sum(r["old"] for r in rows), n * len(ATTACK)),
                 "kept": share(*(sum(r["kept"][i] for r in rows) for i in (0, 1))),
                 **{key: round(sum(r[key] for r in rows) / len(rows), 4) for key in ("clip", "ssim", "change")},
             }
@@ -204,22 +215,20 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def sheet(names: Sequence[str] = ("church", "truck", "fish"), epochs: int = 5) -> None:
-    """Draw the images of the embedding derived before each epoch, by the weights it was derived from (figure 5)."""
+    """Draw what the embedding derived before each epoch gives under the weights it was derived from (figure 5).
+
+    The last column draws the first of them under the final weights.
+    """
     model, known = mini()
-    rows, labels = [], []
+    rows = []
     for name in names:
-        prompt, cells = known[name].texts[0], []
+        prompt = known[name].texts[0]
         edits = [erased(name, e) for e in range(epochs + 1)]
-        derived = edits[-1].extra
-        cells.append(images(model, None, [Query(prompt, s, **HOW) for s in range(3)]))
-        cells.append(images(model, edits[0], [Query(prompt, s, **HOW) for s in range(3)]))
-        for epoch in range(epochs):
-            embeds = derived[f"derived.{epoch}.{name}"]
-            cells.append(images(model, edits[epoch], [Query(prompt, s, embeds=embeds, **HOW) for s in range(3)]))
-        rows.append(cells)
-        labels.append(name)
-    columns = ["original", "UCE", *(f"derived, epoch {e}" for e in range(epochs))]
-    grid.save(grid.sheet(rows, labels, columns, side=96), DOCS / "assets" / "rece_derived.png")
+        derived = [edits[-1].extra[f"derived.{epoch}.{name}"] for epoch in range(epochs)]
+        steps = [(None, None), (edits[0], None), *zip(edits[:-1], derived, strict=True), (edits[-1], derived[0])]
+        rows.append([images(model, edit, asked(prompt, embeds)[:3]) for edit, embeds in steps])
+    columns = ["original", "UCE", *(f"derived before epoch {e + 1}" for e in range(epochs)), "the first, at the end"]
+    grid.save(grid.sheet(rows, names, columns, side=96), DOCS / "assets" / "rece_derived.png")
 
 
 def chart() -> None:
@@ -232,15 +241,17 @@ def chart() -> None:
     mpl.rcParams.update({"svg.hashsalt": "efface", "font.size": 9})
     found = json.loads(RECORD.read_text())["summary"]
     figure, (left, middle, last) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for epochs, row in found["epochs"].items():
-        points = [row["back"][f"{a:g}"] for a in ATTACK]
-        ends = [[abs(p["value"] - p["ci95"][i]) for p in points] for i in (0, 1)]
-        label = "UCE" if epochs == "0" else f"RECE, {epochs} epochs"
-        left.errorbar(ATTACK, [p["value"] for p in points], yerr=ends, marker="o", ms=3, label=label, lw=1)
+    for i, (epochs, row) in enumerate(found["epochs"].items()):
+        label = "UCE" if epochs == "0" else f"RECE, {epochs} epoch" + "s" * (epochs != "1")
+        for when, style in (("old", "-o"), ("new", ":s")):
+            points = [row[when][f"{a:g}"] for a in ATTACK]
+            ends = [[abs(p["value"] - p["ci95"][i]) for p in points] for i in (0, 1)]
+            text = f"{label}, {when}" if when == "old" or i == 0 else None
+            left.errorbar(ATTACK, [p["value"] for p in points], ends, fmt=style, c=f"C{i}", ms=3, label=text, lw=1)
     left.set(xscale="log", xlabel="the attacker's λ", ylabel="images that show the concept", ylim=(-0.03, 1.03))
     left.legend(fontsize=7)
     ridges = [float(r) for r in found["ridge"]]
-    for axes, keys in ((middle, ("clip", "ssim", "change")), (last, ("plain", "back", "kept"))):
+    for axes, keys in ((middle, ("clip", "ssim", "change")), (last, ("plain", "old", "kept"))):
         for key in keys:
             values = [row[key]["value"] if isinstance(row[key], dict) else row[key] for row in found["ridge"].values()]
             axes.plot(ridges, values, marker="o", ms=3, label=NAMES[key], lw=1)
@@ -255,7 +266,7 @@ NAMES = {
     "ssim": "SSIM to the original, others",
     "change": "‖ΔW‖ / ‖W‖",
     "plain": "concept, by its prompt",
-    "back": "concept, by derived embeddings",
+    "old": "concept, by UCE's derived embeddings",
     "kept": "others, judged right",
 }
 

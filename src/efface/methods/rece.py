@@ -102,7 +102,7 @@ class RECE(ClosedForm):
             "style_templates": MINI_STYLES,
             "style_target": "",
             "epochs": 1,
-            "derive_ridge": 1e-3,
+            "derive_ridge": 0.1,
             "hold": True,
         },
     }
