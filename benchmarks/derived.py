@@ -30,7 +30,6 @@ from efface.methods._closed_form import derive
 from efface.methods._text_algebra import Factors, Outputs
 from efface.methods._text_edit import key_value_gram, text_weights
 from efface.methods.rece import RECE
-from efface.methods.uce import UCE
 from efface.model import Model
 from efface.provenance import git, versions
 from efface.query import Query
@@ -57,11 +56,10 @@ def mini() -> tuple[Model, dict[str, Concept]]:
 
 
 def erased(name: str, epochs: int, ridge: float | None = None) -> Edit:
-    """Return UCE's edit for 0 epochs, else RECE's, with half of the other objects kept."""
+    """Return RECE's edit with half of the other objects kept; with 0 epochs, the UCE edit that it starts from."""
     model, known = mini()
     fields = {} if ridge is None else {"derive_ridge": ridge}
-    method = RECE.preset("mini", epochs=epochs, **fields) if epochs else UCE.preset("mini")
-    return method(model, [known[name]], keeps(known[name], known))
+    return RECE.preset("mini", epochs=epochs, **fields)(model, [known[name]], keeps(known[name], known))
 
 
 def embeddings(edit: Edit, prompt: str) -> dict[float, Tensor]:

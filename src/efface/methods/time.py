@@ -43,7 +43,7 @@ class TIME(ClosedForm):
         "paper": {},
         "repo": {"keys": False},  # the default of its command line; its own example turns keys on
         "augmented": {"templates": ("A {}", "A photo of a {}", "An image of a {}", "A picture of a {}")},
-        "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": ""},
+        "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 100.0},
     }
 
     def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
