@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from efface.edit import Edit
@@ -29,7 +30,8 @@ among the judge's first five either), higher is better; *by keywords* is the sam
 others are the unrelated concepts that were **not** among those to keep (all unrelated ones where nothing was kept).
 In brackets: 95 % intervals (Wilson), pooled over concepts; images of one concept share an edit, so true intervals
 are wider. SSIM compares the images of unrelated prompts with those of the untouched model from the same noise. Time
-and memory are of one thread while another job runs beside it; memory is what erasing took beyond the loaded model.
+and memory are medians, of one thread while other jobs ran beside it (alone it is up to three times faster); memory is
+what erasing took beyond the loaded model.
 """
 
 
@@ -73,8 +75,8 @@ COLUMNS: dict[str, Callable[[list[Record]], str]] = {
     "PSR-5": lambda rows: percent(score(rows, others(rows), "top5"), False),
     "SSIM": lambda rows: f"{mean(rows, lambda r: r['ssim']['mean']):.3f}",
     "weights changed": lambda rows: f"{100 * mean(rows, lambda r: r['share']):.1f} %",
-    "seconds": lambda rows: f"{mean(rows, lambda r: r['seconds']):.1f}",
-    "MB": lambda rows: f"{mean(rows, lambda r: r['peak_mb'] - r['loaded_mb']):.0f}",
+    "seconds": lambda rows: f"{median(r['seconds'] for r in rows):.1f}",
+    "MB": lambda rows: f"{median(r['peak_mb'] - r['loaded_mb'] for r in rows):.0f}",
 }
 
 

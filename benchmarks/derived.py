@@ -247,14 +247,18 @@ def chart() -> None:
             text = f"{label}, {when}" if when == "old" or i == 0 else None
             left.errorbar(ATTACK, [p["value"] for p in points], ends, fmt=style, c=f"C{i}", ms=3, label=text, lw=1)
     left.set(xscale="log", xlabel="the attacker's λ", ylabel="images that show the concept", ylim=(-0.03, 1.03))
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.93))
     ridges = [float(r) for r in found["ridge"]]
-    for axes, keys in ((middle, ("clip", "ssim", "change")), (last, ("plain", "old", "kept"))):
+    for axes, keys in ((middle, ("clip", "ssim")), (last, ("plain", "old", "kept"))):
         for key in keys:
             values = [row[key]["value"] if isinstance(row[key], dict) else row[key] for row in found["ridge"].values()]
             axes.plot(ridges, values, marker="o", ms=3, label=NAMES[key], lw=1)
-        axes.set(xscale="log", xlabel="RECE's λ (three epochs)")
-        axes.legend(fontsize=7)
+        axes.set(xscale="log", xlabel="RECE's λ (three epochs)", ylim=(-0.03, 1.03))
+    beside = middle.twinx()
+    beside.plot(ridges, [row["change"] for row in found["ridge"].values()], "k:s", ms=3, label=NAMES["change"], lw=1)
+    beside.set(ylim=(0, None))
+    middle.legend(handles=[*middle.lines, *beside.lines], fontsize=7, loc="lower left")
+    last.legend(fontsize=7, loc="center right")
     with writing(DOCS / "assets" / "rece_lambda.svg") as path:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
