@@ -126,6 +126,9 @@ def write(rows: list[Record]) -> None:
     lines += section("One style at a time", rows, SETUP["styles"])
     for setting in FIVE:
         lines += section(f"Five of the ten objects at once: {setting}", rows, [setting])
+    pictures = sorted((DOCS / "assets" / "sheets").glob("*.png"))
+    lines += ["## Pictures", "", "Church erased: the same seeds before and after.", ""] if pictures else []
+    lines += [f"![{path.stem}](../assets/sheets/{path.name})\n" for path in pictures]
     with writing(DOCS / "methods" / "results.md") as path:
         path.write_text("\n".join(lines))
     chart(rows)
@@ -174,13 +177,14 @@ def sheets(setting: str = "church") -> None:
     far = [c for c in known.values() if c.kind == "object" and c.name not in (setting, *concept.related)]
     rows = [concept.texts[0], hints(concept.keywords)[0], *(known[n].texts[0] for n in concept.related[:2])]
     rows += [c.texts[0] for c in far[1 :: len(far) // 3][:3]]
-    queries = [Query(prompt, seed, **plan().sampling) for prompt in rows for seed in range(5)]
-    draw = lambda edit: images(drawn(), edit, queries, any_base=True).unflatten(0, (len(rows), 5))  # noqa: E731
+    queries = [Query(prompt, seed, **plan().sampling) for prompt in rows for seed in range(4)]
+    draw = lambda edit: images(drawn(), edit, queries, any_base=True).unflatten(0, (len(rows), 4))  # noqa: E731
     original = draw(None)
+    (DOCS / "assets" / "sheets").mkdir(exist_ok=True)
     for job in jobs():
         if job.setting == setting and job.path.exists():
             edited = draw(Edit.load(job.path))
             name = f"{job.method}-{job.preset or 'default'}"
             cells = [[before, after] for before, after in zip(original, edited, strict=True)]
-            picture = grid.sheet(cells, rows, ["original", f"{job.method} ({job.preset or 'default'})"], side=96)
+            picture = grid.sheet(cells, rows, ["original", f"{job.method} ({job.preset or 'default'})"], side=64)
             grid.save(picture, DOCS / "assets" / "sheets" / f"{name}.png")

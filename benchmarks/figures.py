@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("figure", choices=("all", *FIGURES), nargs="?", default="all")
     chosen = parser.parse_args().figure
     torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         if chosen in ("all", name):
             draw()

@@ -1,8 +1,8 @@
 """Edit algebra: sums, scales, differences and prunings of edits, as values.
 
 Text maps with the same names and the same right factor are merged, terms that are zero are dropped and maps are kept
-in one order, so that a + b equals b + a and a - a is the empty edit. Each side is merged by itself before the two meet: sums of
-three or more floats depend on their order, sums of two do not.
+in one order, so that a + b equals b + a and a - a is the empty edit. Each side is merged by itself before the two
+meet: sums of three or more floats depend on their order, sums of two do not.
 """
 
 import math
