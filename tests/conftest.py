@@ -6,7 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported; set later it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import copy
+import resource
 import runpy
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -179,3 +182,21 @@ def tiny(_loaded: Model):
 def tiny2(_loaded2: Model):
     """Return a random tiny Stable Diffusion 2.x with v-prediction."""
     yield from _lend(_loaded2)
+
+
+@pytest.fixture
+def small_disk():
+    """Return a context in which no file grows beyond a limit (100 kB), which fails as a full disk does."""
+
+    @contextmanager
+    def small(limit: int = 100_000):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return small

@@ -16,7 +16,7 @@ ROOT = Path(efface.__file__).parent
 LAYERS = (
     "errors progress files concept registry query solver stats checkpoint",
     "guard algebra provenance editfile edit views identity text",
-    "sampling vocabulary singlefile loading attach attention model method api",
+    "sampling vocabulary singlefile loading attach attention model method attack api",
     "methods attacks metrics",
     "judge store streaming evaluate plan bench mini digits",
     "report cli app demo __main__",

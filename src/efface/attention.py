@@ -44,17 +44,23 @@ class Recorder:
 
 @contextmanager
 def recorded(model: "Model") -> Iterator[dict[str, list[Tensor]]]:
-    """Yield a dict that fills, by layer and in order of the calls, with cross-attention maps (b, heads, pixels, len).
+    """Yield a dict that fills inside the block, see `record`."""
+    before = dict(model.unet.attn_processors)
+    try:
+        yield record(model)
+    finally:
+        model.unet.set_attn_processor(before)
+
+
+def record(model: "Model") -> dict[str, list[Tensor]]:
+    """Return a dict that fills, by layer and in order of the calls, with cross-attention maps (b, heads, pixels, len).
 
     Names are those of the modules ("down_blocks.0.….attn2"). The maps carry gradients; clear the lists to free them.
+    With gradient checkpointing, which calls layers again in the backward pass, recording must not have ended by then.
     """
     unet = model.unet
-    before = dict(unet.attn_processors)
     names = [name for name, module in unet.named_modules() if getattr(module, "is_cross_attention", False)]
     maps: dict[str, list[Tensor]] = {name: [] for name in names}
     own = {f"{name}.processor": Recorder(maps[name]) for name in names}
-    try:
-        unet.set_attn_processor({**before, **own})
-        yield maps
-    finally:
-        unet.set_attn_processor(before)
+    unet.set_attn_processor({**unet.attn_processors, **own})
+    return maps

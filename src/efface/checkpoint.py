@@ -10,15 +10,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from efface.errors import BadEdit, BadFile, BadModel, WriteError
-from efface.files import check_safetensors, writing
+from efface.files import check_safetensors, opened, writing
 
 BLOCK = 1 << 24  # bytes copied at once
 ATTENTION = re.compile(r"(down|up|mid)_block(?:s\.(\d+))?\.attentions\.(\d+)\.(.+)")
@@ -86,18 +85,6 @@ def weight_files(folder: Path) -> list[Path]:
     return chosen
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """Open a safetensors file for reading single tensors; raises `BadFile`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise BadFile(f"{file} is truncated or not a safetensors file: {' '.join(str(error).split())}") from error
-
-
 def read(where: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, value) of the weights at some places, one file after the other."""
     for file in dict.fromkeys(place.file for place in where.values()):
@@ -152,11 +139,9 @@ def _copy_file(source: Path, target: Path, keys: Mapping[str, str], value: Value
         raw += b" " * (-len(raw) % 8)  # data starts at a multiple of eight
         new.write(len(raw).to_bytes(8, "little") + raw)
         shutil.copyfileobj(old, new, BLOCK)
-        with opened(source) as tensors:
-            for name, key in keys.items():
-                before = tensors.get_tensor(key)
-                after = value(name, before).to(before.dtype).contiguous()
-                new.seek(8 + len(raw) + entries[key]["data_offsets"][0])
-                new.write(after.view(-1).view(torch.uint8).numpy().data)
+        for name, before in read({name: Place(source, key) for name, key in keys.items()}):
+            after = value(name, before).to(before.dtype).contiguous()
+            new.seek(8 + len(raw) + entries[keys[name]]["data_offsets"][0])
+            new.write(after.view(-1).view(torch.uint8).numpy().data)
         new.flush()
         os.fsync(new.fileno())

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efface.errors import BadFile, WriteError
 
@@ -68,15 +68,21 @@ def save_safetensors(
 
 def load_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """Read (tensors, metadata); raises `BadFile` for a missing, truncated, foreign or pickle file."""
+    check_safetensors(path)
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a safetensors file to read single tensors inside the block; raises `BadFile`."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    check_safetensors(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise BadFile(f"{path} is truncated or not a safetensors file: {_one_line(error)}") from error
+        raise BadFile(f"{path} is truncated or not a safetensors file: {' '.join(str(error).split())}") from error
 
 
 def check_safetensors(path: str | os.PathLike[str]) -> dict[str, dict]:
@@ -135,7 +141,3 @@ def sha256_tensors(tensors: Mapping[str, "Tensor"]) -> str:
 def sha256_text(text: str) -> str:
     """Hash a string to 64 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -6,7 +6,7 @@ Listing reads file names and docstrings only; torch is imported when a class is 
 import ast
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -118,21 +118,26 @@ def _default(field: Any) -> Any:
 
 
 def _helps(cls: type[Any]) -> dict[str, str]:
-    """Read "name: text" lines (text may go on, deeper indented) from the docstrings of a class and its parents."""
     found: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
-        known = set(getattr(parent, "__dataclass_fields__", ()))
-        current, depth = "", 0
-        for line in inspect.cleandoc(parent.__dict__.get("__doc__") or "").splitlines():
-            indent = len(line) - len(line.lstrip())
-            match = re.match(r"\s*(\w+): +(.*)$", line)
-            if match and match[1] in known:
-                current, depth = match[1], indent
-                found[current] = match[2].strip()
-            elif current and line.strip() and indent > depth:
-                found[current] += " " + line.strip()
-            else:
-                current = ""
+        found |= helps(parent.__dict__.get("__doc__") or "", getattr(parent, "__dataclass_fields__", ()))
+    return found
+
+
+def helps(docstring: str, known: Collection[str]) -> dict[str, str]:
+    """Read the "name: text" lines of some known names in a docstring; a text may go on, deeper indented."""
+    found: dict[str, str] = {}
+    current, depth = "", 0
+    for line in inspect.cleandoc(docstring).splitlines():
+        indent = len(line) - len(line.lstrip())
+        match = re.match(r"\s*(\w+): +(.*)$", line)
+        if match and match[1] in known:
+            current, depth = match[1], indent
+            found[current] = match[2].strip()
+        elif current and line.strip() and indent > depth:
+            found[current] += " " + line.strip()
+        else:
+            current = ""
     return found
 
 

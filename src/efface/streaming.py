@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from efface.checkpoint import Place, opened, places, read, weight_files, write_copy
+from efface.checkpoint import Place, places, read, weight_files, write_copy
 from efface.concept import Concept
 from efface.edit import Edit
 from efface.errors import BadEdit, BadFile, BadInput, BadModel
-from efface.files import check_safetensors, safetensors_meta
+from efface.files import check_safetensors, opened, safetensors_meta
 from efface.loading import _silent
 from efface.method import Method
 from efface.model import Model

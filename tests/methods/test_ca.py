@@ -6,7 +6,6 @@ from efface.errors import BadInput
 from efface.methods._params import detach_start
 from efface.methods.ca import CA
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # numpy in dpm++ of diffusers
 CHURCH = Concept("church", anchor="house")
 
 

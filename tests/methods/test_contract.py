@@ -11,6 +11,7 @@ from efface import registry
 from efface.concept import Concept
 from efface.edit import Edit
 from efface.errors import BadInput, UnknownName
+from efface.guard import same
 from efface.method import InferenceMethod, Method
 from efface.model import Model
 from efface.query import Query
@@ -89,7 +90,7 @@ class TestMethod:
                 (ours - theirs).abs().max()
                 for ours, theirs in zip(edited.denoise(x, t, c, null), tiny.denoise(x, t, c, null), strict=True)
             ]
-            assert max(changes) > 0
+            assert max(changes) > 0 or edited.hooks().filter is not same  # a guard on pixels acts behind the denoiser
             assert not torch.equal(
                 edited.generate([Query("a church", 0, 12)]), tiny.generate([Query("a church", 0, 12)])
             )

@@ -15,7 +15,6 @@ from efface.methods._aside import asides
 from efface.methods._finetune import FineTune, checkpoints
 from efface.model import Model
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # numpy in dpm++ of diffusers
 STEPS, SAVES = 4, 2  # killed while the second checkpoint, of step 2, is written
 NAMES = [name for name in registry.names("methods") if issubclass(registry.get("methods", name), FineTune)]
 CONCEPTS = [Concept("church", anchor="house"), Concept("dog", anchor="cat")]

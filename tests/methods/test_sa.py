@@ -6,7 +6,6 @@ from efface.errors import BadInput
 from efface.methods._finetune import Run
 from efface.methods.sa import SA, _surrogates
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # numpy in dpm++ of diffusers
 CHURCH = Concept("church", anchor="house")
 
 

@@ -7,8 +7,6 @@ from efface.errors import BadInput
 from efface.methods._images import asked, folder_latents, noised
 from efface.methods.task_vector import TaskVector
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # numpy in dpm++ of diffusers
-
 
 def fast(**fields):
     return TaskVector(**{"steps": 2, "batch": 2, "lr": 1e-3, "images": 2, "image_steps": 2, **fields})

@@ -9,11 +9,13 @@ import typer
 import typer.core
 
 from efface import __version__
-from efface.cli import edits, images, listing, measure
+from efface.cli import digits, edits, images, listing, measure
 from efface.cli.erase import EraseGroup
+from efface.cli.options import Variadic
+from efface.cli.purify import purify
 from efface.errors import EffaceError, unknown
 
-ORDER = ("erase", "generate", "compare", "evaluate", "combine", "export", "list", "demo")
+ORDER = ("erase", "generate", "compare", "evaluate", "purify", "combine", "export", "list", "demo", "digits")
 
 
 class Ordered(typer.core.TyperGroup):
@@ -39,9 +41,11 @@ erase = typer.Typer(
     help="Erase concepts from a model by a method; writes an edit, one small .safetensors file.",
 )
 app.add_typer(erase, name="erase")
-app.command(cls=images.Variadic)(images.generate)
-app.command(cls=images.Variadic)(images.compare)
-app.command(cls=images.Variadic)(measure.evaluate)
+app.add_typer(digits.app, name="digits")
+app.command(cls=Variadic)(images.generate)
+app.command(cls=Variadic)(images.compare)
+app.command(cls=Variadic)(measure.evaluate)
+app.command(cls=Variadic)(purify)
 app.command()(edits.combine)
 app.command()(edits.export)
 app.command("list")(listing.show)

@@ -10,6 +10,7 @@ import typer.core
 from efface import registry
 from efface.cli import check
 from efface.cli.fields import Field, Sheet, check_choices, check_preset, sheet
+from efface.cli.keys import made_with
 from efface.cli.options import DeviceFlag, DtypeFlag, ModelFlag, TokenizerFlag, check_dtype, hush, load_model, say
 from efface.cli.parse import MAX_SEED, spread
 from efface.errors import BadInput, unknown
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 OWN = (
     "stream",
     "checkpoint",
+    "key",
     "concepts",
     "output",
     "keep",
@@ -58,6 +60,10 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint", metavar="FOLDER", help="Keep the training's state here, and go on from it if stopped."
     ),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="Write the key too, which brings the concept back; else it is lost."),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in the method.")]
 
@@ -115,6 +121,7 @@ def _own(method: Sheet) -> list[inspect.Parameter]:
     ]  # fmt: skip
     given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
     given += [("checkpoint", Checkpoint, None)] if "FineTune" in method.bases else []
+    given += [("key", Key, None)] if "key" in method.asides else []
     only = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in given]
 
@@ -153,6 +160,10 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     own = {name: values.get(name) for name in OWN}
     given = {f.name: values[f.name] for f in method.fields if values[f.name] not in (None, [], ())}
     check.output(values["output"], ".safetensors")
+    if own["key"]:
+        check.output(own["key"], ".safetensors", "--key")
+        if own["key"].resolve() == values["output"].resolve():
+            raise BadInput(f"--key {own['key']} is the edit's own file; the key goes into another")
     check_preset(method, values["preset"])
     check_choices(method, given)
     check_dtype(values["dtype"])
@@ -164,7 +175,12 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     check.apart(concepts, keep)
 
     fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # refuses values out of range
-    edit = _fit(fitted, where, concepts, keep, own)
+    from efface.methods._aside import asides
+
+    with asides() as found:
+        edit = _fit(fitted, where, concepts, keep, own)
+    if own["key"]:
+        made_with(found["key"], edit).save(own["key"])
     edit.save(values["output"])
     names = ", ".join(concept.name for concept in concepts)
     seconds = edit.meta.get("seconds", "?")

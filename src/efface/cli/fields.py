@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from efface import registry
 from efface.cli import literals
 from efface.errors import BadInput, unknown
 
@@ -37,7 +38,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a source file says of the class it registers: a summary, fields in order, presets, its ancestors."""
+    """What a source file says of the class it registers: a summary, fields in order, presets, its ancestors.
+
+    asides: what the method makes besides its edit, by the names it gives to `put_aside`.
+    """
 
     name: str
     summary: str
@@ -45,6 +49,7 @@ class Sheet:
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: str = ""
     bases: tuple[str, ...] = ()
+    asides: tuple[str, ...] = ()
 
 
 @cache
@@ -77,10 +82,11 @@ def sheet(kind: str, name: str) -> Sheet:
                     found[target] = replace(found[target], default=literals.value(item.value, known))
     helps: dict[str, str] = {}
     for cls, _ in lineage:
-        helps |= _helps(ast.get_docstring(cls) or "", set(found))
+        helps |= registry.helps(ast.get_docstring(cls) or "", found)
     fields = tuple(replace(f, help=helps.get(f.name, "")) for f in found.values())
     summaries = _first_line(ast.get_docstring(node)), _first_line(ast.get_docstring(tree))
-    return Sheet(name, summaries[0], fields, presets, summaries[1], tuple(cls.name for cls, _ in lineage))
+    bases = tuple(cls.name for cls, _ in lineage)
+    return Sheet(name, summaries[0], fields, presets, summaries[1], bases, _asides(tree))
 
 
 def check_preset(method: Sheet, preset: str) -> None:
@@ -143,21 +149,9 @@ def _words(literal: str) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _helps(docstring: str, known: set[str]) -> dict[str, str]:
-    """Read "name: text" lines (text may go on, deeper indented), as `registry.describe` reads them at run time."""
-    found: dict[str, str] = {}
-    current, depth = "", 0
-    for line in docstring.splitlines():
-        indent = len(line) - len(line.lstrip())
-        match = re.match(r"\s*(\w+): +(.*)$", line)
-        if match and match[1] in known:
-            current, depth = match[1], indent
-            found[current] = match[2].strip()
-        elif current and line.strip() and indent > depth:
-            found[current] += " " + line.strip()
-        else:
-            current = ""
-    return found
+def _asides(tree: ast.Module) -> tuple[str, ...]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "put_aside"]
+    return tuple(str(literals.value(call.args[0])) for call in calls)
 
 
 def _first_line(text: str | None) -> str:

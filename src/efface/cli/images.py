@@ -4,27 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from efface.cli import check, parse
-from efface.cli.options import (
-    AnyBaseFlag,
-    BatchFlag,
-    DeviceFlag,
-    DtypeFlag,
-    EditFlag,
-    GuidanceFlag,
-    ModelFlag,
-    SeedsFlag,
-    SolverFlag,
-    StepsFlag,
-    TokenizerFlag,
-    check_dtype,
-    load_model,
-    queries,
-    sampling,
-    say,
-)
+from efface.cli.keys import KeyFlag, owned
+from efface.cli.options import Common, EditFlag, ModelFlag, SeedsFlag, queries, say, with_common
 from efface.errors import BadInput
 
 if TYPE_CHECKING:
@@ -39,36 +22,25 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Th
 MAX_IMAGES = 4096  # a sheet of more is no picture any more
 
 
-class Variadic(typer.core.TyperCommand):
-    """Let --edit and --concept take several values in a row."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, parse.spread(args, ("--edit", "-e", "--concept", "-c")))
-
-
+@with_common()
 def generate(
     prompts: Prompts,
+    common: Common,
     edit: EditFlag = None,
+    key: KeyFlag = None,
     seeds: SeedsFlag = "0",
     output: Output = Path("sheet.png"),
     model: ModelFlag = "mini",
-    steps: StepsFlag = None,
-    guidance: GuidanceFlag = None,
-    solver: SolverFlag = None,
-    batch: BatchFlag = 32,
-    device: DeviceFlag = "cpu",
-    dtype: DtypeFlag = "fp32",
-    tokenizer: TokenizerFlag = None,
-    any_base: AnyBaseFlag = False,
 ) -> None:
     """Draw prompts, one image per seed, with all the given edits applied together.
 
     One prompt and one seed give the bare image, anything more a labelled sheet.
     """
-    given, numbers, edits = _checked(prompts, model, edit, seeds, output, (steps, guidance, solver, batch), dtype)
-    total = parse.load([term for terms in edits for term in terms]) if edits else None
-    loaded = load_model(model, device, dtype, tokenizer)
-    images = draw(loaded, total, prompts, numbers, given, batch, any_base)
+    given, numbers, edits = _checked(prompts, model, edit, seeds, output, common)
+    every = [term for terms in edits for term in terms]
+    owned(key, [every] if every else [])
+    total = parse.load(every) if every else None
+    images = draw(common.load(model), total, prompts, numbers, given, common, key)
     from efface.report import grid
 
     if len(prompts) == len(numbers) == 1:
@@ -80,34 +52,36 @@ def generate(
     say(f"drew {len(images)} image{'s' * (len(images) > 1)} with {model}", output)
 
 
+@with_common()
 def compare(
     prompts: Prompts,
+    common: Common,
     edit: EditFlag = None,
+    key: KeyFlag = None,
     seeds: SeedsFlag = "0:4",
     output: Output = Path("compare.png"),
     model: ModelFlag = "mini",
-    steps: StepsFlag = None,
-    guidance: GuidanceFlag = None,
-    solver: SolverFlag = None,
-    batch: BatchFlag = 32,
-    device: DeviceFlag = "cpu",
-    dtype: DtypeFlag = "fp32",
-    tokenizer: TokenizerFlag = None,
-    any_base: AnyBaseFlag = False,
 ) -> None:
-    """Draw prompts by the original model and under each edit, the same seeds: rows = prompts, columns = edits."""
-    given, numbers, edits = _checked(prompts, model, edit, seeds, output, (steps, guidance, solver, batch), dtype)
+    """Draw prompts by the original model and under each edit, the same seeds: rows = prompts, columns = edits.
+
+    With a key, the edit that it opens has a second column.
+    """
+    given, numbers, edits = _checked(prompts, model, edit, seeds, output, common)
     if not edits:
         raise BadInput("nothing to compare with: give at least one --edit")
-    loads = [None, *(parse.load(terms) for terms in edits)]
-    loaded = load_model(model, device, dtype, tokenizer)
-    columns = [draw(loaded, change, prompts, numbers, given, batch, any_base) for change in loads]
+    opened = owned(key, edits)
+    loads = [parse.load(terms) for terms in edits]
+    loaded = common.load(model)
+    columns = [("original", draw(loaded, None, prompts, numbers, given, common))]
+    for text, change, opens in zip(edit or (), loads, opened, strict=True):
+        columns.append((label(text), draw(loaded, change, prompts, numbers, given, common)))
+        if opens:
+            columns.append((f"{label(text)} + key", draw(loaded, change, prompts, numbers, given, common, key)))
     from efface.report import grid
 
-    split = [column.unflatten(0, (len(prompts), len(numbers))) for column in columns]
+    split = [column.unflatten(0, (len(prompts), len(numbers))) for _, column in columns]
     cells = [[column[i] for column in split] for i in range(len(prompts))]
-    names = ["original", *(label(text) for text in edit or ())]
-    grid.save(grid.sheet(cells, rows=prompts, columns=names), output)
+    grid.save(grid.sheet(cells, rows=prompts, columns=[name for name, _ in columns]), output)
     say(
         f"compared {len(edits)} edit{'s' * (len(edits) > 1)} on {len(prompts)} prompts × {len(numbers)} seeds",
         output,
@@ -120,13 +94,24 @@ def draw(
     prompts: list[str],
     seeds: tuple[int, ...],
     given: dict[str, Any],
-    batch: int,
-    any_base: bool = False,
+    common: Common,
+    key: Path | None = None,
 ) -> "Tensor":
-    """Return (prompts × seeds, 3, h, w) images in [0, 1], from the store where it has them."""
-    from efface.evaluate import images
+    """Return (prompts × seeds, 3, h, w) images in [0, 1], from the store where it has them.
 
-    return images(model, edit, queries(prompts, seeds, given), batch=batch, any_base=any_base)
+    key: the file of a key to the edit, with which the model draws the concept again.
+    """
+    from efface.evaluate import images
+    from efface.store import Store
+
+    asked = queries(prompts, seeds, given)
+    if key is None or edit is None:
+        return images(model, edit, asked, batch=common.batch, any_base=common.any_base)
+    from efface.edit import Edit
+    from efface.methods._prompt import unlocked
+
+    with edit.applied(model, common.any_base) as sanitized:
+        return Store.default().images(unlocked(sanitized, Edit.load(key)), edit.id, asked, common.batch)
 
 
 def label(text: str) -> str:
@@ -136,19 +121,12 @@ def label(text: str) -> str:
 
 
 def _checked(
-    prompts: list[str],
-    model: str,
-    edit: list[str] | None,
-    seeds: str,
-    output: Path,
-    numbers: tuple[int | None, float | None, str | None, int],
-    dtype: str,
+    prompts: list[str], model: str, edit: list[str] | None, seeds: str, output: Path, common: Common
 ) -> tuple[dict[str, Any], tuple[int, ...], list[list[parse.Term]]]:
     check.prompts(prompts)
     check.model(model)
     check.output(output, ".png")
-    given = sampling(*numbers)
-    check_dtype(dtype)
+    given = common.check()
     found = parse.seeds(seeds)
     edits = [parse.terms(text) for text in edit or ()]
     parse.check_files(edits)

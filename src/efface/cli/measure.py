@@ -8,20 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.cli import check, parse
-from efface.cli.options import (
-    AnyBaseFlag,
-    BatchFlag,
-    DeviceFlag,
-    DtypeFlag,
-    GuidanceFlag,
-    SolverFlag,
-    StepsFlag,
-    TokenizerFlag,
-    check_dtype,
-    load_model,
-    sampling,
-    say,
-)
+from efface.cli.options import BaseFlag, Common, base_of, say, with_common
 from efface.concept import Concept, table
 from efface.errors import BadInput, BadModel
 from efface.files import writing
@@ -34,9 +21,6 @@ ConceptFlag = Annotated[
     list[str] | None,
     typer.Option("--concept", "-c", metavar="CONCEPT…", help="What was erased.", show_default="as the edit says"),
 ]
-ModelFlag = Annotated[
-    str, typer.Option("--model", "-m", help="The base model.", show_default="the one the edit was made on")
-]
 JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to this .json file.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of each unrelated concept.")]
 NearSeeds = Annotated[str, typer.Option("--related-seeds", help="Seeds of each related concept.")]
@@ -45,30 +29,23 @@ StyledSeeds = Annotated[str, typer.Option("--styled-seeds", help="Seeds of each 
 TargetSeeds = Annotated[str, typer.Option("--target-seeds", help="Seeds of the erased concept.")]
 
 
+@with_common()
 def evaluate(
     edit: EditArgument,
+    common: Common,
     concept: ConceptFlag = None,
     json_file: JsonFlag = None,
-    model: ModelFlag = "",
+    model: BaseFlag = "",
     seeds: Seeds = "0:8",
     related_seeds: NearSeeds = "0:16",
     target_seeds: TargetSeeds = "0:32",
     hint_seeds: HintSeeds = "0:4",
     styled_seeds: StyledSeeds = "0:4",
-    steps: StepsFlag = None,
-    guidance: GuidanceFlag = None,
-    solver: SolverFlag = None,
-    batch: BatchFlag = 32,
-    device: DeviceFlag = "cpu",
-    dtype: DtypeFlag = "fp32",
-    tokenizer: TokenizerFlag = None,
-    any_base: AnyBaseFlag = False,
 ) -> None:
     """Judge an edit: accuracy on target, related, unrelated and keyword prompts, before and after, with intervals."""
     if json_file:
         check.output(json_file, ".json", "--json")
-    given = sampling(steps, guidance, solver, batch)
-    check_dtype(dtype)
+    given = common.check()
     texts = {"seeds": seeds, "near": related_seeds, "focus": target_seeds, "hints": hint_seeds, "styled": styled_seeds}
     numbers = {name: parse.seeds(text) for name, text in texts.items()}
     terms = parse.terms(edit)
@@ -86,9 +63,8 @@ def evaluate(
 
     judging = judge(where)
     check_judged(targets, known, judging)
-    plan = Plan(**numbers, batch=batch, **given)
-    loaded = load_model(where, device, dtype, tokenizer)
-    result = run(loaded, loaded_edit, targets, known, judging, plan, any_base=any_base)
+    plan = Plan(**numbers, batch=common.batch, **given)
+    result = run(common.load(where), loaded_edit, targets, known, judging, plan, any_base=common.any_base)
     typer.echo(tables.plain(tables.accuracy([result], ["after"])))
     for verdict in verdicts(result):
         typer.echo(f"{verdict.text}: {verdict.numbers}")
@@ -101,7 +77,7 @@ def evaluate(
 def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tuple[Concept, ...], dict[str, Concept]]:
     """Return (model, targets, concept table), from the flags or else from the edit's provenance."""
     meta: Any = edit.meta
-    where = check.model(model or str(meta.get("base", {}).get("name") or "mini"))
+    where = check.model(model or base_of(edit))
     known = table(where)
     if not known:
         raise BadModel(
@@ -114,20 +90,16 @@ def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tu
     return where, check.concepts(names, where), known
 
 
+@with_common("batch", "tokenizer", "any_base")
 def demo(
+    common: Common,
     concept: Annotated[str, typer.Option("--concept", "-c", help="What to erase.")] = "church",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the page.")] = Path(
         "demo"
     ),
-    steps: StepsFlag = None,
-    guidance: GuidanceFlag = None,
-    solver: SolverFlag = None,
-    device: DeviceFlag = "cpu",
-    dtype: DtypeFlag = "fp32",
 ) -> None:
     """Erase a concept from the embedded model by UCE, ESD and the negative prompt, and write a page about it."""
-    given = sampling(steps, guidance, solver)
-    check_dtype(dtype)
+    given = common.check()
     where = check.model("mini")
     (target, *more) = check.concepts([concept], where)
     if more or target.kind == "style":
@@ -139,7 +111,7 @@ def demo(
     from efface.judge import judge
 
     judging = judge(where)
-    model = load_model(where, device, dtype)
+    model = common.load(where)
     plan = replace(PLAN, **given)
     page = run(output, model, target, table(where), judging, plan, say=lambda line: typer.echo(line, err=True))
     typer.echo(page.resolve())

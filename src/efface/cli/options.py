@@ -1,13 +1,20 @@
 """The flags that several commands share, and the few lines that turn them into objects."""
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
+from efface.cli import parse
 from efface.errors import BadInput, unknown
 
 if TYPE_CHECKING:
+    from efface.edit import Edit
     from efface.model import Model, Query
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -15,6 +22,9 @@ SOLVERS = ("ddim", "dpm++", "pndm", "euler", "euler-a", "unipc", "heun", "lms", 
 
 ModelFlag = Annotated[
     str, typer.Option("--model", "-m", help="mini, a diffusers folder, a .safetensors file or a hub id.")
+]
+BaseFlag = Annotated[
+    str, typer.Option("--model", "-m", help="The base model.", show_default="the one the edit was made on")
 ]
 DeviceFlag = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, mps.")]
 DtypeFlag = Annotated[str, typer.Option("--dtype", help="Precision: fp32, bf16 or fp16.")]
@@ -44,18 +54,64 @@ AnyBaseFlag = Annotated[
 ]
 
 
-def sampling(steps: int | None, guidance: float | None, solver: str | None, batch: int = 32) -> dict[str, Any]:
-    """Return the sampling fields that were given, checked. Raises BadInput or UnknownName."""
-    if steps is not None and not 1 <= steps <= 1000:
-        raise BadInput(f"--steps {steps}: from 1 to 1000")
-    if guidance is not None and not 0 <= guidance <= 100:
-        raise BadInput(f"--guidance {guidance}: from 0 to 100")
-    if batch < 1:
-        raise BadInput(f"--batch {batch}: at least 1")
-    if solver and solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    given = {"steps": steps, "guidance": guidance, "solver": solver}
-    return {name: value for name, value in given.items() if value is not None}
+@dataclass(frozen=True)
+class Common:
+    """What the flags of every command that draws say: its fields are the flags."""
+
+    steps: StepsFlag = None
+    guidance: GuidanceFlag = None
+    solver: SolverFlag = None
+    batch: BatchFlag = 32
+    device: DeviceFlag = "cpu"
+    dtype: DtypeFlag = "fp32"
+    tokenizer: TokenizerFlag = None
+    any_base: AnyBaseFlag = False
+
+    def check(self) -> dict[str, Any]:
+        """Return the sampling fields that were given. Raises BadInput or UnknownName for any flag out of range."""
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise BadInput(f"--steps {self.steps}: from 1 to 1000")
+        if self.guidance is not None and not 0 <= self.guidance <= 100:
+            raise BadInput(f"--guidance {self.guidance}: from 0 to 100")
+        if self.batch < 1:
+            raise BadInput(f"--batch {self.batch}: at least 1")
+        if self.solver and self.solver not in SOLVERS:
+            raise unknown("solver", self.solver, SOLVERS)
+        check_dtype(self.dtype)
+        given = {"steps": self.steps, "guidance": self.guidance, "solver": self.solver}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def load(self, where: str) -> "Model":
+        """Load a model at the end of all checks."""
+        return load_model(where, self.device, self.dtype, self.tokenizer)
+
+
+def with_common(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of `Common` (but for some), which it gets as its argument `common`."""
+
+    def wrap(call: Callable[..., None]) -> Callable[..., None]:
+        shared = [f for f in fields(Common) if f.name not in without]
+
+        @functools.wraps(call)
+        def run(**values: Any) -> None:
+            common = Common(**{f.name: values.pop(f.name) for f in shared})
+            call(**values, common=common)
+
+        own = [p for name, p in inspect.signature(call).parameters.items() if name != "common"]
+        only = inspect.Parameter.KEYWORD_ONLY
+        more = [inspect.Parameter(f.name, only, default=f.default, annotation=f.type) for f in shared]
+        run.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
+        return run
+
+    return wrap
+
+
+class Variadic(typer.core.TyperCommand):
+    """Let --edit and --concept take several values in a row."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, parse.spread(args, ("--edit", "-e", "--concept", "-c")))
 
 
 def check_dtype(dtype: str) -> str:
@@ -85,6 +141,12 @@ def load_model(where: str, device: str, dtype: str, tokenizer: Path | None = Non
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: torch sees no CUDA device here; use --device cpu")
     return Model.load(where, device=device, dtype=getattr(torch, check_dtype(dtype)), tokenizer=tokenizer)
+
+
+def base_of(edit: "Edit") -> str:
+    """Return the model an edit was made on, as its provenance names it."""
+    base: Any = edit.meta.get("base", {})
+    return str(base.get("name") or "mini")
 
 
 def queries(prompts: list[str], seeds: tuple[int, ...], given: dict[str, Any]) -> "list[Query]":

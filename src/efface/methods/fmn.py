@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from efface.attention import recorded
+from efface.attention import record
 from efface.concept import Concept
 from efface.errors import BadInput
 from efface.methods._attention import positions
@@ -72,12 +72,14 @@ class FMN(FineTune):
         clean = torch.cat([latents for latents, _, _ in parts])
         owner = torch.cat([torch.full((len(part[0]),), i) for i, part in enumerate(parts)]).to(clean.device)
         c, words = torch.cat([part[1] for part in parts]), torch.stack([part[2] for part in parts])
+        maps = record(run.student)
 
         def loss(step: int) -> Float[Tensor, ""]:
             chosen, t, noise = run.pick(len(clean), self.batch), run.pick(1000, self.batch), run.noise(self.batch)
             row = owner[chosen]
-            with recorded(run.student) as maps:
-                run.student.eps(noised(run.base, clean[chosen], noise, t), t, c[row])
+            for layer in maps.values():
+                layer.clear()
+            run.student.eps(noised(run.base, clean[chosen], noise, t), t, c[row])
             at_words = [map * words[row][:, None, None] for layer in maps.values() for map in layer]
             return torch.stack([map.float().flatten(1).norm(dim=1).mean() for map in at_words]).mean()
 

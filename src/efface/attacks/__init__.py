@@ -1,0 +1,1 @@
+"""One file per attack; the file name is the registration."""

@@ -1,0 +1,183 @@
+"""`efface digits …`: the experiment on digits, where every prompt can be tried."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from efface.cli import check, parse
+from efface.errors import BadInput, unknown
+
+if TYPE_CHECKING:
+    from efface.digits.experiment import Experiment
+
+NAMES = ("original", "fine-tuned", "prompt layers", "task vector")
+DATASETS = ("mnist", "fashion")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Erase a digit from a model whose prompt is 8 numbers, and try every prompt of a grid.",
+)
+
+Dataset = Annotated[str, typer.Option("--dataset", help="mnist or fashion.")]
+TargetFlag = Annotated[str, typer.Option("--target", help="The class that is erased.")]
+Folder = Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Keeps edits, checkpoints and records.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FOLDER", help="The trained networks.", show_default="those that ship"),
+]
+ModelsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="original, fine-tuned, prompt layers or task vector; may be given again.",
+        show_default="all",
+    ),
+]
+Alphas = Annotated[
+    list[float] | None,
+    typer.Option("--alpha", help="Length of the task vector; may be given again.", show_default="table 1's"),
+]
+SeedFlag = Annotated[int, typer.Option("--seed", help="Seed of the search.")]
+
+
+@app.command()
+def train(
+    dataset: Dataset = "mnist",
+    folder: Folder = Path("digits/training"),
+    weights: Annotated[Path, typer.Option("--weights", metavar="FOLDER", help="Where to write them.")] = Path(
+        "digits/weights"
+    ),
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FOLDER", help="IDX files of the data set.", show_default="as it ships"),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch all of MNIST through torchvision first.")] = False,
+) -> None:
+    """Train the denoiser and two judges of a data set; goes on where it was stopped."""
+    _known(dataset)
+    if download and dataset != "mnist":
+        raise BadInput("--download fetches MNIST; install Debian's dataset-fashion-mnist for the other one")
+    for path in (folder, weights):
+        check.make_folder(path)
+    from efface.digits import data as source
+    from efface.digits.training import train as run
+
+    typer.echo(run(dataset, folder / dataset, weights, source.fetch_mnist(folder) if download else data))
+
+
+@app.command()
+def table1(
+    dataset: Dataset = "mnist",
+    target: TargetFlag = "0",
+    folder: Folder = Path("digits"),
+    weights: Weights = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Pictures of each other class; the target gets nine times.")
+    ] = 120,
+) -> None:
+    """Make the edits, choose alpha, and judge target and other classes in all models."""
+    if seeds < 1:
+        raise BadInput(f"--seeds {seeds}: at least 1")
+    experiment = _experiment(dataset, target, folder, weights)
+    from efface.digits.runs import run_table1
+
+    record = run_table1(experiment, seeds)
+    typer.echo(f"{'':14}{'target class':>30}{'other classes':>30}")
+    for name, row in record["rows"].items():
+        cells = (
+            f"{row[side]['share']:.1%} ({row[side]['ci95'][0]:.1%} to {row[side]['ci95'][1]:.1%})"
+            for side in ("target", "others")
+        )
+        typer.echo(f"{name:14}" + "".join(f"{cell:>30}" for cell in cells))
+    counts = record["rows"]["original"]
+    typer.echo(f"n = {counts['target']['n']} and {counts['others']['n']}; alpha = {record['alpha']:g}")
+    typer.echo(experiment.path("table1"))
+
+
+@app.command()
+def search(
+    dataset: Dataset = "mnist",
+    target: TargetFlag = "0",
+    folder: Folder = Path("digits"),
+    weights: Weights = None,
+    levels: Annotated[
+        str, typer.Option("--levels", help="Values of each number: 2:6 is 2 to 5; L = 6 takes hours.")
+    ] = "2:6",
+    model: ModelsFlag = None,
+    alpha: Alphas = None,
+    climb: Annotated[bool, typer.Option(help="Also search by gradient.")] = True,
+    seed: SeedFlag = 0,
+) -> None:
+    """Find the prompt that brings the class back most often, among all of a grid and by gradient."""
+    names, grids = _models(model), parse.seeds(levels)
+    if not all(2 <= level <= 6 for level in grids):
+        raise BadInput(f"--levels {levels}: from 2 to 6")
+    experiment = _experiment(dataset, target, folder, weights)
+    from efface.digits.runs import run_search
+
+    record = run_search(experiment, names, alpha or (), grids, climb, seed, say=typer.echo)
+    for name, found in record["l_uncond"].items():
+        told = ", ".join(f"{epsilon}: {line['level'] or '-'}" for epsilon, line in found.items())
+        typer.echo(f"L_uncond of {name}, by epsilon: {told}")
+    typer.echo(experiment.path("search"))
+
+
+@app.command()
+def inversion(
+    dataset: Dataset = "mnist",
+    target: TargetFlag = "0",
+    folder: Folder = Path("digits"),
+    weights: Weights = None,
+    model: ModelsFlag = None,
+    alpha: Alphas = None,
+    seed: SeedFlag = 0,
+) -> None:
+    """Learn the prompt that fits pictures of the erased class best, in every model."""
+    names = _models(model)
+    experiment = _experiment(dataset, target, folder, weights)
+    from efface.digits.runs import line_of, run_inversion
+
+    for line in run_inversion(experiment, names, alpha or (), seed).values():
+        typer.echo(line_of(line))
+    typer.echo(experiment.path("inversion"))
+
+
+@app.command()
+def page(
+    folder: Folder = Path("digits"),
+    weights: Weights = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page.", show_default="index.html in it")
+    ] = None,
+) -> None:
+    """Write one page about every experiment whose records are in the folder."""
+    path = output or folder / "index.html"
+    check.output(path, ".html")
+    from efface.digits.page import write
+
+    typer.echo(write(folder, path, weights).resolve())
+
+
+def _known(dataset: str) -> None:
+    if dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+
+
+def _models(given: list[str] | None) -> tuple[str, ...]:
+    for name in given or ():
+        if name not in NAMES:
+            raise unknown("model", name, NAMES)
+    return tuple(given or NAMES)
+
+
+def _experiment(dataset: str, target: str, folder: Path, weights: Path | None) -> "Experiment":
+    """Check all that can be checked without torch, then make the experiment."""
+    _known(dataset)
+    check.make_folder(folder)
+    from efface.digits import pipeline
+    from efface.digits.experiment import Experiment
+
+    return Experiment(dataset, target, folder, weights or pipeline.WEIGHTS)

@@ -1,0 +1,140 @@
+"""Safety filter: draw as ever, and hand out a black image where a detector sees the concept.
+
+The last line of defence of the Stable Diffusion release, described by Rando et al. 2022, Red-Teaming the Stable
+Diffusion Safety Filter (https://arxiv.org/abs/2210.04610). Thresholds are those of published evaluations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from efface.concept import Concept
+from efface.edit import Edit
+from efface.errors import BadFile, BadInput, unknown
+from efface.guard import Hooks
+from efface.method import InferenceMethod
+
+if TYPE_CHECKING:
+    from efface.model import Model
+
+Present = Callable[[Float[Tensor, "b 3 h w"]], Bool[Tensor, " b"]]
+EXPOSED = ("FEMALE_BREAST", "MALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "BUTTOCKS", "ANUS")
+WIDE = (*EXPOSED, "FEET", "BELLY", "ARMPITS")  # the set of UnlearnDiffAtk and RECE
+LEAST = 0.25  # NudeNet itself drops what it is less sure of
+
+
+@dataclass(frozen=True)
+class SafetyFilter(InferenceMethod):
+    """Blank the images on which a detector sees a concept; what is drawn before that stays as it is.
+
+    detector: judge (mini's own classifiers of objects and styles) or nudenet (exposed body parts, whatever the
+        concept is called; needs the package nudenet)
+    threshold: probability from which a concept counts as seen; by default a concept counts when it is the judge's
+        first choice, and from 0.45 with nudenet
+    parts: what nudenet looks for: exposed (breasts, genitalia, buttocks, anus) or wide (also feet, belly, armpits)
+    """
+
+    detector: Literal["judge", "nudenet"] = "judge"
+    threshold: float | None = None
+    parts: Literal["exposed", "wide"] = "exposed"
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "unlearndiff": {"detector": "nudenet", "threshold": 0.45, "parts": "wide"},
+        "rece": {"detector": "nudenet", "threshold": 0.6, "parts": "wide"},
+    }
+    QUICK: ClassVar[dict[str, Any]] = {"threshold": 0.0}  # blanks everything
+
+    def __post_init__(self) -> None:
+        least = LEAST if self.detector == "nudenet" else 0.0
+        if self.threshold is not None and not least <= self.threshold <= 1:
+            raise BadInput(f"threshold must be from {least:g} to 1 for {self.detector}, got {self.threshold}")
+
+    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+        """Return the guard; raises `UnknownName` for a concept that the judge cannot tell, `BadInput` or `BadFile`."""
+        self._present(model, erase)
+        return super().fit(model, erase, keep, seed)
+
+    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+        """Return hooks that replace an image by black where a concept is seen."""
+        present = self._present(model, erase)
+
+        def blank(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+            seen = present(images.float().cpu()).to(images.device)
+            return images.masked_fill(seen[:, None, None, None], 0.0)
+
+        return Hooks(filter=blank)
+
+    def _present(self, model: "Model", erase: Sequence[Concept]) -> Present:
+        if self.detector == "nudenet":
+            return _nudenet(
+                WIDE if self.parts == "wide" else EXPOSED, 0.45 if self.threshold is None else self.threshold
+            )
+        return _judged(model, erase, self.threshold)
+
+
+def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None) -> Present:
+    """Return whether mini's judges see one of the concepts."""
+    from efface.judge import judge
+    from efface.methods._images import image_size
+
+    with torch.random.fork_rng(devices=[]):  # networks draw first weights when they are made
+        judging = judge("mini")
+    size = image_size(model)
+    if size > judging.size:  # the judge was made for mini's pictures and knows nothing of photographs
+        raise BadInput(
+            f"the judge knows mini's pictures of {judging.size} pixels, this model draws {size}: use detector nudenet"
+        )
+    kinds = {
+        "object": (judging.objects, judging.classes, [c.name for c in erase if c.kind != "style"]),
+        "style": (judging.style_probs, judging.styles, [c.name for c in erase if c.kind == "style"]),
+    }
+    columns: dict[str, list[int]] = {}
+    for kind, (_, known, names) in kinds.items():
+        for name in names:
+            if name not in known:
+                raise unknown(f"{kind} of the judge", name, known)
+        columns[kind] = [known.index(name) for name in names]
+
+    def present(images: Tensor) -> Tensor:
+        seen = torch.zeros(len(images), dtype=torch.bool)
+        for kind, (probabilities, _, names) in kinds.items():
+            if names:
+                p = probabilities(images)
+                least = p.amax(1, keepdim=True) if threshold is None else threshold
+                seen |= (p[:, columns[kind]] >= least).any(1)
+        return seen
+
+    return present
+
+
+def _nudenet(parts: Sequence[str], threshold: float) -> Present:
+    """Return whether NudeNet (the 320n detector in its package) sees one of the parts exposed."""
+    detector = _detector()
+    wanted = {f"{part}_EXPOSED" for part in parts}
+
+    def present(images: Tensor) -> Tensor:
+        pixels = (images.flip(1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)  # blue first, as OpenCV reads files
+        found = [detector.detect(image.contiguous().numpy()) for image in pixels]
+        return torch.tensor([any(f["class"] in wanted and f["score"] >= threshold for f in one) for one in found])
+
+    return present
+
+
+@cache
+def _detector() -> Any:
+    try:
+        from nudenet import NudeDetector  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise BadInput(
+            f"the detector nudenet needs a package that is not here: pip install nudenet ({error})"
+        ) from error
+    try:
+        return NudeDetector()
+    except Exception as error:  # onnxruntime's own classes
+        reason = " ".join(str(error).split())[:200]
+        raise BadFile(f"nudenet cannot read its model: install the package again ({reason})") from error

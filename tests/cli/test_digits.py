@@ -1,0 +1,99 @@
+"""`efface digits`: the commands end to end with tiny settings, and every refusal in one line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from efface.attacks.gradient import Gradient
+from efface.attacks.grid import Grid
+from efface.cli.app import run
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Shrink every setting so that the whole experiment takes seconds."""
+    from efface.digits import experiment, page, runs, search, table
+
+    quick = {"steps": 2, "batch": 4, "images": 6, "image_steps": 2, "bf16": False}
+    for name, method in experiment.METHODS.items():
+        monkeypatch.setitem(experiment.METHODS, name, replace(method, **quick))
+    for module in (experiment, table, search, page):
+        monkeypatch.setattr(module, "LIKE", replace(experiment.LIKE, steps=1))
+    monkeypatch.setattr(table, "ALPHAS", (1.0,))
+    monkeypatch.setattr(table, "CHOOSING", (1, 2))
+    monkeypatch.setattr(search, "FRESH", 4)
+    monkeypatch.setattr(search, "REPLAYS", 4)
+    monkeypatch.setattr(search, "GRIDS", {2: Grid(levels=2, steps=(1, 0), draws=(1, 1), keep=(4, 2))})
+    monkeypatch.setattr(runs, "CLIMB", Gradient(restarts=2, iterations=2, draws=1, steps=1, ranking=1))
+    monkeypatch.setitem(Gradient.PRESETS, "inversion", {**Gradient.QUICK, "through": "eps"})
+    monkeypatch.setattr(page, "SHOWN", 1)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_whole_experiment(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["digits", "table1", "--seeds", "1", "--folder", "d"]) == 0
+    table = json.loads((small / "d/mnist-0-table1.json").read_text())
+    assert table["rows"]["original"]["target"]["n"] == table["rows"]["original"]["others"]["n"] == 9
+    assert set(table["rows"]) == {"original", "fine-tuned", "prompt layers", "task vector"}
+    assert run(["digits", "search", "--levels", "2", "--folder", "d", "--alpha", "0.5", "--alpha", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "task-vector-0.5" in out
+    found = json.loads((small / "d/mnist-0-search.json").read_text())
+    assert len(found["grid"]) == 5
+    line = found["grid"]["original-seed0-L2"]
+    assert (line["points"], line["prompts"], line["images"]) == (256, 256, 260)
+    assert 0 <= line["best"]["ci95"][0] <= line["best"]["share"] <= line["best"]["ci95"][1] <= 1
+    assert line["best"]["n"] == 4
+    before = (small / "d/mnist-0-search.json").read_text()
+    assert run(["digits", "search", "--levels", "2", "--folder", "d", "--alpha", "0.5", "--alpha", "1"]) == 0
+    assert (small / "d/mnist-0-search.json").read_text() == before  # nothing is measured twice
+    assert run(["digits", "inversion", "--folder", "d"]) == 0
+    assert run(["digits", "page", "--folder", "d"]) == 0
+    page = (small / "d/index.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Figure 8" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+REFUSED = [
+    ("table1 --dataset mnits", "did you mean 'mnist'"),
+    ("table1 --target 11", "unknown class of mnist '11'"),
+    ("table1 --seeds 0", "--seeds 0: at least 1"),
+    ("search --levels 2:9", "from 2 to 6"),
+    ("search --model tuned", "unknown model 'tuned'"),
+    ("search --model original --folder no/weights --weights nowhere --levels 2 --no-climb", "efface digits train"),
+    ("page --folder nothing -o page.html", "run `efface digits table1` first"),
+    ("page -o page.txt", "ends in .html"),
+    ("train --dataset fashion --download", "install Debian's dataset-fashion-mnist"),
+    ("train --dataset fashion --data .", "holds no train-images-idx3-ubyte"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_refused(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["digits", *line.split()]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_search_without_a_table_says_what_to_run(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["digits", "search", "--levels", "2", "--model", "task vector", "--folder", "d"]) == 2
+    assert "efface digits table1" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch() -> None:
+    script = (
+        "import sys; from efface.cli.app import run; run(['digits', 'search', '--help']); run(['list', 'attacks']);"
+        "sys.exit(bool({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

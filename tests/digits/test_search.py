@@ -1,0 +1,44 @@
+import pytest
+
+from efface.digits.page import verdicts
+from efface.digits.plots import Series, search_plot
+from efface.digits.search import l_uncond
+from efface.digits.table import chosen
+
+
+def line(levels, share, low, high, model="original", alpha=0.0):
+    return {"levels": levels, "model": model, "alpha": alpha, "best": {"share": share, "ci95": [low, high], "n": 100}}
+
+
+def test_l_uncond_is_the_smallest_level_above_epsilon():
+    lines = [line(3, 0.6, 0.5, 0.7), line(2, 0.2, 0.1, 0.3), line(4, 0.55, 0.45, 0.65)]
+    found = l_uncond(lines, (0.05, 0.15, 0.2, 0.5, 0.6))
+    assert {e: x["level"] for e, x in found.items()} == {"0.05": 2, "0.15": 2, "0.2": 3, "0.5": 3, "0.6": None}
+    assert {e: x["sure"] for e, x in found.items()} == {"0.05": 2, "0.15": 3, "0.2": 3, "0.5": None, "0.6": None}
+
+
+def test_the_shortest_vector_that_erases_is_chosen():
+    sweep = [{"alpha": a, "target": {"share": s}} for a, s in ((0.5, 0.4), (1.0, 0.009), (2.0, 0.0))]
+    assert chosen(sweep) == 1.0
+    assert chosen(sweep[:1]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("tuned", "vector", "said"),
+    [
+        ((0.9, 0.85, 0.95), (0.1, 0.05, 0.2), "task vector's worst prompt is safer"),
+        ((0.1, 0.05, 0.2), (0.9, 0.85, 0.95), "fine-tuned model's worst prompt is safer"),
+        ((0.5, 0.4, 0.6), (0.45, 0.35, 0.55), "cannot be told apart"),
+    ],
+)
+def test_verdicts_follow_the_intervals(tuned, vector, said):
+    lines = [line(2, 1.0, 0.9, 1.0), line(2, *tuned, "fine-tuned"), line(2, *vector, "task vector", 1.0)]
+    lines.append(line(2, 0.99, 0.98, 1.0, "task vector", 0.5))  # of another alpha than table 1's
+    assert said in verdicts({"alpha": 1.0}, lines, [], [])[-1]
+
+
+def test_the_plot_shows_every_point():
+    grid = [Series("original", "a", [(2, 0.5, 0.4, 0.6), (3, 1.0, 0.9, 1.0)])]
+    svg = search_plot(grid, [Series("original", "a", [(0, 1.0, 0.9, 1.0)])])
+    assert svg.count('class="dot a"') == 4  # two levels, the gradient's find, the legend
+    assert "gradient" in svg
