@@ -104,6 +104,14 @@ def test_object_groups(tiny: Model, tmp_path: Path) -> None:
     assert found["profile"]["evaluator"] == "reader"
 
 
+def test_a_scaled_pruned_or_combined_edit_keeps_what_its_parts_kept(tiny: Model, tmp_path: Path) -> None:
+    store = paint(tmp_path, {})
+    one, two = an_edit(tiny, ["dog"]), an_edit(tiny, ["wolf"])
+    for edit in (0.5 * (one + two), (one + two).prune(keep="attn2"), one - two):
+        found = evaluate(tiny, edit, TABLE["church"], TABLE, Reader(), PLAN, store)
+        assert {name for name, value in found["per_concept"].items() if value["kept"]} == {"dog", "wolf"}
+
+
 def test_change_is_paired(tiny: Model, tmp_path: Path) -> None:
     store = paint(tmp_path, {"guitar": "dog"})
     group = evaluate(tiny, an_edit(tiny), TABLE["church"], TABLE, Reader(), PLAN, store)["groups"]["objects"]

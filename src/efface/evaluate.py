@@ -99,7 +99,7 @@ def evaluate(
     edit.check(model, any_base)
     cases = plan.cases(targets, table, held_out(model.name))
     cases = [case for case in cases if case.label in _names(judge, case.judged)]
-    kept = {item["name"] for item in edit.meta.get("keep", ())}
+    kept = _kept(edit.meta)
     groups: dict[str, Tally] = {name: Tally() for name in ("target", "related", "unrelated", "implicit")}
     singles: dict[str, Tally] = {}
     where = {case.concept: case.group for case in cases if case.group in ("target", "related", "unrelated")}
@@ -119,6 +119,13 @@ def evaluate(
         "per_concept": {n: {"group": where[n], "kept": n in kept, **t.summary()} for n, t in singles.items()},
         "profile": _profile(model, judge, plan),
     }
+
+
+def _kept(meta: Mapping[str, Any]) -> set[str]:
+    """Return the names of the concepts kept by an edit, or by any that it was combined, scaled or pruned from."""
+    if "op" in meta:  # whose own "keep", if any, is a pattern of weights
+        return {name for part in meta.get("parts", ()) for name in _kept(part)}
+    return {item["name"] for item in meta.get("keep", ())}
 
 
 def _groups(case: Case, kept: set[str]) -> Iterator[str]:
