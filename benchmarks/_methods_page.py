@@ -30,8 +30,8 @@ among the judge's first five either), higher is better; *by keywords* is the sam
 others are the unrelated concepts that were **not** among those to keep (all unrelated ones where nothing was kept).
 In brackets: 95 % intervals (Wilson), pooled over concepts; images of one concept share an edit, so true intervals
 are wider. SSIM compares the images of unrelated prompts with those of the untouched model from the same noise. Time
-and memory are medians, of one thread while other jobs ran beside it (alone it is up to three times faster); memory is
-what erasing took beyond the loaded model.
+and memory are medians, of one thread while other jobs ran beside it, so they are upper bounds; memory is what erasing
+took beyond the loaded model.
 """
 
 
