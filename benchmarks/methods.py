@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ HERE = Path(__file__).parent
 SETUP = tomllib.loads((HERE / "methods.toml").read_text())
 RECORDS = HERE / "records" / "methods.jsonl"
 EDITS = HERE.parent / "build" / "edits"  # outside git
-FIVE = {"five": True, "five, others kept": True}
+FIVE = ("five", "five, others kept")
 
 
 class Job(NamedTuple):
@@ -57,8 +58,15 @@ def jobs() -> Iterator[Job]:
     """Yield every job, concept by concept, so that a partial record holds all methods."""
     for setting in (*SETUP["objects"], *SETUP["styles"], *FIVE):
         for entry in SETUP["method"]:
-            if setting not in FIVE or entry.get("five"):
+            if runs(entry, setting):
                 yield Job(entry["name"], entry.get("preset", ""), setting)
+
+
+def runs(entry: dict[str, Any], setting: str) -> bool:
+    """Return whether a row of the table has a job in a setting."""
+    if setting in FIVE:
+        return entry.get("five") in ("both", setting)
+    return ("objects" if setting in SETUP["objects"] else "styles") in entry.get("settings", ("objects", "styles"))
 
 
 def records() -> list[dict[str, Any]]:
@@ -151,6 +159,17 @@ def similarity(edit: Edit, erase: list[Concept], known: dict[str, Concept]) -> d
     return {"mean": round(float(each.mean()), 4), "se": round(float(each.std() / len(each) ** 0.5), 4), "n": len(each)}
 
 
+def leave_with(parent: int) -> None:
+    """End this process soon after its parent has ended, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,7 +187,8 @@ def main() -> None:
         todo = [job for job in jobs() if job not in done and (not only or job.method in only)][: options.limit]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the processes started below
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        leave = {"initializer": leave_with, "initargs": (os.getpid(),)}
+        with ProcessPoolExecutor(options.workers, mp_context=context, **leave) as pool:
             running = {pool.submit(run, job): job for job in todo}
             for i, future in enumerate(as_completed(running), 1):
                 name = " ".join(running[future])

@@ -62,6 +62,12 @@ class Judge:
         image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
         return (image * self._clip.text(self.words(texts))).sum(-1).clone()
 
+    @torch.inference_mode()
+    def zero_shot(self, images: Images, texts: list[str]) -> Float[Tensor, "n texts"]:
+        """Return the cosine of each picture with every text, -1 to 1, by the same CLIP."""
+        image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
+        return (image @ self._clip.text(self.words(texts)).mT).clone()
+
     @cached_property
     def profile(self) -> dict[str, Any]:
         """Return what a score must be quoted with."""

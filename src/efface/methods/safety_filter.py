@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from efface.concept import Concept
+from efface.concept import TEMPLATES, Concept
 from efface.edit import Edit
 from efface.errors import BadFile, BadInput, unknown
 from efface.guard import Hooks
 from efface.method import InferenceMethod
 
 if TYPE_CHECKING:
+    from efface.judge import Judge
     from efface.model import Model
 
 Present = Callable[[Float[Tensor, "b 3 h w"]], Bool[Tensor, " b"]]
@@ -32,24 +33,28 @@ LEAST = 0.25  # NudeNet itself drops what it is less sure of
 class SafetyFilter(InferenceMethod):
     """Blank the images on which a detector sees a concept; what is drawn before that stays as it is.
 
-    detector: judge (mini's own classifiers of objects and styles) or nudenet (exposed body parts, whatever the
-        concept is called; needs the package nudenet)
+    detector: judge (mini's own classifiers of objects and styles), clip (mini's CLIP, zero-shot among the names of all
+        objects and styles; it takes no part in judging) or nudenet (exposed body parts, whatever the concept is called;
+        needs the package nudenet)
     threshold: probability from which a concept counts as seen; by default a concept counts when it is the judge's
-        first choice, and from 0.45 with nudenet
+        first choice, and from 0.45 with nudenet; clip knows first choices only
     parts: what nudenet looks for: exposed (breasts, genitalia, buttocks, anus) or wide (also feet, belly, armpits)
     """
 
-    detector: Literal["judge", "nudenet"] = "judge"
+    detector: Literal["judge", "clip", "nudenet"] = "judge"
     threshold: float | None = None
     parts: Literal["exposed", "wide"] = "exposed"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "mini": {"detector": "clip"},  # the judge would be asked about its own decisions
         "unlearndiff": {"detector": "nudenet", "threshold": 0.45, "parts": "wide"},
         "rece": {"detector": "nudenet", "threshold": 0.6, "parts": "wide"},
     }
     QUICK: ClassVar[dict[str, Any]] = {"threshold": 0.0}  # blanks everything
 
     def __post_init__(self) -> None:
+        if self.detector == "clip" and self.threshold is not None:
+            raise BadInput(f"clip knows first choices only: leave the threshold out, got {self.threshold}")
         least = LEAST if self.detector == "nudenet" else 0.0
         if self.threshold is not None and not least <= self.threshold <= 1:
             raise BadInput(f"threshold must be from {least:g} to 1 for {self.detector}, got {self.threshold}")
@@ -74,11 +79,11 @@ class SafetyFilter(InferenceMethod):
             return _nudenet(
                 WIDE if self.parts == "wide" else EXPOSED, 0.45 if self.threshold is None else self.threshold
             )
-        return _judged(model, erase, self.threshold)
+        return _judged(model, erase, self.threshold, self.detector == "clip")
 
 
-def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None) -> Present:
-    """Return whether mini's judges see one of the concepts."""
+def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None, clip: bool) -> Present:
+    """Return whether mini's judges, or its CLIP, see one of the concepts."""
     from efface.judge import judge
     from efface.methods._images import image_size
 
@@ -89,9 +94,12 @@ def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None) -
         raise BadInput(
             f"the judge knows mini's pictures of {judging.size} pixels, this model draws {size}: use detector nudenet"
         )
+    objects, styles = (
+        (_zero_shot(judging), _zero_shot(judging, True)) if clip else (judging.objects, judging.style_probs)
+    )
     kinds = {
-        "object": (judging.objects, judging.classes, [c.name for c in erase if c.kind != "style"]),
-        "style": (judging.style_probs, judging.styles, [c.name for c in erase if c.kind == "style"]),
+        "object": (objects, judging.classes, [c.name for c in erase if c.kind != "style"]),
+        "style": (styles, judging.styles, [c.name for c in erase if c.kind == "style"]),
     }
     columns: dict[str, list[int]] = {}
     for kind, (_, known, names) in kinds.items():
@@ -110,6 +118,14 @@ def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None) -
         return seen
 
     return present
+
+
+def _zero_shot(judging: "Judge", styles: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return a function from pictures (n, 3, h, w) to their likeness (n, names) to what each name would be asked by."""
+    template = TEMPLATES["style" if styles else "object"]
+    names = judging.styles if styles else judging.classes
+    texts = ["a picture" if name == "plain" else template.format(name) for name in names]
+    return lambda images: judging.zero_shot(images, texts)
 
 
 def _nudenet(parts: Sequence[str], threshold: float) -> Present:
