@@ -30,8 +30,8 @@ among the judge's first five either), higher is better; *by keywords* is the sam
 others are the unrelated concepts that were **not** among those to keep (all unrelated ones where nothing was kept).
 In brackets: 95 % intervals (Wilson), pooled over concepts; images of one concept share an edit, so true intervals
 are wider. SSIM compares the images of unrelated prompts with those of the untouched model from the same noise. Time
-and memory are medians, of one thread while other jobs ran beside it, so they are upper bounds; memory is what erasing
-took beyond the loaded model.
+and memory are medians; time is that of one processor, and where only wall time is on record, taken while other jobs ran
+beside it, an upper bound. Memory is what erasing took beyond the loaded model.
 """
 
 
@@ -66,6 +66,11 @@ def mean(rows: Sequence[Record], value: Callable[[Record], float]) -> float:
     return sum(map(value, rows)) / len(rows)
 
 
+def seconds(rows: Sequence[Record]) -> list[float]:
+    """Return processor seconds of one thread, or wall seconds (more, beside other jobs) where nothing else is on record."""
+    return [r["cpu_seconds"] for r in rows if "cpu_seconds" in r] or [r["seconds"] for r in rows]
+
+
 COLUMNS: dict[str, Callable[[list[Record]], str]] = {
     "erased, ESR-1": lambda rows: percent(score(rows, "target", gone=True)),
     "ESR-5": lambda rows: percent(score(rows, "target", "top5", gone=True), False),
@@ -75,7 +80,7 @@ COLUMNS: dict[str, Callable[[list[Record]], str]] = {
     "PSR-5": lambda rows: percent(score(rows, others(rows), "top5"), False),
     "SSIM": lambda rows: f"{mean(rows, lambda r: r['ssim']['mean']):.3f}",
     "weights changed": lambda rows: f"{100 * mean(rows, lambda r: r['share']):.1f} %",
-    "seconds": lambda rows: f"{median(r['seconds'] for r in rows):.1f}",
+    "seconds": lambda rows: f"{median(seconds(rows)):.1f}",
     "MB": lambda rows: f"{median(r['peak_mb'] - r['loaded_mb'] for r in rows):.0f}",
 }
 

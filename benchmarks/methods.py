@@ -109,9 +109,9 @@ def run(job: Job) -> dict[str, Any]:
     model, known = mini()
     erase, keep = concepts(job, known)
     rest = memory_peak(reset=True)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     edit = registry.get("methods", job.method).preset(job.preset)(model, erase, keep, seed=0)
-    seconds, peak = time.perf_counter() - began, memory_peak()
+    seconds, busy, peak = time.perf_counter() - began, time.process_time() - busy, memory_peak()
     edit.save(job.path)
     result = evaluate(drawn(), edit, erase, known, judge("mini"), plan(), any_base=True)
     result.pop("per_concept")
@@ -121,6 +121,7 @@ def run(job: Job) -> dict[str, Any]:
     return {
         **job._asdict(),
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(busy, 2),
         "peak_mb": round(peak / 2**20),
         "loaded_mb": round(rest / 2**20),
         "share": share(edit, model),
