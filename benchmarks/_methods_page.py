@@ -67,7 +67,7 @@ def mean(rows: Sequence[Record], value: Callable[[Record], float]) -> float:
 
 
 def seconds(rows: Sequence[Record]) -> list[float]:
-    """Return processor seconds of one thread, or wall seconds (more, beside other jobs) where nothing else is on record."""
+    """Return processor seconds, or wall seconds (more, beside other jobs) where nothing else is on record."""
     return [r["cpu_seconds"] for r in rows if "cpu_seconds" in r] or [r["seconds"] for r in rows]
 
 
