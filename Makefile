@@ -28,7 +28,7 @@ test: $(STAMP)  ## run the tests (one torch thread per process: two spinning poo
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m slow
 
-check: $(STAMP) ## formatting, lint, types
+check: $(STAMP) docs ## formatting, lint, types, and that the documentation builds
 	$(BIN)/ruff format --check $(SRC)
 	$(BIN)/ruff check $(SRC)
 	$(BIN)/basedpyright

@@ -44,7 +44,7 @@ def sheet(
     title: str = "",
     side: int = 0,
 ) -> Image.Image:
-    """Draw a grid with labels: cells[row][column] holds that cell's images.
+    """Draw a grid with labels; `cells` holds a list of rows, each with the images of every column.
 
     side: width of an image as drawn, px; 0 enlarges small images by a whole number to at least 128.
     Raises BadInput unless there is one label for each row and column, and all images are of one size.
