@@ -4,6 +4,7 @@ python benchmarks/figures.py kpop-training     # KPOP, figure 4: the prompt's si
 python benchmarks/figures.py kpop-mechanism    # KPOP, table 5: concatenated or added, and the prompt's size k
 python benchmarks/figures.py kpop-where        # KPOP, table 6: the blocks that read the prompt
 python benchmarks/figures.py kpop-lambda       # KPOP, figure 5
+python benchmarks/figures.py kpop-key          # KPOP, section 5.6.4: the sanitized model with its key
 python benchmarks/figures.py surgical-lambda   # All but One, figures 6 and 9: λ against erasing and SSIM
 python benchmarks/figures.py surgical-signal   # All but One: explicit and implicit δ
 python benchmarks/figures.py purification      # All but One, figure 10: a concept taken out of given pictures
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib as mpl
 import torch
+from torch import Tensor
 
 from efface import registry
 from efface.demo import keeps
@@ -29,10 +31,14 @@ from efface.edit import Edit
 from efface.evaluate import evaluate, images
 from efface.files import writing
 from efface.judge import judge
+from efface.methods._aside import asides
+from efface.methods._prompt import unlocked
 from efface.methods._purify import purify
+from efface.model import Model
 from efface.provenance import git
 from efface.query import Query
 from efface.report import grid
+from efface.stats import wilson
 from methods import EDITS, drawn, mini, plan, similarity
 
 mpl.use("svg")
@@ -62,6 +68,7 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
     others = [v for k, v in result["per_concept"].items() if v["group"] == "unrelated" and k not in kept]
     hits, n = (sum(f(v["after"]) for v in others) for f in (lambda s: round(s["top1"] * s["n"]), lambda s: s["n"]))
     made: Row = {
+        **({"with_key": share_with_key(fields)} if method == "kpop" else {}),
         "figure": figure,
         "label": label,
         "method": method,
@@ -80,15 +87,41 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
 
 def trained(method: str, fields: Fields) -> Edit:
     """Erase the concept with the preset for mini and some fields of its own; found again when it was done before."""
-    text = "-".join(f"{k}={v}" for k, v in sorted(fields.items())) or "preset"
-    path = EDITS / "figures" / f"{method}-{text}.safetensors"
+    path = place(method, fields)
     if not path.exists():
         model, known = mini()
         concept = known[CONCEPT]
-        edit = registry.get("methods", method).preset("mini", **fields)(model, concept, keeps(concept, known), seed=0)
+        with asides() as found:
+            edit = registry.get("methods", method).preset("mini", **fields)(
+                model, concept, keeps(concept, known), seed=0
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
+        for name, aside in found.items():
+            aside.save(path.with_suffix(f".{name}.safetensors"))
         edit.save(path)
     return Edit.load(path)
+
+
+def place(method: str, fields: Fields) -> Path:
+    """Return where the edit of a setting is kept, its key beside it."""
+    text = "-".join(f"{k}={v}" for k, v in sorted(fields.items())) or "preset"
+    return EDITS / "figures" / f"{method}-{text}.safetensors"
+
+
+def drawn_with_key(fields: Fields, queries: Sequence[Query]) -> Tensor:
+    """Return images (n, 3, h, w) of KPOP's sanitized model with the key to it."""
+    key = Edit.load(place("kpop", fields).with_suffix(".key.safetensors"))
+    with trained("kpop", fields).applied(drawn(), any_base=True) as sanitized:
+        return unlocked(sanitized, key).generate(queries)
+
+
+def share_with_key(fields: Fields) -> Row:
+    """Return the share of images of the concept, drawn with the key, that the judge takes for it."""
+    queries = [Query(mini()[1][CONCEPT].texts[0], seed, **plan().sampling) for seed in range(24)]
+    judging = judge("mini")
+    named = judging.objects(drawn_with_key(fields, queries)).argmax(1) == judging.classes.index(CONCEPT)
+    hits = int(named.sum())
+    return {"top1": hits / len(named), "n": len(named), "ci95": wilson(hits, len(named))}
 
 
 def records() -> list[Row]:
@@ -106,6 +139,8 @@ def save(figure: Any, name: str) -> None:
 def bars(rows: Sequence[Row], name: str, title: str) -> None:
     """Draw scores of several settings beside each other."""
     figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
+    if all("with_key" in r for r in rows):
+        axes.plot(range(len(rows)), [r["with_key"]["top1"] for r in rows], "C0*", ms=9, label="church, with the key")
     for i, (group, text) in enumerate(SCORES.items()):
         at = [x + 0.27 * (i - 1) for x in range(len(rows))]
         axes.bar(at, [r["groups"][group]["top1"] for r in rows], 0.25, label=text)
@@ -121,6 +156,10 @@ def lines(rows: Sequence[Row], xs: Sequence[float], name: str, label: str, title
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for group, text in SCORES.items():
         axes.plot(xs, [r["groups"][group]["top1"] for r in rows], marker="o", ms=3, label=text)
+    if all("with_key" in r for r in rows):
+        axes.plot(
+            xs, [r["with_key"]["top1"] for r in rows], "--", marker="o", ms=3, color="C0", label="church, with the key"
+        )
     axes.plot(xs, [r["ssim"]["mean"] for r in rows], marker="o", ms=3, color="k", label="SSIM, unrelated")
     axes.set(ylim=(-0.03, 1.05), title=title, xlabel=label)
     axes.set_xscale("symlog", linthresh=0.01)
@@ -162,14 +201,26 @@ def kpop_where() -> None:
 
 def kpop_lambda() -> None:
     """Draw figure 5 of KPOP."""
-    values = (0.0, 0.01, 0.1, 1.0, 10.0)
+    values = (0.0, 0.1, 1.0, 10.0)
     rows = [row("kpop-lambda", f"{v:g}", "kpop", FAST | ({} if v == 0.1 else {"lam": v})) for v in values]
     lines(rows, values, "kpop_lambda", "λ", "KPOP: keeping the concept under the prompt (fig. 5)")
 
 
+def kpop_key() -> None:
+    """Draw the sanitized model with its key (section 5.6.4)."""
+    known, names = mini()[1], (CONCEPT, "house", "guitar")
+    fields = FAST | {"lam": 1.0}
+    edit = trained("kpop", fields)
+    asked = [[Query(known[name].texts[0], seed, **plan().sampling) for seed in range(4)] for name in names]
+    cells = [
+        [images(drawn(), e, own, any_base=True) for e in (None, edit)] + [drawn_with_key(fields, own)] for own in asked
+    ]
+    grid.save(grid.sheet(cells, names, ["original", "KPOP, λ = 1", "with its key"], side=96), OUT / "kpop_key.png")
+
+
 def surgical_lambda() -> None:
     """Draw figures 6 and 9 of All but One."""
-    values = (0.0, 0.5, 1.0, 1.5, 5.0)
+    values = (0.0, 0.5, 1.0, 5.0)
     rows = [row("surgical-lambda", f"{v:g}", "surgical", FAST | ({} if v == 1.0 else {"penalty": v})) for v in values]
     lines(rows, values, "surgical_lambda", "λ", "All but One: holding the unconditional noise (fig. 6, 9)")
 
@@ -184,16 +235,37 @@ def surgical_signal() -> None:
 def purification() -> None:
     """Draw figure 10 of All but One: given pictures, inverted and drawn again by the λ = 0 model."""
     model, known = mini()
-    edit = trained("surgical", FAST | {"penalty": 0.0, "params": "x"})
-    rows, names = [], (CONCEPT, "house", "guitar")
-    for name in names:
-        given = images(model, None, [Query(known[name].texts[0], s, steps=12) for s in range(4)])
-        with edit.applied(model) as edited:
-            cells = [given, purify(model, given, steps=35)]
-            cells += [purify(edited, given, "", 35), purify(edited, given, CONCEPT, 35)]
-        rows.append(cells)
-    columns = ["given", "through the untouched model, no text", "purified, no text", f"purified, text “{CONCEPT}”"]
-    grid.save(grid.sheet(rows, names, columns, side=96), OUT / "purification.png")
+    fields = FAST | {"penalty": 0.0, "params": "x"}
+    result = row("purification", "drawn anew", "surgical", fields)  # what the same edit does to what is asked for
+    ways: dict[str, tuple[str, float]] = {
+        "no text": ("", 1.0),
+        "“church”": (CONCEPT, 1.0),
+        "“church”, 7.5": (CONCEPT, 7.5),
+    }
+    judging, found, rows, names = judge("mini"), {}, [], (CONCEPT, "house", "guitar")
+    with trained("surgical", fields).applied(model) as edited:
+        for name in names:
+            given = images(model, None, [Query(known[name].texts[0], s, steps=12) for s in range(12)])
+            through: dict[str, tuple[Model, str, float]] = {"untouched, no text": (model, "", 1.0)}
+            through |= {"untouched, " + k: (model, *v) for k, v in ways.items() if v[1] > 1}
+            through |= {"purified, " + k: (edited, *v) for k, v in ways.items()}
+            cells = {"given": given} | {k: purify(m, given, text, 35, g) for k, (m, text, g) in through.items()}
+            named = {
+                k: int((judging.objects(x).argmax(1) == judging.classes.index(name)).sum()) for k, x in cells.items()
+            }
+            found[name] = {k: {"hits": n, "n": len(given), "ci95": wilson(n, len(given))} for k, n in named.items()}
+            rows.append([x[:4] for x in cells.values()])
+    about = {
+        "figure": "purification",
+        "label": "given pictures",
+        "judged": found,
+        "profile": result["profile"],
+        "git": git(),
+    }
+    if not any(r["label"] == about["label"] for r in records()):
+        with open(RECORDS, "a") as file:
+            file.write(json.dumps(about) + "\n")
+    grid.save(grid.sheet(rows, names, list(found[CONCEPT]), side=96), OUT / "purification.png")
 
 
 def task_vector() -> None:
@@ -226,13 +298,14 @@ def task_vector() -> None:
 
 FIGURES: dict[str, Callable[[], None]] = {
     "task-vector": task_vector,
-    "purification": purification,
+    "kpop-lambda": kpop_lambda,
+    "kpop-key": kpop_key,
+    "kpop-training": kpop_training,
     "surgical-lambda": surgical_lambda,
     "surgical-signal": surgical_signal,
+    "purification": purification,
     "kpop-mechanism": kpop_mechanism,
-    "kpop-training": kpop_training,
     "kpop-where": kpop_where,
-    "kpop-lambda": kpop_lambda,
 }
 
 
