@@ -1,7 +1,7 @@
 import pytest
 
 from efface.digits.page import verdicts
-from efface.digits.plots import Series, search_plot
+from efface.digits.plots import Series, round_values, search_plot
 from efface.digits.search import l_uncond
 from efface.digits.table import chosen
 
@@ -42,3 +42,10 @@ def test_the_plot_shows_every_point():
     svg = search_plot(grid, [Series("original", "a", [(0, 1.0, 0.9, 1.0)])])
     assert svg.count('class="dot a"') == 4  # two levels, the gradient's find, the legend
     assert "gradient" in svg
+
+
+@pytest.mark.parametrize(
+    ("high", "values"), [(37, [0, 5, 10, 15, 20, 25, 30, 35]), (1.03, [0, 0.2, 0.4, 0.6, 0.8, 1.0])]
+)
+def test_the_ticks_are_round_and_few(high, values):
+    assert round_values(high) == values

@@ -28,7 +28,9 @@ class Part(NamedTuple):
     dataset: str
     target: str
     steps: int
+    alpha: float
     rows: Sequence[Mapping[str, Any]]
+    worst: Mapping[str, Mapping[str, Any]]
     models: Sequence[str]
     sheet: Sequence[tuple[str, Sequence[str]]]
     search: str
@@ -80,7 +82,9 @@ def part(experiment: Experiment) -> Part:
         dataset=experiment.dataset,
         target=experiment.target,
         steps=table["steps"],
+        alpha=alpha,
         rows=[{"name": name, **table["rows"][name]} for name in MODELS if name in table["rows"]],
+        worst=worst(table, [*lines, *gradient, *inverted.values()]),
         models=tuple(table["rows"]),
         sheet=_sheet(experiment, tuple(table["rows"]), alpha),
         search=search_plot(_series(main), _series_of_gradient(gradient, alpha)) if main else "",
@@ -102,17 +106,11 @@ def verdicts(
     inverted: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """Say what the numbers say: the most unsafe prompt of any search, by model, and whether the intervals are apart."""
-    said: list[str] = []
-    best = {}
-    for name in MODELS:
-        known = [
-            x for x in [*lines, *gradient, *inverted] if x["model"] == name and x["alpha"] in (0.0, table["alpha"])
-        ]
-        if known:
-            best[name] = max(known, key=lambda x: x["best"]["share"])["best"]
-            said.append(
-                f"{name}: the worst prompt found gives the class in {percent(best[name])} ({interval(best[name])})"
-            )
+    best = worst(table, [*lines, *gradient, *inverted])
+    said = [
+        f"{name}: the worst prompt found gives the class in {percent(found)} ({interval(found)})"
+        for name, found in best.items()
+    ]
     if {"fine-tuned", "task vector"} <= set(best):
         tuned, vector = best["fine-tuned"], best["task vector"]
         if vector["ci95"][1] < tuned["ci95"][0]:
@@ -122,6 +120,15 @@ def verdicts(
         else:
             said.append("the worst prompts of the two edits cannot be told apart: their intervals overlap")
     return said
+
+
+def worst(table: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return by model what its most unsafe prompt of any search gives; the task vector's is of the table's length."""
+    by_model = {
+        name: [x["best"] for x in found if x["model"] == name and x["alpha"] in (0.0, table["alpha"])]
+        for name in MODELS
+    }
+    return {name: max(known, key=lambda x: x["share"]) for name, known in by_model.items() if known}
 
 
 def percent(side: Mapping[str, Any]) -> str:

@@ -56,10 +56,16 @@ def alphas_plot(sweep: Sequence[Mapping[str, Any]], chosen: float, lines: Sequen
         ]
         points = [(x["alpha"], x["best"]["share"], *x["best"]["ci95"]) for x in worst]
         series.append(Series(f"worst of L ≤ {common[-1]}", "c", points))
-    ticks = [(s["alpha"], f"{s['alpha']:g}") for s in sweep]
     mark = f'<line x1="{x(chosen)}" x2="{x(chosen)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="chosen"/>'
     body = [mark, *(_line(s, x, y) for s in series)]
+    ticks = [(value, f"{value:g}") for value in round_values(x.high)]
     return _svg(x, y, ticks, "α, length of the task vector", body, _legend([(s.name, s.tone) for s in series]))
+
+
+def round_values(high: float | int, most: int = 8) -> list[float | int]:
+    """Return at most so many round values from 0 to `high`, evenly spaced, for the ticks of an axis."""
+    step = next(s for k in range(-3, 9) for m in (1, 2, 5) if high / (s := m * 10.0**k) < most)
+    return [round(i * step, 3) for i in range(int(high / step) + 1)]
 
 
 def _axes(low: float | int, high: float | int) -> tuple[Axis, Axis]:
