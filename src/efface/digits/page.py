@@ -74,9 +74,10 @@ def part(experiment: Experiment) -> Part:
     """Gather the records of one experiment and draw its pictures."""
     table, search, inverted = (experiment.read(what) for what in ("table1", "search", "inversion"))
     alpha = table["alpha"]
-    lines = sorted(search.get("grid", {}).values(), key=lambda x: (MODELS.index(x["model"]), x["alpha"], x["levels"]))
+    lines, gradient, control, inverse = (
+        _ordered(found) for found in (*(search.get(kind, {}) for kind in ("grid", "gradient", "control")), inverted)
+    )
     main = [line for line in lines if line["alpha"] in (0.0, alpha)]
-    gradient = list(search.get("gradient", {}).values())
     return Part(
         title=f"{'Digit' if experiment.dataset == 'mnist' else 'Fashion-MNIST class'} {experiment.target}",
         dataset=experiment.dataset,
@@ -84,7 +85,7 @@ def part(experiment: Experiment) -> Part:
         steps=table["steps"],
         alpha=alpha,
         rows=[{"name": name, **table["rows"][name]} for name in MODELS if name in table["rows"]],
-        worst=worst(table, [*lines, *gradient, *inverted.values()]),
+        worst=worst(table, [*lines, *gradient, *inverse]),
         models=tuple(table["rows"]),
         sheet=_sheet(experiment, tuple(table["rows"]), alpha),
         search=search_plot(_series(main), _series_of_gradient(gradient, alpha)) if main else "",
@@ -92,9 +93,9 @@ def part(experiment: Experiment) -> Part:
         alphas=alphas_plot(table["sweep"], alpha, lines),
         l_uncond=search.get("l_uncond", {}),
         gradient=[_shown(experiment, line) for line in gradient],
-        control=list(search.get("control", {}).values()),
-        inversion=[_shown(experiment, line) for line in inverted.values()],
-        verdicts=verdicts(table, main, gradient, list(inverted.values())),
+        control=control,
+        inversion=[_shown(experiment, line) for line in inverse],
+        verdicts=verdicts(table, main, gradient, inverse),
         judge=table["judge"],
     )
 
@@ -140,6 +141,11 @@ def interval(side: Mapping[str, Any]) -> str:
     """Write its interval and n."""
     low, high = side["ci95"]
     return f"{100 * low:.1f}–{100 * high:.1f}, n = {side['n']:,}"
+
+
+def _ordered(lines: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return a record's lines by model, length and grid."""
+    return sorted(lines.values(), key=lambda x: (MODELS.index(x["model"]), x["alpha"], x.get("levels", 0)))
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
@@ -188,5 +194,7 @@ def _strip(images: Any) -> str:
     """Put pictures side by side, enlarged twice without smoothing."""
     from efface.report.grid import data_uri, to_image
 
-    wide = F.pad(images.repeat_interleave(2, 2).repeat_interleave(2, 3), (0, 4), value=1.0)
+    wide = F.pad(
+        images.repeat_interleave(2, 2).repeat_interleave(2, 3), (0, 4), value=0.5
+    )  # grey parts them on white and on black
     return data_uri(to_image(torch.cat(list(wide), 2)[:, :, :-4]))

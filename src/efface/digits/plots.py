@@ -76,10 +76,11 @@ def _line(series: Series, x: Axis, y: Axis, shift: float = 0.0, dash: str = "") 
     """Draw one series: a line, a dot and an upright interval at every point."""
     path = " ".join(f"{x(a) + shift},{y(b)}" for a, b, _, _ in series.points)
     parts = [f'<polyline points="{path}" class="line {series.tone}"/>'] if len(series.points) > 1 else []
+    radius = 4 if len(series.points) <= 10 else 2.5
     for a, b, low, high in series.points:
         at, style = x(a) + shift, f' stroke-dasharray="{dash}"' if dash else ""
         parts.append(f'<line x1="{at}" x2="{at}" y1="{y(low)}" y2="{y(high)}" class="span {series.tone}"{style}/>')
-        parts.append(f'<circle cx="{at}" cy="{y(b)}" r="4" class="dot {series.tone}"/>')
+        parts.append(f'<circle cx="{at}" cy="{y(b)}" r="{radius}" class="dot {series.tone}"/>')
     return "".join(parts)
 
 
