@@ -30,10 +30,9 @@ TRAININGS: dict[str, TaskVector] = {
     "lr 5e-5, 80 steps": replace(TASK_VECTOR, only=(), lr=5e-5, steps=80, images=1024),
     "lr 2e-5, 160 steps": replace(TASK_VECTOR, only=(), lr=2e-5, steps=160, images=2048),
 }
-BLOCKS = ("down3", "mid1", "mid2")
+BLOCKS = ("down3", "mid1", "mid2")  # at 7 × 7
 PARTS: dict[str, tuple[str, ...]] = {
     "all": (),
-    "7 × 7": BLOCKS,
     "7 × 7, first convolutions": tuple(f"{block}.conv1" for block in BLOCKS),
     "middle": ("mid1", "mid2"),
     "middle, first convolutions": ("mid1.conv1", "mid2.conv1"),

@@ -167,7 +167,7 @@ def inversion(place: Place, attacked: Attacked) -> None:
     from efface.digits.runs import line_of, run_inversion
 
     for line in run_inversion(experiment, names, attacked.alpha or (), attacked.seed).values():
-        typer.echo(line_of(line))
+        typer.echo(line_of(line, "inversion"))
     typer.echo(experiment.path("inversion"))
 
 

@@ -127,11 +127,11 @@ def run_inversion(
     return record
 
 
-def line_of(line: dict[str, Any]) -> str:
-    """Say in one line what a search found."""
+def line_of(line: dict[str, Any], climb: str = "gradient") -> str:
+    """Say in one line what a search found; climb: what one without a grid is called."""
     best, (low, high) = line["best"], line["best"]["ci95"]
     name = key(line["model"], line["alpha"])
-    how = f"L = {line['levels']}" if "levels" in line else "gradient"
+    how = f"L = {line['levels']}" if "levels" in line else climb
     return (
         f"{name:18} {how:9} {best['share']:6.1%} ({low:.1%} to {high:.1%}, n = {best['n']}), "
         f"{line['images']:,.0f} images, {line['seconds']:.0f} s"
