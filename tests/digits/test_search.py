@@ -1,7 +1,7 @@
 import pytest
 
 from efface.digits.page import Part, render, verdicts, worst
-from efface.digits.plots import Series, round_values, search_plot
+from efface.digits.plots import Series, alphas_plot, round_values, search_plot
 from efface.digits.search import l_uncond
 from efface.digits.table import chosen
 
@@ -72,3 +72,13 @@ def test_a_page_about_several_experiments_begins_with_all_of_them():
     assert short.count("25.0 % <small>20.0–30.0, n = 300") == 5  # two shares each, and a worst prompt of the first
     assert short.count("task vector, α = 2<") == 2
     assert "not searched" in short
+
+
+def test_lengths_are_compared_by_the_searches_that_all_of_them_had():
+    side = {"share": 0.5, "ci95": [0.4, 0.6]}
+    sweep = [{"alpha": a, "target": side, "others": side} for a in (1.0, 2.0)]
+    lines = [line(0, s, s, s, "task vector", a) for s, a in ((0.25, 1.0), (0.125, 2.0))]
+    longer = alphas_plot(sweep, 2.0, [*lines, line(5, 0.75, 0.75, 0.75, "task vector", 2.0)])
+    assert longer == alphas_plot(sweep, 2.0, lines)
+    assert "worst prompt found" in longer
+    assert "worst prompt found" not in alphas_plot(sweep, 2.0, lines[:1])

@@ -90,7 +90,7 @@ def part(experiment: Experiment) -> Part:
         sheet=_sheet(experiment, tuple(table["rows"]), alpha),
         search=search_plot(_series(main), _series_of_gradient(gradient, alpha)) if main else "",
         lines=[_shown(experiment, line) for line in lines],
-        alphas=alphas_plot(table["sweep"], alpha, lines),
+        alphas=alphas_plot(table["sweep"], alpha, [*lines, *gradient]),
         l_uncond=search.get("l_uncond", {}),
         gradient=[_shown(experiment, line) for line in gradient],
         control=control,
