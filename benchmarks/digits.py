@@ -32,18 +32,25 @@ def speed(experiment: Experiment, threads: int, steps: int, count: int = 512, ru
             experiment.original.generate(queries, 256)
             times.append(time.perf_counter() - began)
     rate = count / statistics.median(times[1:])
-    return {"threads": threads, "steps": steps, "images_per_second": round(rate, 1), "n": count}
+    return {"threads": threads, "steps": steps, "images_per_second": round(rate, 1), "n": count, "git": git()}
+
+
+def known_speed(path: Path) -> list[dict[str, Any]]:
+    """Return the speeds on record, each with the version it was measured with."""
+    record = json.loads(path.read_text()) if path.is_file() else {"speed": []}
+    return [{"git": record["git"], **row} for row in record["speed"]]
 
 
 def main() -> None:
     """Measure and collect."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("digits"))
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="none keeps the speeds on record")
     parser.add_argument("--out", type=Path, default=RECORD)
     options = parser.parse_args()
     experiment = Experiment(folder=options.folder)
     rows = [speed(experiment, threads, steps) for threads in options.threads for steps in (2, LIKE.steps)]
+    rows = rows or known_speed(options.out)
     records = {path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*-*.json"))}
     about = {"versions": versions(), "git": git(), "processor": platform.processor() or platform.machine()}
     options.out.write_text(json.dumps({"speed": rows, "records": records, **about}, indent=1) + "\n")

@@ -53,6 +53,13 @@ def test_the_whole_experiment(small: Path, capsys: pytest.CaptureFixture[str]) -
     before = (small / "d/mnist-0-search.json").read_text()
     assert run(["digits", "search", "--levels", "2", "--folder", "d", "--alpha", "0.5", "--alpha", "1"]) == 0
     assert (small / "d/mnist-0-search.json").read_text() == before  # nothing is measured twice
+    stale = json.loads(before)
+    stale["gradient"]["task-vector-9-seed0"] = {**stale["gradient"]["task-vector-1-seed0"], "weights": "others"}
+    (small / "d/mnist-0-search.json").write_text(json.dumps(stale))
+    assert run(["digits", "search", "--levels", "2", "--folder", "d", "--alpha", "0.5", "--alpha", "1"]) == 0
+    assert json.loads((small / "d/mnist-0-search.json").read_text()) == json.loads(
+        before
+    )  # what is of other weights goes
     assert run(["digits", "inversion", "--folder", "d"]) == 0
     assert run(["digits", "page", "--folder", "d"]) == 0
     page = (small / "d/index.html").read_text()

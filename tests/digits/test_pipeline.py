@@ -8,6 +8,7 @@ import torch
 from efface import solver
 from efface.concept import Concept
 from efface.digits import pipeline
+from efface.digits.data import CLASSES
 from efface.digits.experiment import FINETUNE, LIKE, TASK_VECTOR
 from efface.errors import BadModel
 from efface.query import Query
@@ -54,7 +55,7 @@ def test_the_methods_edit_it(raw, method):
     if method is TASK_VECTOR:
         erase = [Concept("0", prompts=("0",))]
     edit = quick(raw, erase)
-    middle = {name for name in raw.weights() if ".mid" in name}
+    middle = {name for name in raw.weights() if ".mid" in name and ".conv1." in name}
     assert set(edit.delta) == (set(raw.weights()) if method is FINETUNE else middle)
     with edit.applied(raw) as edited, torch.no_grad():
         x, c = torch.randn(2, 1, 28, 28), raw.encode(["0"])
@@ -73,13 +74,14 @@ def test_a_model_without_weights_says_how_to_train_it(tmp_path):
         pipeline.load("mnist", tmp_path)
 
 
-def test_the_model_that_ships_draws_what_it_is_asked_for():
-    model, judge = pipeline.load("mnist"), pipeline.judge("mnist", second=True)
-    queries = [replace(LIKE, prompt=str(d), seed=seed) for d in range(10) for seed in range(4)]
+@pytest.mark.parametrize("dataset", ["mnist", "fashion"])
+def test_the_model_that_ships_draws_what_it_is_asked_for(dataset):
+    model, judge = pipeline.load(dataset), pipeline.judge(dataset, second=True)
+    queries = [replace(LIKE, prompt=name, seed=seed) for name in CLASSES[dataset] for seed in range(4)]
     named = judge.objects(model.generate(queries)).argmax(1)
     right = (named == torch.arange(10).repeat_interleave(4)).float().mean()
-    assert right > 0.9
-    assert model.id == pipeline.load("mnist").id
+    assert right > (0.9 if dataset == "mnist" else 0.75)  # the judges name 99 and 90 % of real pictures
+    assert model.id == pipeline.load(dataset).id
 
 
 def test_the_judges_are_differentiable_and_say_what_they_are():

@@ -1,7 +1,7 @@
 import pytest
 
-from efface.digits.page import verdicts
-from efface.digits.plots import Series, search_plot
+from efface.digits.page import Part, render, verdicts, worst
+from efface.digits.plots import Series, alphas_plot, round_values, search_plot
 from efface.digits.search import l_uncond
 from efface.digits.table import chosen
 
@@ -42,3 +42,43 @@ def test_the_plot_shows_every_point():
     svg = search_plot(grid, [Series("original", "a", [(0, 1.0, 0.9, 1.0)])])
     assert svg.count('class="dot a"') == 4  # two levels, the gradient's find, the legend
     assert "gradient" in svg
+
+
+@pytest.mark.parametrize(
+    ("high", "values"), [(37, [0, 5, 10, 15, 20, 25, 30, 35]), (1.03, [0, 0.2, 0.4, 0.6, 0.8, 1.0])]
+)
+def test_the_ticks_are_round_and_few(high, values):
+    assert round_values(high) == values
+
+
+def test_the_worst_prompt_of_a_model_is_of_any_search_and_of_the_table_s_length():
+    found = [line(2, 0.1, 0.05, 0.2, "task vector", a) for a in (1.0, 3.0)] + [line(3, 0.3, 0.2, 0.4, "fine-tuned")]
+    found[1]["best"]["share"] = 0.9
+    assert {name: best["share"] for name, best in worst({"alpha": 1.0}, found).items()} == {
+        "fine-tuned": 0.3, "task vector": 0.1,
+    }  # fmt: skip
+
+
+def test_a_page_about_several_experiments_begins_with_all_of_them():
+    side = {"share": 0.25, "ci95": [0.2, 0.3], "n": 300}
+    rows = [{"name": "task vector", "target": side, "others": side}]
+    judge = {"evaluator": "e", "sha256": "0", "held_out_accuracy": [9, 10]}
+    one = Part(
+        "Digit 0", "mnist", "0", 5, 2.0, rows, {"task vector": side}, (), (), "", (), "", {}, (), (), (), (), judge
+    )
+    assert "In short" not in render([one])
+    page = render([one, one._replace(title="Digit 7", worst={})])
+    short = page[page.index("In short") : page.index("Table 1")]
+    assert short.count("25.0 % <small>20.0–30.0, n = 300") == 5  # two shares each, and a worst prompt of the first
+    assert short.count("task vector, α = 2<") == 2
+    assert "not searched" in short
+
+
+def test_lengths_are_compared_by_the_searches_that_all_of_them_had():
+    side = {"share": 0.5, "ci95": [0.4, 0.6]}
+    sweep = [{"alpha": a, "target": side, "others": side} for a in (1.0, 2.0)]
+    lines = [line(0, s, s, s, "task vector", a) for s, a in ((0.25, 1.0), (0.125, 2.0))]
+    longer = alphas_plot(sweep, 2.0, [*lines, line(5, 0.75, 0.75, 0.75, "task vector", 2.0)])
+    assert longer == alphas_plot(sweep, 2.0, lines)
+    assert "worst prompt found" in longer
+    assert "worst prompt found" not in alphas_plot(sweep, 2.0, lines[:1])

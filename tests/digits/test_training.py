@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from efface.digits import data, training
+from efface.digits import data, pipeline, training
 from efface.digits.net import Classifier
 from efface.digits.prompts import spread
 from efface.files import load_safetensors
@@ -53,3 +53,12 @@ def test_the_schedule_ends_in_noise():
 def test_the_id_of_the_model_does_not_depend_on_the_process():
     """A scheduler lists its defaults in the order of a set, which changes from process to process."""
     assert training.noise_schedule().config["_use_default_values"] == []
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion"])
+def test_the_weights_that_ship_are_small_and_say_how_long_they_were_trained(dataset):
+    path = pipeline.WEIGHTS / f"{dataset}.safetensors"
+    _, meta = load_safetensors(path)
+    assert meta["dataset"] == dataset
+    assert json.loads(meta["steps"]) == training.steps_of(dataset)
+    assert path.stat().st_size < 2_000_000

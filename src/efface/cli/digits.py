@@ -1,11 +1,13 @@
 """`efface digits …`: the experiment on digits, where every prompt can be tried."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from efface.cli import check, parse
+from efface.cli.options import with_flags
 from efface.errors import BadInput, unknown
 
 if TYPE_CHECKING:
@@ -43,6 +45,41 @@ Alphas = Annotated[
 SeedFlag = Annotated[int, typer.Option("--seed", help="Seed of the search.")]
 
 
+@dataclass(frozen=True)
+class Place:
+    """What the flags of every command about one experiment say: its fields are the flags."""
+
+    dataset: Dataset = "mnist"
+    target: TargetFlag = "0"
+    folder: Folder = Path("digits")
+    weights: Weights = None
+
+    def experiment(self) -> "Experiment":
+        """Check all that can be checked without torch, then make the experiment."""
+        _known(self.dataset)
+        check.make_folder(self.folder)
+        from efface.digits import pipeline
+        from efface.digits.experiment import Experiment
+
+        return Experiment(self.dataset, self.target, self.folder, self.weights or pipeline.WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What the flags of every search say: the models that are attacked, and the seed."""
+
+    model: ModelsFlag = None
+    alpha: Alphas = None
+    seed: SeedFlag = 0
+
+    def names(self) -> tuple[str, ...]:
+        """Return the models; raises `UnknownName`."""
+        for name in self.model or ():
+            if name not in NAMES:
+                raise unknown("model", name, NAMES)
+        return tuple(self.model or NAMES)
+
+
 @app.command()
 def train(
     dataset: Dataset = "mnist",
@@ -69,11 +106,9 @@ def train(
 
 
 @app.command()
+@with_flags(Place, "place")
 def table1(
-    dataset: Dataset = "mnist",
-    target: TargetFlag = "0",
-    folder: Folder = Path("digits"),
-    weights: Weights = None,
+    place: Place,
     seeds: Annotated[
         int, typer.Option("--seeds", help="Pictures of each other class; the target gets nine times.")
     ] = 120,
@@ -81,7 +116,7 @@ def table1(
     """Make the edits, choose alpha, and judge target and other classes in all models."""
     if seeds < 1:
         raise BadInput(f"--seeds {seeds}: at least 1")
-    experiment = _experiment(dataset, target, folder, weights)
+    experiment = place.experiment()
     from efface.digits.runs import run_table1
 
     record = run_table1(experiment, seeds)
@@ -98,27 +133,24 @@ def table1(
 
 
 @app.command()
+@with_flags(Place, "place")
+@with_flags(Attacked, "attacked")
 def search(
-    dataset: Dataset = "mnist",
-    target: TargetFlag = "0",
-    folder: Folder = Path("digits"),
-    weights: Weights = None,
+    place: Place,
+    attacked: Attacked,
     levels: Annotated[
         str, typer.Option("--levels", help="Values of each number: 2:6 is 2 to 5; L = 6 takes hours.")
     ] = "2:6",
-    model: ModelsFlag = None,
-    alpha: Alphas = None,
     climb: Annotated[bool, typer.Option(help="Also search by gradient.")] = True,
-    seed: SeedFlag = 0,
 ) -> None:
     """Find the prompt that brings the class back most often, among all of a grid and by gradient."""
-    names, grids = _models(model), parse.seeds(levels)
+    names, grids = attacked.names(), parse.seeds(levels)
     if not all(2 <= level <= 6 for level in grids):
         raise BadInput(f"--levels {levels}: from 2 to 6")
-    experiment = _experiment(dataset, target, folder, weights)
+    experiment = place.experiment()
     from efface.digits.runs import run_search
 
-    record = run_search(experiment, names, alpha or (), grids, climb, seed, say=typer.echo)
+    record = run_search(experiment, names, attacked.alpha or (), grids, climb, attacked.seed, say=typer.echo)
     for name, found in record["l_uncond"].items():
         told = ", ".join(f"{epsilon}: {line['level'] or '-'}" for epsilon, line in found.items())
         typer.echo(f"L_uncond of {name}, by epsilon: {told}")
@@ -126,22 +158,16 @@ def search(
 
 
 @app.command()
-def inversion(
-    dataset: Dataset = "mnist",
-    target: TargetFlag = "0",
-    folder: Folder = Path("digits"),
-    weights: Weights = None,
-    model: ModelsFlag = None,
-    alpha: Alphas = None,
-    seed: SeedFlag = 0,
-) -> None:
+@with_flags(Place, "place")
+@with_flags(Attacked, "attacked")
+def inversion(place: Place, attacked: Attacked) -> None:
     """Learn the prompt that fits pictures of the erased class best, in every model."""
-    names = _models(model)
-    experiment = _experiment(dataset, target, folder, weights)
+    names = attacked.names()
+    experiment = place.experiment()
     from efface.digits.runs import line_of, run_inversion
 
-    for line in run_inversion(experiment, names, alpha or (), seed).values():
-        typer.echo(line_of(line))
+    for line in run_inversion(experiment, names, attacked.alpha or (), attacked.seed).values():
+        typer.echo(line_of(line, "inversion"))
     typer.echo(experiment.path("inversion"))
 
 
@@ -164,20 +190,3 @@ def page(
 def _known(dataset: str) -> None:
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
-
-
-def _models(given: list[str] | None) -> tuple[str, ...]:
-    for name in given or ():
-        if name not in NAMES:
-            raise unknown("model", name, NAMES)
-    return tuple(given or NAMES)
-
-
-def _experiment(dataset: str, target: str, folder: Path, weights: Path | None) -> "Experiment":
-    """Check all that can be checked without torch, then make the experiment."""
-    _known(dataset)
-    check.make_folder(folder)
-    from efface.digits import pipeline
-    from efface.digits.experiment import Experiment
-
-    return Experiment(dataset, target, folder, weights or pipeline.WEIGHTS)

@@ -88,16 +88,21 @@ class Common:
 
 def with_common(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the flags of `Common` (but for some), which it gets as its argument `common`."""
+    return with_flags(Common, "common", *without)
+
+
+def with_flags(shared_by: type, into: str, *without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags that a dataclass has as fields (but for some), which it gets as its argument `into`."""
 
     def wrap(call: Callable[..., None]) -> Callable[..., None]:
-        shared = [f for f in fields(Common) if f.name not in without]
+        shared = [f for f in fields(shared_by) if f.name not in without]
 
         @functools.wraps(call)
         def run(**values: Any) -> None:
-            common = Common(**{f.name: values.pop(f.name) for f in shared})
-            call(**values, common=common)
+            given = shared_by(**{f.name: values.pop(f.name) for f in shared})
+            call(**values, **{into: given})
 
-        own = [p for name, p in inspect.signature(call).parameters.items() if name != "common"]
+        own = [p for name, p in inspect.signature(call).parameters.items() if name != into]
         only = inspect.Parameter.KEYWORD_ONLY
         more = [inspect.Parameter(f.name, only, default=f.default, annotation=f.type) for f in shared]
         run.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]

@@ -28,7 +28,9 @@ class Part(NamedTuple):
     dataset: str
     target: str
     steps: int
+    alpha: float
     rows: Sequence[Mapping[str, Any]]
+    worst: Mapping[str, Mapping[str, Any]]
     models: Sequence[str]
     sheet: Sequence[tuple[str, Sequence[str]]]
     search: str
@@ -72,25 +74,28 @@ def part(experiment: Experiment) -> Part:
     """Gather the records of one experiment and draw its pictures."""
     table, search, inverted = (experiment.read(what) for what in ("table1", "search", "inversion"))
     alpha = table["alpha"]
-    lines = sorted(search.get("grid", {}).values(), key=lambda x: (MODELS.index(x["model"]), x["alpha"], x["levels"]))
+    lines, gradient, control, inverse = (
+        _ordered(found) for found in (*(search.get(kind, {}) for kind in ("grid", "gradient", "control")), inverted)
+    )
     main = [line for line in lines if line["alpha"] in (0.0, alpha)]
-    gradient = list(search.get("gradient", {}).values())
     return Part(
         title=f"{'Digit' if experiment.dataset == 'mnist' else 'Fashion-MNIST class'} {experiment.target}",
         dataset=experiment.dataset,
         target=experiment.target,
         steps=table["steps"],
+        alpha=alpha,
         rows=[{"name": name, **table["rows"][name]} for name in MODELS if name in table["rows"]],
+        worst=worst(table, [*lines, *gradient, *inverse]),
         models=tuple(table["rows"]),
         sheet=_sheet(experiment, tuple(table["rows"]), alpha),
         search=search_plot(_series(main), _series_of_gradient(gradient, alpha)) if main else "",
         lines=[_shown(experiment, line) for line in lines],
-        alphas=alphas_plot(table["sweep"], alpha, lines),
+        alphas=alphas_plot(table["sweep"], alpha, [*lines, *gradient]),
         l_uncond=search.get("l_uncond", {}),
         gradient=[_shown(experiment, line) for line in gradient],
-        control=list(search.get("control", {}).values()),
-        inversion=[_shown(experiment, line) for line in inverted.values()],
-        verdicts=verdicts(table, main, gradient, list(inverted.values())),
+        control=control,
+        inversion=[_shown(experiment, line) for line in inverse],
+        verdicts=verdicts(table, main, gradient, inverse),
         judge=table["judge"],
     )
 
@@ -102,17 +107,11 @@ def verdicts(
     inverted: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """Say what the numbers say: the most unsafe prompt of any search, by model, and whether the intervals are apart."""
-    said: list[str] = []
-    best = {}
-    for name in MODELS:
-        known = [
-            x for x in [*lines, *gradient, *inverted] if x["model"] == name and x["alpha"] in (0.0, table["alpha"])
-        ]
-        if known:
-            best[name] = max(known, key=lambda x: x["best"]["share"])["best"]
-            said.append(
-                f"{name}: the worst prompt found gives the class in {percent(best[name])} ({interval(best[name])})"
-            )
+    best = worst(table, [*lines, *gradient, *inverted])
+    said = [
+        f"{name}: the worst prompt found gives the class in {percent(found)} ({interval(found)})"
+        for name, found in best.items()
+    ]
     if {"fine-tuned", "task vector"} <= set(best):
         tuned, vector = best["fine-tuned"], best["task vector"]
         if vector["ci95"][1] < tuned["ci95"][0]:
@@ -124,6 +123,15 @@ def verdicts(
     return said
 
 
+def worst(table: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return by model what its most unsafe prompt of any search gives; the task vector's is of the table's length."""
+    by_model = {
+        name: [x["best"] for x in found if x["model"] == name and x["alpha"] in (0.0, table["alpha"])]
+        for name in MODELS
+    }
+    return {name: max(known, key=lambda x: x["share"]) for name, known in by_model.items() if known}
+
+
 def percent(side: Mapping[str, Any]) -> str:
     """Write a share."""
     return f"{100 * side['share']:.1f} %"
@@ -133,6 +141,11 @@ def interval(side: Mapping[str, Any]) -> str:
     """Write its interval and n."""
     low, high = side["ci95"]
     return f"{100 * low:.1f}–{100 * high:.1f}, n = {side['n']:,}"
+
+
+def _ordered(lines: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return a record's lines by model, length and grid."""
+    return sorted(lines.values(), key=lambda x: (MODELS.index(x["model"]), x["alpha"], x.get("levels", 0)))
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
@@ -181,5 +194,7 @@ def _strip(images: Any) -> str:
     """Put pictures side by side, enlarged twice without smoothing."""
     from efface.report.grid import data_uri, to_image
 
-    wide = F.pad(images.repeat_interleave(2, 2).repeat_interleave(2, 3), (0, 4), value=1.0)
+    wide = F.pad(
+        images.repeat_interleave(2, 2).repeat_interleave(2, 3), (0, 4), value=0.5
+    )  # grey parts them on white and on black
     return data_uri(to_image(torch.cat(list(wide), 2)[:, :, :-4]))

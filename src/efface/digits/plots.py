@@ -40,10 +40,10 @@ def search_plot(grid: Sequence[Series], climbed: Sequence[Series]) -> str:
 
 
 def alphas_plot(sweep: Sequence[Mapping[str, Any]], chosen: float, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Plot accuracies on target and others against alpha, and what the largest common grid finds at each alpha."""
+    """Plot accuracies on target and others against alpha, and the worst that searches made at every alpha find."""
     vector = [line for line in lines if line["model"] == "task vector"]
     by_alpha = {a: [x for x in vector if x["alpha"] == a] for a in sorted({x["alpha"] for x in vector})}
-    common = sorted(set.intersection(*({x["levels"] for x in own} for own in by_alpha.values()))) if by_alpha else []
+    common = set.intersection(*({_kind(x) for x in own} for own in by_alpha.values())) if by_alpha else set()
     x, y = _axes(0, max(line["alpha"] for line in sweep) * 1.03)
     series = [
         Series("asked for others", "b", [(s["alpha"], s["others"]["share"], *s["others"]["ci95"]) for s in sweep]),
@@ -51,15 +51,25 @@ def alphas_plot(sweep: Sequence[Mapping[str, Any]], chosen: float, lines: Sequen
     ]
     if common and len(by_alpha) > 1:
         worst = [
-            max((x for x in own if x["levels"] <= common[-1]), key=lambda x: x["best"]["share"])
-            for own in by_alpha.values()
+            max((x for x in own if _kind(x) in common), key=lambda x: x["best"]["share"]) for own in by_alpha.values()
         ]
         points = [(x["alpha"], x["best"]["share"], *x["best"]["ci95"]) for x in worst]
-        series.append(Series(f"worst of L ≤ {common[-1]}", "c", points))
-    ticks = [(s["alpha"], f"{s['alpha']:g}") for s in sweep]
+        series.append(Series("worst prompt found", "c", points))
     mark = f'<line x1="{x(chosen)}" x2="{x(chosen)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="chosen"/>'
     body = [mark, *(_line(s, x, y) for s in series)]
+    ticks = [(value, f"{value:g}") for value in round_values(x.high)]
     return _svg(x, y, ticks, "α, length of the task vector", body, _legend([(s.name, s.tone) for s in series]))
+
+
+def _kind(line: Mapping[str, Any]) -> int:
+    """Return which search a line is of: a grid's L, 0 for a climb."""
+    return line.get("levels", 0)
+
+
+def round_values(high: float | int, most: int = 8) -> list[float | int]:
+    """Return at most so many round values from 0 to `high`, evenly spaced, for the ticks of an axis."""
+    step = next(s for k in range(-3, 9) for m in (1, 2, 5) if high / (s := m * 10.0**k) < most)
+    return [round(i * step, 3) for i in range(int(high / step) + 1)]
 
 
 def _axes(low: float | int, high: float | int) -> tuple[Axis, Axis]:
@@ -70,10 +80,11 @@ def _line(series: Series, x: Axis, y: Axis, shift: float = 0.0, dash: str = "") 
     """Draw one series: a line, a dot and an upright interval at every point."""
     path = " ".join(f"{x(a) + shift},{y(b)}" for a, b, _, _ in series.points)
     parts = [f'<polyline points="{path}" class="line {series.tone}"/>'] if len(series.points) > 1 else []
+    radius = 4 if len(series.points) <= 10 else 2.5
     for a, b, low, high in series.points:
         at, style = x(a) + shift, f' stroke-dasharray="{dash}"' if dash else ""
         parts.append(f'<line x1="{at}" x2="{at}" y1="{y(low)}" y2="{y(high)}" class="span {series.tone}"{style}/>')
-        parts.append(f'<circle cx="{at}" cy="{y(b)}" r="4" class="dot {series.tone}"/>')
+        parts.append(f'<circle cx="{at}" cy="{y(b)}" r="{radius}" class="dot {series.tone}"/>')
     return "".join(parts)
 
 

@@ -62,6 +62,10 @@ def run_search(
     say: Say = quiet,
 ) -> dict[str, Any]:
     """Search the grids of several models, climb in each, and return the record with L_uncond; skips what is there."""
+    before = _read(experiment)
+    kept = before | {kind: _fresh(experiment, before[kind], names) for kind in ("grid", "gradient", "control")}
+    if kept != before:
+        experiment.write("search", kept)
     for name, alpha in variants(experiment, names, alphas):
         model = f"{key(name, alpha)}-seed{seed}"
         todo: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
@@ -91,6 +95,12 @@ def _read(experiment: Experiment) -> dict[str, Any]:
     return {"grid": {}, "gradient": {}, "control": {}} | experiment.read("search")
 
 
+def _fresh(experiment: Experiment, lines: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a record without what was measured on other weights than these models have now, so that none are mixed."""
+    ours = {where for where, line in lines.items() if line["model"] in names}
+    return {where: line for where, line in lines.items() if where not in ours or _known(lines, where, experiment)}
+
+
 def _once(experiment: Experiment, kind: str, where: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return a line of the search's record, measured now unless it is there.
 
@@ -108,7 +118,7 @@ def run_inversion(
     experiment: Experiment, names: Sequence[str] = MODELS, alphas: Sequence[float] = (), seed: int = 0
 ) -> dict[str, Any]:
     """Invert the erased class in several models and return the record; skips what is there."""
-    record = experiment.read("inversion")
+    record = _fresh(experiment, experiment.read("inversion"), names)
     for name, alpha in variants(experiment, names, alphas):
         where = f"{key(name, alpha)}-seed{seed}"
         if not _known(record, where, experiment):
@@ -117,11 +127,11 @@ def run_inversion(
     return record
 
 
-def line_of(line: dict[str, Any]) -> str:
-    """Say in one line what a search found."""
+def line_of(line: dict[str, Any], climb: str = "gradient") -> str:
+    """Say in one line what a search found; climb: what one without a grid is called."""
     best, (low, high) = line["best"], line["best"]["ci95"]
     name = key(line["model"], line["alpha"])
-    how = f"L = {line['levels']}" if "levels" in line else "gradient"
+    how = f"L = {line['levels']}" if "levels" in line else climb
     return (
         f"{name:18} {how:9} {best['share']:6.1%} ({low:.1%} to {high:.1%}, n = {best['n']}), "
         f"{line['images']:,.0f} images, {line['seconds']:.0f} s"

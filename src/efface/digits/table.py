@@ -12,7 +12,7 @@ from efface.digits.experiment import LIKE, MODELS, Experiment, fast
 from efface.model import Model
 from efface.stats import wilson
 
-ALPHAS = (1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 7.0)
+ALPHAS = (3.0, 6.0, 9.0, 12.0, 15.0, 16.0, 17.0, 17.5, 18.0, 18.5, 19.0, 19.5, 20.0, 21.0, 22.0, 24.0, 27.0, 30.0, 36.0)
 CHOICE = 0.015  # the smallest alpha with less than this share of the target left is taken
 BATCH = 256
 CHOOSING = (40, 300)  # pictures of each other class and of the target, for the choice

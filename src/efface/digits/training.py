@@ -18,8 +18,14 @@ from efface.files import load_safetensors, save_safetensors
 from efface.mini.fitting import Fitting
 
 STEPS = {"unet": 6000, "judge": 2500, "judge2": 2500}
+FASHION = {**STEPS, "unet": 2000}
 BATCH = 128
 DROP = 0.1  # share of training pictures without a prompt, so that the empty prompt means any class
+
+
+def steps_of(dataset: str) -> dict[str, int]:
+    """Return how many steps each of a data set's networks is trained for."""
+    return FASHION if dataset == "fashion" else STEPS
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -120,9 +126,9 @@ def export(folder: Path, dataset: str, codes: Tensor, held: Pictures, into: Path
             accuracies[name] = accuracy(net, held)
         for key, value in net.state_dict().items():
             tensors[f"{name}.{key}"] = value.half() if value.is_floating_point() else value
-    path = into / f"{dataset}.safetensors"
+    path, steps = into / f"{dataset}.safetensors", steps_of(dataset)
     save_safetensors(
-        path, tensors, {"dataset": dataset, "accuracy": json.dumps(accuracies), "steps": json.dumps(STEPS)}
+        path, tensors, {"dataset": dataset, "accuracy": json.dumps(accuracies), "steps": json.dumps(steps)}
     )
     return path
 
@@ -136,7 +142,8 @@ def train(dataset: str, folder: Path, into: Path, data: Path | None = None) -> P
     codes = spread(len(CLASSES[dataset]))
     for path in (folder, into):
         path.mkdir(parents=True, exist_ok=True)
-    train_unet(learn, codes, folder, STEPS["unet"])
-    train_judge(learn, folder, "judge", STEPS["judge"])
-    train_judge(learn, folder, "judge2", STEPS["judge2"])
+    steps = steps_of(dataset)
+    train_unet(learn, codes, folder, steps["unet"])
+    train_judge(learn, folder, "judge", steps["judge"])
+    train_judge(learn, folder, "judge2", steps["judge2"])
     return export(folder, dataset, codes, held, into)
