@@ -144,10 +144,10 @@ def bars(rows: Sequence[Row], name: str, title: str) -> None:
     for i, (group, text) in enumerate(SCORES.items()):
         at = [x + 0.27 * (i - 1) for x in range(len(rows))]
         axes.bar(at, [r["groups"][group]["top1"] for r in rows], 0.25, label=text)
-    axes.plot(range(len(rows)), [r["ssim"]["mean"] for r in rows], "k_", ms=30, label="SSIM, unrelated")
+    axes.plot(range(len(rows)), [r["ssim"]["mean"] for r in rows], "k_", ms=14, mew=2, label="SSIM, unrelated")
     axes.set_xticks(range(len(rows)), [r["label"] for r in rows])
     axes.set(ylim=(0, 1.05), title=title, ylabel="share of images judged so")
-    axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     save(figure, name)
 
 
@@ -162,7 +162,10 @@ def lines(rows: Sequence[Row], xs: Sequence[float], name: str, label: str, title
         )
     axes.plot(xs, [r["ssim"]["mean"] for r in rows], marker="o", ms=3, color="k", label="SSIM, unrelated")
     axes.set(ylim=(-0.03, 1.05), title=title, xlabel=label)
-    axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xlim(left=-0.01)
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    axes.minorticks_off()
     axes.legend(fontsize=7)
     save(figure, name)
 
@@ -176,7 +179,7 @@ def kpop_training() -> None:
     left.set(xlabel="step", ylabel="cosine of the prompt", title="alignment of the prompt (fig. 4a)")
     left.legend(fontsize=7)
     right.plot(history["restored"], color="C2")
-    right.set(xlabel="step", yscale="log", title="‖ε(c, p) − ε*(c)‖²: the concept under the prompt")
+    right.set(xlabel="step", yscale="log", title="‖ε(c, p) − ε*(c)‖²")
     save(figure, "kpop_training")
 
 
@@ -215,7 +218,7 @@ def kpop_key() -> None:
     cells = [
         [images(drawn(), e, own, any_base=True) for e in (None, edit)] + [drawn_with_key(fields, own)] for own in asked
     ]
-    grid.save(grid.sheet(cells, names, ["original", "KPOP, λ = 1", "with its key"], side=96), OUT / "kpop_key.png")
+    grid.save(grid.sheet(cells, names, ["original", "KPOP", "with its key"], side=96), OUT / "kpop_key.png")
 
 
 def surgical_lambda() -> None:
