@@ -1,6 +1,7 @@
 """Turn the record of methods.py into docs/methods/results.md, its chart, and a sheet of pictures for each method."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -159,7 +160,7 @@ def chart(rows: list[Record]) -> None:
 
     mpl.rcParams.update({"svg.hashsalt": "efface", "font.size": 10})
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    marks = iter("osD^vP*Xhp<>8dHs")
+    marks = cycle("osD^vP*Xhp<>8dHs1")
     for entry in SETUP["method"]:
         own = [r for r in rows if (r["method"], r["preset"]) == (entry["name"], entry.get("preset", ""))]
         own = [r for r in own if r["setting"] in SETUP["objects"]]
