@@ -5,7 +5,6 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from efface.errors import BadInput
-from efface.methods._attention import CpuAttention
 from efface.methods._finetune import FineTune, Run, said
 from efface.methods._params import SETS, select
 from efface.model import Model
@@ -66,34 +65,9 @@ def test_the_model_keeps_flags_and_processors(tiny):
     assert {name: p.requires_grad for name, p in tiny.weights("").items()} == flags
     assert all(p.grad is None for p in tiny.weights("").values())
     assert {type(p) for p in tiny.unet.attn_processors.values()} == {AttnProcessor2_0}
-    assert {type(p) for p in seen[0].student.unet.attn_processors.values()} == {CpuAttention}
+    assert {type(p) for p in seen[0].student.unet.attn_processors.values()} == {AttnProcessor}
     assert not tiny.unet.is_gradient_checkpointing
     assert seen[0].student.unet.is_gradient_checkpointing
-
-
-def test_attention_is_fused_unless_a_gradient_flows_through_it(tiny, monkeypatch):
-    fused, opened = [], []
-    for name, calls, cls in (("fused", fused, AttnProcessor2_0), ("opened", opened, AttnProcessor)):
-        own = cls()
-        how = lambda *values, own=own, calls=calls: calls.append(1) or own(*values)  # noqa: E731
-        monkeypatch.setattr(CpuAttention, name, staticmethod(how))
-    view = tiny.edited({name: p.clone() for name, p in tiny.weights().items() if ".attn2.to_k" in name})
-    view.unet.requires_grad_(False).set_attn_processor(CpuAttention())
-    z, t, c = torch.randn(1, *tiny.latent_shape), torch.tensor([500]), tiny.encode(["church"])
-    layers = len(view.unet.attn_processors)
-    plain = view.eps(z, t, c)
-    assert (len(fused), len(opened)) == (layers, 0)
-    prompted = view.eps(z, t, c.clone().requires_grad_())
-    assert len(opened) >= layers // 2  # all that read the text, and whatever comes after the first of them
-    torch.testing.assert_close(prompted, plain, atol=1e-5, rtol=1e-4)
-    del fused[:], opened[:]
-    for name, p in view.weights().items():
-        p.requires_grad_(".attn2.to_k" in name)
-    trained = view.eps(z, t, c)
-    assert len(opened) >= layers // 2
-    torch.testing.assert_close(trained, plain, atol=1e-5, rtol=1e-4)
-    with torch.no_grad():
-        assert torch.equal(view.eps(z, t, c), plain)
 
 
 def test_gradient_checkpointing_changes_nothing(tiny):

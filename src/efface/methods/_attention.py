@@ -1,38 +1,13 @@
-"""Attention in training: how it is computed, where a concept's words are, and maps turned down at some positions."""
+"""Where a concept's words are in a prompt, and cross-attention maps turned down at some positions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
 from efface.model import Model
-
-
-class CpuAttention:
-    """Attend in the open where a gradient will flow back, fused elsewhere.
-
-    On CPUs fused attention is the faster one forwards and by far the slower one backwards. It takes memory to hold the
-    maps, so this is for small latents.
-    """
-
-    opened, fused = AttnProcessor(), AttnProcessor2_0()
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """Attend from (b, pixels, ch) to (b, len, dim)."""
-        values = (hidden_states, encoder_hidden_states, *attn.parameters())
-        learns = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
-        how = self.opened if learns else self.fused
-        return how(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
 def positions(model: Model, prompt: str, words: str) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -21,7 +21,6 @@ from efface.concept import Concept
 from efface.edit import Edit
 from efface.errors import BadInput
 from efface.method import Method
-from efface.methods._attention import CpuAttention
 from efface.methods._loop import State, checkpoints, current, descend, generator, optimizer
 from efface.methods._params import select
 from efface.model import Model
@@ -244,7 +243,8 @@ def _view(model: Model, values: Mapping[str, Tensor]) -> Model:
     height, width = model.latent_shape[1:]
     stock = all(type(p) is AttnProcessor2_0 for p in view.unet.attn_processors.values())
     if stock and model.device.type == "cpu" and height * width <= 1024:
-        view.unet.set_attn_processor(CpuAttention())  # at 64x64 latents memory matters more
+        # the backward pass of fused attention is slow on CPUs; at 64x64 latents memory matters more
+        view.unet.set_attn_processor(AttnProcessor())
     return view
 
 
