@@ -62,6 +62,14 @@ def test_clip_score_prefers_the_right_text(mini):
     assert (right > wrong).float().mean() >= 0.8
 
 
+def test_zero_shot_is_the_clip_score_of_every_pair(mini):
+    images = mini.generate([Query(f"a picture of a {name}", 0, steps=12) for name in OBJECTS[:6]])
+    texts = [f"a picture of a {name}" for name in OBJECTS[:6]]
+    likeness = judge("mini").zero_shot(images, texts)
+    torch.testing.assert_close(likeness.diagonal(), judge("mini").clip_score(images, texts))
+    assert likeness.argmax(1).tolist() == list(range(6))
+
+
 def test_judge_refuses_other_models():
     from efface.errors import BadInput
 

@@ -50,7 +50,7 @@ class ESD(FineTune):
             "jitter": False,
         },
         "mini": {"steps": 80, "lr": 4e-4, "batch": 4, "ddim_steps": 8},
-        "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},
+        "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},  # at 4e-4 the neighbours go
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3}
 
