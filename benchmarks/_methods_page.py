@@ -6,13 +6,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from efface.edit import Edit
-from efface.evaluate import images
-from efface.files import writing
-from efface.plan import hints
+from efface.edits.edit import Edit
+from efface.evaluation.evaluate import images
+from efface.evaluation.prompts import hints
+from efface.evaluation.stats import wilson
 from efface.query import Query
 from efface.report import grid
-from efface.stats import wilson
+from efface.util.files import writing
 from methods import FIVE, SETUP, drawn, jobs, mini, plan
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -48,7 +48,7 @@ def peak_gb() -> float:
 # --- efface ---
 def apply(weights: list[Any], factors: Any) -> None:
     """Edit the matrices in place, one by one, with the factors as a saved edit has them."""
-    from efface.methods._text_edit import text_edit
+    from efface.methods.closed_form.method import text_edit
 
     text_map = text_edit(("unet.to_k.weight",), factors, {}).maps[0]
     for weight in weights:
@@ -60,8 +60,8 @@ def run_solve(case: dict[str, Any]) -> dict[str, Any]:
     from _plain import baseline_solve, plain_map, timed
     from _sd14 import WIDTH, matrices, preserve, problem
 
-    from efface.methods._closed_form import solve
-    from efface.methods._text_algebra import Factors, Kept
+    from efface.methods.closed_form.least_squares import solve
+    from efface.methods.closed_form.matrices import Factors, Kept
 
     c, g, k = problem(case)
     weights, ridge, scale = matrices(), case.get("ridge", 0.5), preserve(case)
@@ -83,8 +83,8 @@ def run_rece(case: dict[str, Any]) -> dict[str, Any]:
     from _plain import baseline_rece, plain_rece, timed
     from _sd14 import LENGTH, matrices, texts
 
-    from efface.methods._closed_form import derive, solve
-    from efface.methods._text_algebra import Factors, Kept, Outputs, weight_gram
+    from efface.methods.closed_form.least_squares import derive, solve
+    from efface.methods.closed_form.matrices import Factors, Kept, Outputs, weight_gram
 
     c, empty = texts(1, 2)[0], texts(1, 99)[0]
     weights, base = matrices(), matrices()
@@ -115,18 +115,19 @@ def run_stream(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     path, edit_path = folder / "model.safetensors", folder / "edit.safetensors"
     from _plain import timed
 
-    from efface import streaming
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
+    from efface.methods.closed_form.stream import erase
     from efface.methods.uce import UCE
+    from efface.models.files import stream
 
     if case["stream"] == "erase":
 
         def work() -> None:
-            streaming.erase(UCE(), path, ["church"], ["house"], tokenizer=folder / "tokenizer").save(edit_path)
+            erase(UCE(), path, ["church"], ["house"], tokenizer=folder / "tokenizer").save(edit_path)
     else:
 
         def work() -> None:
-            streaming.write(Edit.load(edit_path), path, folder / "copy.safetensors")
+            stream.write(Edit.load(edit_path), path, folder / "copy.safetensors")
 
     wall, cpu, _ = timed(work, 1)
     size = path.stat().st_size / 2**30
@@ -169,7 +170,7 @@ def surroundings(threads: int) -> dict[str, Any]:
 
     import psutil
 
-    from efface.provenance import git, versions
+    from efface.edits.provenance import git, versions
 
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

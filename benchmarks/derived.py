@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 
 from efface.concept import Concept, table
-from efface.demo import keeps
-from efface.edit import Edit
-from efface.evaluate import drawing, images
-from efface.files import writing
-from efface.judge import judge
-from efface.methods._closed_form import derive
-from efface.methods._text_algebra import Factors, Outputs
-from efface.methods._text_edit import key_value_gram, text_weights
+from efface.edits.edit import Edit
+from efface.edits.provenance import git, versions
+from efface.evaluation.evaluate import drawing, images
+from efface.evaluation.stats import wilson
+from efface.judges.mini import judge
+from efface.methods.closed_form.least_squares import derive
+from efface.methods.closed_form.matrices import Factors, Outputs
+from efface.methods.closed_form.method import key_value_gram, text_weights
 from efface.methods.rece import RECE
-from efface.model import Model
-from efface.provenance import git, versions
+from efface.models.model import Model
 from efface.query import Query
 from efface.report import grid
-from efface.stats import wilson
+from efface.report.demo import keeps
+from efface.util.files import writing
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from efface.digits.experiment import LIKE, Experiment, fast
-from efface.provenance import git, versions
+from efface.edits.provenance import git, versions
 
 RECORD = Path(__file__).parent / "records" / "digits.json"
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from efface.digits.experiment import LIKE, TASK_VECTOR, Experiment
 from efface.digits.table import CHOICE, CHOOSING, named, share
-from efface.edit import Edit
-from efface.files import writing
+from efface.edits.edit import Edit
+from efface.edits.provenance import git, versions
 from efface.methods.task_vector import TaskVector
-from efface.provenance import git, versions
+from efface.util.files import writing
 
 RECORD = Path(__file__).parent / "records" / "digits_task_vector.json"
 LENGTHS = [round(0.25 * 1.12**k, 3) for k in range(44)]  # 0.25 to 33

@@ -26,19 +26,19 @@ import torch
 from torch import Tensor
 
 from efface import registry
-from efface.demo import keeps
-from efface.edit import Edit
-from efface.evaluate import evaluate, images
-from efface.files import writing
-from efface.judge import judge
-from efface.methods._aside import asides
-from efface.methods._prompt import unlocked
-from efface.methods._purify import purify
-from efface.model import Model
-from efface.provenance import git
+from efface.edits.edit import Edit
+from efface.edits.provenance import git
+from efface.evaluation.evaluate import evaluate, images
+from efface.evaluation.stats import wilson
+from efface.judges.mini import judge
+from efface.methods.aside_tmp import asides
+from efface.models.learned_prompt import unlocked
+from efface.models.model import Model
+from efface.models.purification import purify
 from efface.query import Query
 from efface.report import grid
-from efface.stats import wilson
+from efface.report.demo import keeps
+from efface.util.files import writing
 from methods import EDITS, drawn, mini, plan, similarity
 
 mpl.use("svg")

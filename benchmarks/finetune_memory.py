@@ -50,9 +50,9 @@ def two(model: Any, steps: int) -> dict[str, Any]:
     import torch
     from torch.nn.functional import mse_loss
 
-    from efface.methods._loop import generator
-    from efface.methods._trajectory import partly_denoise
-    from efface.model import Model
+    from efface.models.model import Model
+    from efface.models.trajectory import partly_denoise
+    from efface.training.loop import generator
 
     pipe = copy.copy(model.pipe)
     pipe.unet = copy.deepcopy(model.unet)  # the second UNet
@@ -75,8 +75,8 @@ def child(which: str, folder: Path, steps: int) -> None:
     """Load, train, print a record and the sha256 of what was trained."""
     import torch
 
-    from efface.files import sha256_tensors
-    from efface.model import Model
+    from efface.models.model import Model
+    from efface.util.files import sha256_tensors
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     model = Model.load(folder / "model.safetensors", tokenizer=folder / "tokenizer")

@@ -25,14 +25,14 @@ import torch
 
 from efface import registry
 from efface.concept import Concept, table
-from efface.demo import keeps
-from efface.edit import Edit
-from efface.evaluate import evaluate, images
-from efface.judge import judge
-from efface.model import Model
-from efface.plan import Plan, held_out
-from efface.provenance import git
+from efface.edits.edit import Edit
+from efface.edits.provenance import git
+from efface.evaluation.evaluate import evaluate, images
+from efface.evaluation.prompts import Plan, held_out
+from efface.judges.mini import judge
+from efface.models.model import Model
 from efface.query import Query
+from efface.report.demo import keeps
 
 HERE = Path(__file__).parent
 SETUP = tomllib.loads((HERE / "methods.toml").read_text())

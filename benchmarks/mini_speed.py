@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from efface.concept import table
-from efface.judge import judge
-from efface.model import Model, Query
-from efface.provenance import git, versions
+from efface.edits.provenance import git, versions
+from efface.judges.mini import judge
+from efface.models.model import Model, Query
 
 RECORD = Path(__file__).parent / "records" / "mini_speed.json"
 NAMES = [c.name for c in table("mini").values() if c.kind == "object"]

@@ -52,9 +52,9 @@ def uce(folder: Path) -> None:
     """Load, edit, save, reload; fail unless the reloaded edit gives the same weights and the same noise."""
     import torch
 
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
     from efface.methods.uce import UCE
-    from efface.model import Model
+    from efface.models.model import Model
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     model = Model.load(folder / "model.safetensors", tokenizer=folder / "tokenizer")
@@ -92,7 +92,7 @@ def run(name: str, folder: Path, threads: int = 1) -> dict[str, Any]:
 
 def told(path: Path) -> dict[str, Any]:
     """Return what an edit says of its making, and remove it: that of a fully trained model has 3 GB."""
-    from efface.files import safetensors_meta
+    from efface.util.files import safetensors_meta
 
     about = json.loads(safetensors_meta(path)["efface"])
     size = path.stat().st_size

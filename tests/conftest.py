@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusi
 from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from efface.files import save_safetensors
-from efface.model import Model
+from efface.models.model import Model
+from efface.util.files import save_safetensors
 
 # The same examples on every run and machine; HYPOTHESIS_PROFILE=search looks for new ones, and for more of them.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=40)

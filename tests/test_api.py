@@ -4,7 +4,7 @@ import pytest
 
 import efface
 from efface.errors import UnknownName
-from efface.model import Model
+from efface.models.model import Model
 
 
 def test_load_and_erase_are_enough(folder: Path, tmp_path: Path):

@@ -9,63 +9,84 @@ from pathlib import Path
 import pytest
 
 import efface
+from efface import registry
 
 ROOT = Path(efface.__file__).parent
 
-# Each layer imports from itself and from the layers above it in this list only.
+# Each layer imports from itself and from the layers above it in this list only. A name is a module or a package.
 LAYERS = (
-    "errors progress files concept registry query solver stats checkpoint",
-    "guard algebra provenance editfile edit views identity text",
-    "sampling vocabulary singlefile loading attach attention model method attack api",
-    "methods attacks metrics",
-    "judge store streaming evaluate plan bench mini digits",
-    "report cli app demo __main__",
+    "errors",
+    "util",
+    "concept registry",
+    "query context",
+    "edits",
+    "models mini.nets digits.nets",
+    "training",
+    "method attack metric judge",
+    "methods attacks metrics judges",
+    "evaluation",
+    "report",
+    "api cli __main__",
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
-OTHER = RANK["store"]  # where a module belongs that is not named above
-
-
-def _home(module: str) -> str:
-    return module.split(".")[1] if "." in module else "__init__"
-
-
-def _imports(path: Path) -> set[str]:
-    """Return the efface modules a file imports when it is itself imported (not inside functions or for types only)."""
-    found = set()
-    waiting: list[ast.stmt] = list(ast.parse(path.read_text(encoding="utf-8")).body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-        elif isinstance(node, ast.ImportFrom) and node.module == "efface":
-            found |= {f"efface.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("efface."):
-            found.add(node.module or "")
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("efface")}
-        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
-            waiting += node.body
-    return found
-
-
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def _name(path: Path) -> str:
+    """Return "models.files.load" for src/efface/models/files/load.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_name(path): path for path in FILES}
+
+
+def _imports(path: Path) -> set[str]:
+    """Return the efface modules that a file imports anywhere: at its top, inside functions, and for types only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    inside = {name.removeprefix("efface.") for name in found if name.startswith("efface.")}
+    packages = {name for name in inside if name in MODULES and MODULES[name].name == "__init__.py"}
+    return (inside & set(MODULES)) - packages - {_name(path)}
+
+
+def _rank(module: str) -> int:
+    parts = module.split(".")
+    known = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
+    return next(RANK[name] for name in known if name in RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
 def test_imports_go_one_way(path: Path):
-    own = path.relative_to(ROOT).with_suffix("").parts[0]
-    for module in _imports(path):
-        home = _home(module)
-        if (ROOT / home).is_dir() or (ROOT / f"{home}.py").is_file():  # else a name of the package, as __version__
-            assert RANK.get(home, OTHER) <= RANK.get(own, OTHER), f"{own} must not import {home}"
+    own = _name(path)
+    for module in sorted(_imports(path)):
+        assert _rank(module) <= _rank(own), f"{own} must not import {module}"
 
 
-@pytest.mark.parametrize("kind", ["methods", "attacks", "metrics"])
+def test_no_two_modules_import_each_other_however_far_around():
+    graph = {_name(path): _imports(path) for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
 def test_no_plug_in_imports_another(kind: str):
-    for path in (ROOT / kind).glob("*.py"):
-        for module in _imports(path):
-            if module.startswith(f"efface.{kind}."):
-                assert module.rpartition(".")[2].startswith("_"), f"{path.name} imports {module}"
+    plug_ins = {f"{kind}.{name}" for name in registry.names(kind)}
+    for name in sorted(plug_ins):
+        module = name if name in MODULES else f"models.{name}"
+        assert not _imports(MODULES[module]) & (plug_ins - {name}), f"{name} imports another of {kind}"
 
 
 def test_all_is_sorted_complete_and_documented():

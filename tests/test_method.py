@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.method import Method, check_seed
 from efface.methods.sld import SLD
-from efface.model import Model
+from efface.models.model import Model
 
 
 @dataclass(frozen=True)

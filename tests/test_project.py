@@ -13,7 +13,7 @@ import torch
 import efface
 from efface import Edit, registry
 from efface.cli.fields import PACKAGE
-from efface.model import Model
+from efface.models.model import Model
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from efface.api import erase, load
     from efface.concept import Concept
-    from efface.edit import Edit, TextMap
+    from efface.edits.edit import Edit
+    from efface.edits.guard import Guard, Hooks
+    from efface.edits.parts import TextMap
     from efface.errors import EffaceError
-    from efface.guard import Guard, Hooks
     from efface.method import InferenceMethod, Method
-    from efface.model import Model
+    from efface.models.attach import attach
+    from efface.models.model import Model
     from efface.query import Query
 
 __version__ = "0.1.0"
@@ -18,15 +20,16 @@ __version__ = "0.1.0"
 # Names load on first use, so that `import efface` (and the command line's help) does not import torch.
 _HOMES = {
     "Concept": "concept",
-    "Edit": "edit",
+    "Edit": "edits.edit",
     "EffaceError": "errors",
-    "Guard": "guard",
-    "Hooks": "guard",
+    "Guard": "edits.guard",
+    "Hooks": "edits.guard",
     "InferenceMethod": "method",
     "Method": "method",
-    "Model": "model",
+    "Model": "models.model",
     "Query": "query",
-    "TextMap": "edit",
+    "TextMap": "edits.parts",
+    "attach": "models.attach",
     "erase": "api",
     "load": "api",
 }
@@ -42,6 +45,7 @@ __all__ = [
     "Model",
     "Query",
     "TextMap",
+    "attach",
     "erase",
     "load",
 ]

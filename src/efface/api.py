@@ -9,9 +9,9 @@ import torch
 from efface import concept as concepts
 from efface import registry
 from efface.concept import Concept
-from efface.edit import Edit
-from efface.model import Model
-from efface.singlefile import Prediction
+from efface.edits.edit import Edit
+from efface.models.files.single_file import Prediction
+from efface.models.model import Model
 
 
 def load(

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from efface import registry
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput, unknown
 from efface.method import check_seed
-from efface.model import Model
+from efface.models.model import Model
 from efface.query import Query
 
 A = TypeVar("A", bound="Attack")

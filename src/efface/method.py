@@ -2,22 +2,21 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from efface import registry
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
+from efface.edits.guard import Guard, Hooks
+from efface.edits.provenance import stamp
 from efface.errors import BadInput, unknown
-from efface.guard import Guard, Hooks
-from efface.provenance import stamp
-
-if TYPE_CHECKING:
-    from efface.model import Model
+from efface.models.model import Model
 
 MAX_SEED = 2**63 - 1
 M = TypeVar("M", bound="Method")
+Fitted = Edit | tuple[Edit, Mapping[str, Edit]]  # an edit, alone or with by-products by name
 
 
 def check_seed(seed: int) -> int:
@@ -32,21 +31,36 @@ class Method(ABC):
     """Erase concepts: calling it returns an `Edit` that carries its own provenance.
 
     PRESETS names sets of field values (one per paper and per official code where they differ); QUICK holds
-    field values that make a costly method fast enough for the contract tests.
+    field values that make a costly method fast enough for the contract tests; BY_PRODUCTS names what it makes
+    besides its edit.
     """
 
     KIND: ClassVar[str] = "methods"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     QUICK: ClassVar[dict[str, Any]] = {}
+    BY_PRODUCTS: ClassVar[tuple[str, ...]] = ()
 
     def __call__(
         self,
-        model: "Model",
+        model: Model,
         erase: Sequence[Concept | str] | Concept | str,
         keep: Sequence[Concept | str] = (),
         seed: int = 0,
     ) -> Edit:
         """Erase concepts from a model, which is left as it was.
+
+        Raises what `run` raises.
+        """
+        return self.run(model, erase, keep, seed)[0]
+
+    def run(
+        self,
+        model: Model,
+        erase: Sequence[Concept | str] | Concept | str,
+        keep: Sequence[Concept | str] = (),
+        seed: int = 0,
+    ) -> tuple[Edit, dict[str, Edit]]:
+        """Erase concepts; return the edit and the by-products that must stay out of it, by name (KPOP's "key").
 
         Raises `BadInput` when nothing is to be erased, when a concept is both erased and kept, or for a bad seed.
         """
@@ -59,13 +73,15 @@ class Method(ABC):
             raise BadInput(f"cannot both erase and keep {', '.join(both)}")
         check_seed(seed)
         began = time.perf_counter()
-        edit = self.fit(model, erased, kept, seed)
+        fitted = self.fit(model, erased, kept, seed)
+        edit, by_products = fitted if isinstance(fitted, tuple) else (fitted, {})
         seconds = time.perf_counter() - began
-        return replace(edit, meta={**edit.meta, **stamp(self, model, edit, erased, kept, seed, seconds)})
+        meta = {**edit.meta, **stamp(self, model.base(edit.names), erased, kept, seed, seconds)}
+        return replace(edit, meta=meta), dict(by_products)
 
     @abstractmethod
-    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
-        """Compute the edit; the model's weights must be left (or put back) as they were."""
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Fitted:
+        """Compute the edit, alone or with its by-products; the model's weights must be left as they were."""
 
     @classmethod
     def preset(cls: type[M], name: str = "", **override: Any) -> M:
@@ -87,10 +103,10 @@ class InferenceMethod(Method):
     """Hold concepts back while images are drawn: its edit is a guard, and no weight changes."""
 
     @abstractmethod
-    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+    def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return the hooks of one trajectory; what they remember lives in their closure."""
 
-    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
         """Return an edit that is one guard; `keep` and `seed` do not matter to it."""
         return Edit(guards=(Guard(self, tuple(erase)),))
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from efface.errors import BadInput
-from efface.files import sha256_tensors
+from efface.util.files import sha256_tensors
 
 MAX_SEED = 2**63 - 1
 
@@ -22,7 +22,7 @@ class Query:
     steps: of the solver, 1 or more.
     guidance: classifier-free guidance scale; 1 means none.
     embeds: a context (len, dim) that takes the place of the encoded prompt.
-    solver: "" for the model's own, else a name in `efface.solver.SOLVERS`.
+    solver: "" for the model's own, else a name in `efface.models.schedulers.SOLVERS`.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
     """

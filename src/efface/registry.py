@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get
 from efface.concept import Concept
 from efface.errors import BadInput, unknown
 
-KINDS = ("methods", "attacks", "metrics")
+KINDS = ("methods", "attacks", "metrics", "judges", "families")
 ROOT = Path(__file__).parent
 
 
@@ -31,7 +31,7 @@ class Field(NamedTuple):
 def _folder(kind: str) -> Path:
     if kind not in KINDS:
         raise unknown("kind of plug-in", kind, KINDS)
-    return ROOT / kind
+    return ROOT / "models" / kind if kind == "families" else ROOT / kind
 
 
 def names(kind: str) -> list[str]:
@@ -54,7 +54,7 @@ def get(kind: str, name: str) -> type[Any]:
     """
     if name not in names(kind):
         raise unknown(kind.removesuffix("s"), name, names(kind))
-    module = import_module(f"efface.{kind}.{name}")
+    module = import_module(".".join(("efface", *_folder(kind).relative_to(ROOT).parts, name)))
     found = [
         value
         for key, value in vars(module).items()

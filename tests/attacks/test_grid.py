@@ -8,8 +8,8 @@ from efface import registry
 from efface.attack import Target
 from efface.attacks.grid import Grid, points
 from efface.errors import BadInput
-from efface.methods._loop import checkpoints
 from efface.query import Query
+from efface.training.loop import checkpoints
 
 LIKE = Query("0", steps=2, guidance=1.0)
 

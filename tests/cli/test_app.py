@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 import efface
-from efface import Edit, registry, solver
+from efface import Edit, registry
 from efface.cli.app import run
 from efface.cli.options import SOLVERS
-from efface.model import Model
+from efface.models import schedulers
+from efface.models.model import Model
 
 NAMES = ("church", "house", "castle", "guitar", "dog", "wolf")
 Invoke = Callable[..., tuple[int, str, str]]
@@ -50,7 +51,7 @@ def work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     objects[4]["family"] = objects[5]["family"] = "animal"
     styles = [{"name": "neon", "kind": "style", "related": [], "keywords": []}]
     (known / "concepts.json").write_text(json.dumps({"objects": objects, "styles": styles}))
-    monkeypatch.setattr("efface.judge.judge", lambda name: Random())
+    monkeypatch.setattr("efface.judges.mini.judge", lambda name: Random())
     place = tmp_path / "work"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -308,7 +309,7 @@ def test_full_disk_leaves_nothing(invoke: Invoke, work: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("PIL.Image.Image.save", full)
-    monkeypatch.setattr("efface.store.Store._write", lambda *_: None)
+    monkeypatch.setattr("efface.evaluation.store.Store._write", lambda *_: None)
     code, _, err = invoke("generate", "a church", "--model", "../tiny", "--steps", 1, "-o", "x.png")
     assert code == 2
     assert "No space left" in err
@@ -316,7 +317,7 @@ def test_full_disk_leaves_nothing(invoke: Invoke, work: Path, monkeypatch: pytes
 
 
 def test_solvers_are_those_of_the_library() -> None:
-    assert set(SOLVERS) == set(solver.SOLVERS)
+    assert set(SOLVERS) == set(schedulers.SOLVERS)
 
 
 @pytest.mark.parametrize("line", ["--help", "list methods", "list concepts", "erase --help", "erase esd --help"])

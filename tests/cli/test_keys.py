@@ -10,9 +10,9 @@ from PIL import Image
 from efface import Edit
 from efface.cli.app import run
 from efface.cli.fields import sheet
-from efface.files import load_safetensors
-from efface.methods._prompt import unlocked
-from efface.model import Model
+from efface.models.learned_prompt import unlocked
+from efface.models.model import Model
+from efface.util.files import load_safetensors
 
 Invoke = Callable[[str], tuple[int, str, str]]
 KPOP = "erase kpop {} --model ../tiny --steps 2 --ddim-steps 2 --lr 1e-3 --prompt-lr 1e-2 --where down-mid-up"
@@ -139,6 +139,6 @@ def test_refusals(line: str, says: str, invoke: Invoke, monkeypatch: pytest.Monk
     assert sorted(Path().iterdir()) == before
 
 
-def test_the_flag_is_there_for_methods_that_put_a_key_aside() -> None:
-    assert sheet("methods", "kpop").asides == ("key",)
-    assert sheet("methods", "esd").asides == ()
+def test_the_flag_is_there_for_methods_that_make_a_key() -> None:
+    assert sheet("methods", "kpop").by_products == ("key",)
+    assert sheet("methods", "esd").by_products == ()

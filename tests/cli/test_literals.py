@@ -33,8 +33,10 @@ def test_value(text: str, expected: Any) -> None:
 
 
 def test_names_are_followed_through_imports(tmp_path: Path) -> None:
-    (tmp_path / "_shared.py").write_text("ONE = 1\nTWO: int = ONE + 1\n")
-    (tmp_path / "own.py").write_text("from efface.methods._shared import TWO as DEUX\nimport os\nX = DEUX * 5\n")
-    found = literals.names(literals.tree(tmp_path / "own.py"), tmp_path)
+    folder = tmp_path / "methods"
+    (folder / "shared").mkdir(parents=True)
+    (folder / "shared" / "values.py").write_text("ONE = 1\nTWO: int = ONE + 1\n")
+    (folder / "own.py").write_text("from efface.methods.shared.values import TWO as DEUX\nimport os\nX = DEUX * 5\n")
+    found = literals.names(literals.tree(folder / "own.py"), folder)
     assert literals.value(found["X"], found) == 10
     assert "os" not in found

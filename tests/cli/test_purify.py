@@ -11,9 +11,9 @@ from PIL import Image
 
 from efface import Edit
 from efface.cli.app import run
-from efface.methods._images import square
-from efface.methods._purify import purify
-from efface.model import Model
+from efface.models.images import square
+from efface.models.model import Model
+from efface.models.purification import purify
 
 Invoke = Callable[..., tuple[int, str, str]]
 ERASE = ("erase", "surgical", "church", "--preset", "purification", "--model", "../tiny", "--steps", 1, "--lr", 1e-2)

@@ -11,7 +11,7 @@ from efface.digits import pipeline
 from efface.digits.net import DigitUNet
 from efface.digits.prompts import normalised, spread
 from efface.digits.training import seeded
-from efface.model import Model
+from efface.models.model import Model
 
 NAMES = tuple("0123456789")
 

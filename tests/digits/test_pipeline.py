@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from efface import solver
 from efface.concept import Concept
 from efface.digits import pipeline
 from efface.digits.data import CLASSES
 from efface.digits.experiment import FINETUNE, LIKE, TASK_VECTOR
 from efface.errors import BadModel
+from efface.models import schedulers
 from efface.query import Query
 
 
@@ -21,7 +21,7 @@ def test_eps_is_the_noise_of_the_predicted_velocity(raw):
     v = raw.unet(x, t, c)[0]
     alpha, sigma = raw.levels(t)
     torch.testing.assert_close(raw.eps(x, t, c), alpha * v + sigma * x)
-    torch.testing.assert_close(raw.eps(x, t, c), solver.to_eps(v, x, alpha, sigma, "v_prediction"))
+    torch.testing.assert_close(raw.eps(x, t, c), schedulers.to_eps(v, x, alpha, sigma, "v_prediction"))
 
 
 def test_the_prompt_and_the_time_matter_and_the_empty_prompt_is_zero(raw):

@@ -6,7 +6,7 @@ import torch
 from efface.digits import data, pipeline, training
 from efface.digits.net import Classifier
 from efface.digits.prompts import spread
-from efface.files import load_safetensors
+from efface.util.files import load_safetensors
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ import torch
 
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._params import detach_start
 from efface.methods.ca import CA
+from efface.methods.finetune.parameters import detach_start
 
 CHURCH = Concept("church", anchor="house")
 

@@ -9,11 +9,11 @@ import torch
 
 from efface import registry
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
+from efface.edits.guard import same
 from efface.errors import BadInput, UnknownName
-from efface.guard import same
 from efface.method import InferenceMethod, Method
-from efface.model import Model
+from efface.models.model import Model
 from efface.query import Query
 
 NAMES = registry.names("methods")

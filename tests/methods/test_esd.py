@@ -3,8 +3,8 @@ import torch
 
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._loop import Diverged
 from efface.methods.esd import ESD
+from efface.training.loop import Diverged
 
 CHURCH = Concept("church", anchor="house")
 

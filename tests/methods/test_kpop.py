@@ -2,12 +2,11 @@ import pytest
 import torch
 
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadEdit, BadInput
-from efface.methods._aside import asides
-from efface.methods._finetune import Run
-from efface.methods._prompt import prompted, unlocked
+from efface.methods.finetune.method import Run
 from efface.methods.kpop import KPOP
+from efface.models.learned_prompt import prompted, unlocked
 
 
 def fast(**fields):
@@ -15,9 +14,8 @@ def fast(**fields):
 
 
 def train(model, erase=("church",), keep=(), **fields):
-    with asides() as found:
-        edit = fast(**fields)(model, list(erase), list(keep))
-    return edit, found["key"]
+    edit, by_products = fast(**fields).run(model, list(erase), list(keep))
+    return edit, by_products["key"]
 
 
 def inputs(model, prompt="church"):

@@ -2,7 +2,7 @@ import torch
 
 from efface.concept import Concept
 from efface.methods.negative import NegativePrompt
-from efface.model import Model
+from efface.models.model import Model
 from efface.query import Query
 
 QUERIES = [Query("a red bus", seed, 4) for seed in range(2)]

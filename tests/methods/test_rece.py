@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.methods import rece
-from efface.methods._remember import forget
+from efface.methods.closed_form.cache import forget
 from efface.methods.rece import RECE
 from efface.methods.uce import UCE
 
@@ -125,7 +125,7 @@ def test_derived_embeddings_are_saved(tiny, tmp_path):
 def test_gram_of_the_weights_is_made_once(tiny, monkeypatch):
     forget()
     RECE()(tiny, [CHURCH])
-    monkeypatch.setattr("efface.methods._text_edit.weight_gram", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("efface.methods.closed_form.method.weight_gram", lambda *_: pytest.fail("made again"))
     RECE()(tiny, ["dog"])
     forget()
 

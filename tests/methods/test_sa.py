@@ -3,7 +3,7 @@ import torch
 
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._finetune import Run
+from efface.methods.finetune.method import Run
 from efface.methods.sa import SA, _surrogates
 
 CHURCH = Concept("church", anchor="house")

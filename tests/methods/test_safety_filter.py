@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from efface import judge as judge_module
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadFile, BadInput, UnknownName
-from efface.evaluate import evaluate
-from efface.judge import judge
+from efface.evaluation.evaluate import evaluate
+from efface.evaluation.prompts import Plan
+from efface.judges import mini as judge_module
+from efface.judges.mini import judge
 from efface.methods import safety_filter
 from efface.methods.safety_filter import SafetyFilter
-from efface.model import Model
-from efface.plan import Plan
+from efface.models.attach import attach
+from efface.models.model import Model
 from efface.query import Query
 
 CHURCH, NEON = Concept("church"), Concept("neon", kind="style")
@@ -35,7 +36,7 @@ def fake(monkeypatch, objects, styles=None):
     styled = torch.tensor(styles) if styles else torch.tensor([[1.0, 0.0]]).expand(len(said), 2)
     one = SimpleNamespace(size=64, classes=("church", "house"), styles=("plain", "neon"))
     one.objects, one.style_probs = (lambda _: said), (lambda _: styled)
-    monkeypatch.setattr("efface.judge.judge", lambda *_: one)
+    monkeypatch.setattr("efface.judges.mini.judge", lambda *_: one)
 
 
 def blank(pictures):
@@ -99,7 +100,7 @@ def test_on_mini_it_blanks_what_its_judge_sees_and_nothing_else(mini, tmp_path, 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 def test_attached_to_a_pipeline(mini):
     pipe = copy.copy(mini.pipe)
-    SafetyFilter(threshold=0.5)(mini, CHURCH).attach(pipe)
+    attach(SafetyFilter(threshold=0.5)(mini, CHURCH), pipe)
     draw = {"num_inference_steps": 12, "output_type": "pt"}
     church = pipe("a picture of a church", generator=torch.Generator().manual_seed(0), **draw).images
     guitar = pipe("a picture of a guitar", generator=torch.Generator().manual_seed(0), **draw).images

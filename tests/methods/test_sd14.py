@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from efface import registry
-from efface.methods._finetune import FineTune
+from efface.methods.finetune.method import FineTune
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TRAINED = [name for name in registry.names("methods") if issubclass(registry.get("methods", name), FineTune)]

@@ -3,9 +3,9 @@ import torch
 
 from efface.errors import BadInput
 from efface.methods import sdd
-from efface.methods._finetune import Run
-from efface.methods._trajectory import partly_denoise
+from efface.methods.finetune.method import Run
 from efface.methods.sdd import SDD
+from efface.models.trajectory import partly_denoise
 
 keep_average = Run.keep_average
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from efface import solver
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
+from efface.edits.guard import Guard
 from efface.errors import BadInput, UnknownName
-from efface.guard import Guard
 from efface.methods.sld import SLD, UNSAFE
-from efface.model import Model
+from efface.models import schedulers
+from efface.models.model import Model
 from efface.query import Query
 
 QUERIES = [Query("a red bus", seed, 8, solver="ddim") for seed in range(2)]
@@ -25,7 +25,7 @@ def written_out(model: Model, queries: list[Query], sld: SLD, concept: str) -> T
     """Sample one image at a time by the paper's equations, element by element where they choose."""
     images = []
     for query in queries:
-        scheduler = solver.ready(model.pipe, query.solver, query.steps, model.device)
+        scheduler = schedulers.ready(model.pipe, query.solver, query.steps, model.device)
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(query.seed))
         p, null, s = (model.encode([text]) for text in (query.prompt, "", concept))
         nu = torch.zeros_like(x)
@@ -56,7 +56,7 @@ def test_it_equals_the_deprecated_pipeline_of_diffusers(tiny: Model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         safe = module.StableDiffusionPipelineSafe(**parts, requires_safety_checker=False)
-        safe.scheduler = solver.make(tiny.pipe, "ddim")
+        safe.scheduler = schedulers.make(tiny.pipe, "ddim")
         safe._safety_text_concept = "church"
         safe.set_progress_bar_config(disable=True)
         theirs = safe(

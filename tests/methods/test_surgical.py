@@ -3,9 +3,9 @@ import torch
 
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._attention import positions, scaled_maps
-from efface.methods._finetune import Run
+from efface.methods.finetune.method import Run
 from efface.methods.surgical import Surgical, _signed
+from efface.models.attention import positions, scaled_maps
 
 
 def fast(**fields):

@@ -4,8 +4,9 @@ from PIL import Image
 
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._images import asked, folder_latents, noised
+from efface.methods.finetune.images import asked
 from efface.methods.task_vector import TaskVector
+from efface.models.images import folder_latents, noised
 
 
 def fast(**fields):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from efface.concept import Concept
-from efface.methods._text_rows import Text, aligned
+from efface.methods.closed_form.prompts import Text, aligned
 from efface.methods.time import TIME
 
 ROSE = Concept("house", anchor="blue house")  # the paper edits assumptions: "A rose" to "A blue rose"
@@ -52,7 +52,7 @@ def test_is_the_formula(tiny, preset):
 
 def test_gradient_of_its_objective_is_zero(tiny):
     """Eq. 2 of TIME: Σ ‖W c − W₀ c*‖² + λ‖W − W₀‖², at the edit as it was before rounding to float32."""
-    from efface.methods._closed_form import solve
+    from efface.methods.closed_form.least_squares import solve
 
     c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]))
     fit = solve(c, g, 0.1)

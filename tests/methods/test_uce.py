@@ -6,15 +6,15 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput, BadModel, UnknownName
-from efface.methods._closed_form import solve
-from efface.methods._remember import forget
-from efface.methods._text_algebra import Factors, Kept
-from efface.methods._text_edit import kept_rows, text_edit
-from efface.methods._text_rows import Say
+from efface.methods.closed_form.cache import forget
+from efface.methods.closed_form.least_squares import solve
+from efface.methods.closed_form.matrices import Factors, Kept
+from efface.methods.closed_form.method import kept_rows, text_edit
+from efface.methods.closed_form.prompts import Say
 from efface.methods.uce import UCE
-from efface.model import Model
+from efface.models.model import Model
 from efface.query import Query
 
 CHURCH = Concept("church", anchor="house")
@@ -203,7 +203,7 @@ def test_edit_of_one_concept_is_small_and_exact_at_full_size(tmp_path):
 
 def test_many_kept_texts_are_remembered(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFACE_HOME", str(tmp_path))
-    monkeypatch.setattr("efface.methods._text_edit.MANY", 3)
+    monkeypatch.setattr("efface.methods.closed_form.method.MANY", 3)
     says = [Say("{}", name) for name in ("", "house", "dog", "cat")]
     first = kept_rows(tiny, says, "all", 0.5).matrix()
     torch.testing.assert_close(first, sum(0.5 * (v.T @ v) for v in (words(tiny, s.name)[0] for s in says)))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from efface.concept import table
-from efface.judge import judge
-from efface.model import Model, Query
+from efface.judges.mini import judge
+from efface.models.model import Model, Query
 
 OBJECTS = [c.name for c in table("mini").values() if c.kind == "object"]
 STYLES = [c.name for c in table("mini").values() if c.kind == "style"]

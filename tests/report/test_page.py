@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from efface.errors import BadInput
+from efface.evaluation.stats import paired_difference, wilson
 from efface.report import tables
 from efface.report.page import Column, Page, Row, render, save, shots
 from efface.report.verdict import implied, kept, target, verdicts
-from efface.stats import paired_difference, wilson
 
 
 def group(before: int, after: int, n: int) -> dict[str, Any]:

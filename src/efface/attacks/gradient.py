@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Attack, Finding, Target
-from efface.attacks._draw import asking, chances, context_shape, on_sphere
+from efface.attacks.search.contexts import asking, chances, context_shape, on_sphere
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._loop import generator
-from efface.progress import progress
 from efface.query import Query
+from efface.training.loop import generator
+from efface.util.progress import progress
 
 
 @dataclass(frozen=True)

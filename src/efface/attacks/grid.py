@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Attack, Finding, Target
-from efface.attacks._draw import chances, check_rungs, context_shape, on_sphere
+from efface.attacks.search.contexts import chances, check_rungs, context_shape, on_sphere
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._loop import current, generator
-from efface.progress import progress
 from efface.query import Query
+from efface.training.loop import current, generator
+from efface.util.progress import progress
 
 MAX_POINTS = 4_000_000
 

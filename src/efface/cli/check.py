@@ -9,7 +9,7 @@ from pathlib import Path
 
 from efface.concept import TEMPLATES, Concept, table
 from efface.errors import BadFile, BadInput, BadModel, WriteError, unknown
-from efface.files import PICKLES, check_safetensors
+from efface.util.files import PICKLES, check_safetensors
 
 MODELS = {"mini": "a Stable Diffusion in miniature that ships with efface: 64 px, fast on a CPU"}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -49,7 +49,7 @@ def export(
         check.folder(output.parent)
     terms = parse.terms(expression)
     parse.check_files([terms])
-    from efface import streaming
+    from efface.models.files import stream
 
-    streaming.write(parse.load(terms), where, output, any_base, tokenizer)
+    stream.write(parse.load(terms), where, output, any_base, tokenizer)
     say(f"wrote {expression} into a copy of {model}", output)

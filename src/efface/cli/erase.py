@@ -16,7 +16,7 @@ from efface.cli.parse import MAX_SEED, spread
 from efface.errors import BadInput, unknown
 
 if TYPE_CHECKING:
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
 
 OWN = (
     "stream",
@@ -121,7 +121,7 @@ def _own(method: Sheet) -> list[inspect.Parameter]:
     ]  # fmt: skip
     given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
     given += [("checkpoint", Checkpoint, None)] if "FineTune" in method.bases else []
-    given += [("key", Key, None)] if "key" in method.asides else []
+    given += [("key", Key, None)] if "key" in method.by_products else []
     only = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in given]
 
@@ -175,31 +175,28 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     check.apart(concepts, keep)
 
     fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # refuses values out of range
-    from efface.methods._aside import asides
-
-    with asides() as found:
-        edit = _fit(fitted, where, concepts, keep, own)
+    edit, by_products = _fit(fitted, where, concepts, keep, own)
     if own["key"]:
-        made_with(found["key"], edit).save(own["key"])
+        made_with(by_products["key"], edit).save(own["key"])
     edit.save(values["output"])
     names = ", ".join(concept.name for concept in concepts)
     seconds = edit.meta.get("seconds", "?")
     say(f"erased {names} from {where} with {method.name} in {seconds} s; kept {len(keep)}", values["output"])
 
 
-def _fit(fitted: Any, where: str, concepts: Any, keep: Any, own: dict[str, Any]) -> "Edit":
+def _fit(fitted: Any, where: str, concepts: Any, keep: Any, own: dict[str, Any]) -> "tuple[Edit, dict[str, Edit]]":
     """Run the method on a loaded model, on a checkpoint that stays on disk, or with a state it can go on from."""
     if own["stream"]:
-        from efface import streaming
+        from efface.methods.closed_form.stream import erase as erase_on_disk
 
         if not Path(where).exists():
             raise BadInput(f"--stream reads a checkpoint folder or file; {where} is neither")
         hush()
-        return streaming.erase(fitted, where, concepts, keep, own["seed"], own["tokenizer"])
+        return erase_on_disk(fitted, where, concepts, keep, own["seed"], own["tokenizer"]), {}
     model = load_model(where, own["device"], own["dtype"], own["tokenizer"])
     if own["checkpoint"] is None:
-        return fitted(model, concepts, keep, seed=own["seed"])
-    from efface.methods._finetune import checkpoints
+        return fitted.run(model, concepts, keep, seed=own["seed"])
+    from efface.methods.finetune.method import checkpoints
 
     with checkpoints(own["checkpoint"]):
-        return fitted(model, concepts, keep, seed=own["seed"])
+        return fitted.run(model, concepts, keep, seed=own["seed"])

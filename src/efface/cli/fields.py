@@ -40,7 +40,7 @@ class Field:
 class Sheet:
     """What a source file says of the class it registers: a summary, fields in order, presets, its ancestors.
 
-    asides: what the method makes besides its edit, by the names it gives to `put_aside`.
+    by_products: what the method makes besides its edit, by name.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Sheet:
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: str = ""
     bases: tuple[str, ...] = ()
-    asides: tuple[str, ...] = ()
+    by_products: tuple[str, ...] = ()
 
 
 @cache
@@ -66,6 +66,7 @@ def sheet(kind: str, name: str) -> Sheet:
     lineage = _lineage(node, tree, kind)
     found: dict[str, Field] = {}
     presets: dict[str, dict[str, Any]] = {}
+    by_products: tuple[str, ...] = ()
     for cls, module in lineage:  # furthest base first
         known = literals.names(module, PACKAGE / kind)
         for item in cls.body:
@@ -73,6 +74,8 @@ def sheet(kind: str, name: str) -> Sheet:
                 continue
             if item.target.id == "PRESETS":
                 presets = literals.value(item.value, known) or {}
+            elif item.target.id == "BY_PRODUCTS":
+                by_products = literals.value(item.value, known) or ()
             elif "ClassVar" not in ast.unparse(item.annotation) and not item.target.id.startswith("_"):
                 found[item.target.id] = _field(item, known)
         for item in cls.body:  # a subclass may restate a default without the type
@@ -86,7 +89,7 @@ def sheet(kind: str, name: str) -> Sheet:
     fields = tuple(replace(f, help=helps.get(f.name, "")) for f in found.values())
     summaries = _first_line(ast.get_docstring(node)), _first_line(ast.get_docstring(tree))
     bases = tuple(cls.name for cls, _ in lineage)
-    return Sheet(name, summaries[0], fields, presets, summaries[1], bases, _asides(tree))
+    return Sheet(name, summaries[0], fields, presets, summaries[1], bases, by_products)
 
 
 def check_preset(method: Sheet, preset: str) -> None:
@@ -147,11 +150,6 @@ def _field(item: ast.AnnAssign, aliases: literals.Names) -> Field:
 def _words(literal: str) -> list[Any]:
     value = literals.value(ast.parse(literal.removeprefix("Literal"), mode="eval").body)
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _asides(tree: ast.Module) -> tuple[str, ...]:
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "put_aside"]
-    return tuple(str(literals.value(call.args[0])) for call in calls)
 
 
 def _first_line(text: str | None) -> str:

@@ -13,8 +13,8 @@ from efface.errors import BadInput
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from efface.edit import Edit
-    from efface.model import Model
+    from efface.edits.edit import Edit
+    from efface.models.model import Model
 
 Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT…", help="What to draw; one row each.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write, .png.")]
@@ -101,14 +101,14 @@ def draw(
 
     key: the file of a key to the edit, with which the model draws the concept again.
     """
-    from efface.evaluate import images
-    from efface.store import Store
+    from efface.evaluation.evaluate import images
+    from efface.evaluation.store import Store
 
     asked = queries(prompts, seeds, given)
     if key is None or edit is None:
         return images(model, edit, asked, batch=common.batch, any_base=common.any_base)
-    from efface.edit import Edit
-    from efface.methods._prompt import unlocked
+    from efface.edits.edit import Edit
+    from efface.models.learned_prompt import unlocked
 
     with edit.applied(model, common.any_base) as sanitized:
         return Store.default().images(unlocked(sanitized, Edit.load(key)), edit.id, asked, common.batch)

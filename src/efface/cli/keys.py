@@ -9,10 +9,10 @@ import typer
 
 from efface.cli.parse import Term
 from efface.errors import BadEdit, BadInput
-from efface.files import safetensors_meta
+from efface.util.files import safetensors_meta
 
 if TYPE_CHECKING:
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
 
 KeyFlag = Annotated[
     Path | None, typer.Option("--key", metavar="FILE", help="The key to an --edit: draw what it erased all the same.")

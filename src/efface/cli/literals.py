@@ -24,16 +24,16 @@ def tree(path: Path) -> ast.Module:
 
 
 def imported(name: str, module: ast.Module, folder: Path) -> ast.Module | None:
-    """Return the file of `folder` that a module imports a name from, or None."""
+    """Return the file under `folder` (the one of a kind) that a module imports a name from, or None."""
     for item in module.body:
         if isinstance(item, ast.ImportFrom) and any((a.asname or a.name) == name for a in item.names):
-            path = folder / f"{(item.module or '').split('.')[-1]}.py"
-            return tree(path) if path.is_file() else None
+            path = folder.parent.joinpath(*(item.module or "").split(".")[1:]).with_suffix(".py")
+            return tree(path) if path.is_file() and folder in path.parents else None
     return None
 
 
 def names(module: ast.Module, folder: Path) -> dict[str, ast.expr]:
-    """Return what a module's names stand for: its own assignments, and those of the files of `folder` it imports from.
+    """Return what a module's names stand for: its own assignments, and those of files under `folder` it imports.
 
     Names of its own come last and win.
     """

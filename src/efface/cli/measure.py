@@ -11,10 +11,10 @@ from efface.cli import check, parse
 from efface.cli.options import BaseFlag, Common, base_of, say, with_common
 from efface.concept import Concept, table
 from efface.errors import BadInput, BadModel
-from efface.files import writing
+from efface.util.files import writing
 
 if TYPE_CHECKING:
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
 
 EditArgument = Annotated[str, typer.Argument(metavar="EDIT", help="An edit file, or a sum of edits.")]
 ConceptFlag = Annotated[
@@ -54,10 +54,10 @@ def evaluate(
         check.model(model)
     loaded_edit = parse.load(terms)
     where, targets, known = _subject(loaded_edit, model, concept)
-    from efface.evaluate import check_judged
-    from efface.evaluate import evaluate as run
-    from efface.judge import judge
-    from efface.plan import Plan
+    from efface.evaluation.evaluate import check_judged
+    from efface.evaluation.evaluate import evaluate as run
+    from efface.evaluation.prompts import Plan
+    from efface.judges.mini import judge
     from efface.report import tables
     from efface.report.verdict import verdicts
 
@@ -106,9 +106,9 @@ def demo(
         raise BadInput(f"the demo erases one object; {concept} is a {'family' if more else 'style'}")
     check.make_folder(output)
     typer.echo("loading", err=True)
-    from efface.demo import PLAN
-    from efface.demo import demo as run
-    from efface.judge import judge
+    from efface.judges.mini import judge
+    from efface.report.demo import PLAN
+    from efface.report.demo import demo as run
 
     judging = judge(where)
     model = common.load(where)

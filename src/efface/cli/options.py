@@ -14,8 +14,8 @@ from efface.cli import parse
 from efface.errors import BadInput, unknown
 
 if TYPE_CHECKING:
-    from efface.edit import Edit
-    from efface.model import Model, Query
+    from efface.edits.edit import Edit
+    from efface.models.model import Model, Query
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SOLVERS = ("ddim", "dpm++", "pndm", "euler", "euler-a", "unipc", "heun", "lms", "ddpm")
@@ -139,7 +139,7 @@ def load_model(where: str, device: str, dtype: str, tokenizer: Path | None = Non
     """Load a model at the end of all checks."""
     import torch
 
-    from efface.model import Model
+    from efface.models.model import Model
 
     if device.split(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
         raise unknown("device", device, ("cpu", "cuda", "mps", "xpu"))
@@ -156,7 +156,7 @@ def base_of(edit: "Edit") -> str:
 
 def queries(prompts: list[str], seeds: tuple[int, ...], given: dict[str, Any]) -> "list[Query]":
     """Make one query per prompt and seed, prompts outermost."""
-    from efface.model import Query
+    from efface.models.model import Query
 
     return [Query(prompt, seed, **given) for prompt in prompts for seed in seeds]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from efface.errors import BadInput, unknown
-from efface.files import check_safetensors
+from efface.util.files import check_safetensors
 
 if TYPE_CHECKING:
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
 
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 100_000
@@ -160,7 +160,7 @@ def _missing(path: Path) -> Exception:
 
 def load(edit: Sequence[Term]) -> "Edit":
     """Load the files of an expression and add them up."""
-    from efface.edit import Edit
+    from efface.edits.edit import Edit
 
     parts = [Edit.load(term.path) for term in edit]
     scaled = [part if term.scale == 1 else term.scale * part for term, part in zip(edit, parts, strict=True)]

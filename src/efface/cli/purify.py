@@ -55,13 +55,13 @@ def purify(
     total = parse.load(terms)
     where = check.model(model or base_of(total))
     names = [found.name for found in check.concepts(concept or (), where)]
-    from efface.methods import _images, _purify
+    from efface.models import images, purification
     from efface.report import grid
 
-    _images.square(image, 8)  # unreadable ones are refused before the model is loaded
+    images.square(image, 8)  # unreadable ones are refused before the model is loaded
     loaded = common.load(where)
-    pixels = _images.square(image, _images.image_size(loaded))
+    pixels = images.square(image, images.image_size(loaded))
     with total.applied(loaded, common.any_base) as edited:
-        clean = _purify.purify(edited, pixels[None], ", ".join(names), steps, guidance, depth)
+        clean = purification.purify(edited, pixels[None], ", ".join(names), steps, guidance, depth)
     grid.save(grid.to_image(clean[0]), output)
     say(f"purified {image} with {where}", output)

@@ -19,14 +19,14 @@ from efface.attack import Target
 from efface.concept import Concept
 from efface.digits import pipeline
 from efface.digits.data import CLASSES, class_number
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadFile, unknown
-from efface.files import writing
-from efface.methods._loop import checkpoints
 from efface.methods.ca import CA
 from efface.methods.task_vector import TaskVector
-from efface.model import Model
+from efface.models.model import Model
 from efface.query import Query
+from efface.training.loop import checkpoints
+from efface.util.files import writing
 
 MODELS = ("original", "fine-tuned", "prompt layers", "task vector")
 LIKE = Query("", steps=5, guidance=1.0)  # how every picture is drawn, unless it says otherwise

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from efface.files import sha256_tensors
+from efface.util.files import sha256_tensors
 
 BATCH = 512
 

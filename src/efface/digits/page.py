@@ -14,8 +14,8 @@ from efface.digits.experiment import LIKE, MODELS, Experiment, fast
 from efface.digits.plots import Series, alphas_plot, search_plot
 from efface.digits.search import key, query_of
 from efface.errors import BadInput
-from efface.files import writing
 from efface.query import Query
+from efface.util.files import writing
 
 SHOWN = 4  # pictures in a cell
 TONES = {"original": "a", "fine-tuned": "b", "prompt layers": "d", "task vector": "c"}

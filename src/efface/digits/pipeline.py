@@ -18,8 +18,8 @@ from efface.digits.net import SIDE, Classifier, DigitUNet
 from efface.digits.prompts import Passing, Reader
 from efface.digits.training import noise_schedule
 from efface.errors import BadModel
-from efface.files import load_safetensors
-from efface.model import Model
+from efface.models.model import Model
+from efface.util.files import load_safetensors
 
 WEIGHTS = Path(__file__).parent / "weights"
 

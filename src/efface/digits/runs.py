@@ -14,8 +14,8 @@ from efface.digits.search import (
     l_uncond,
 )
 from efface.digits.table import table1
+from efface.edits.provenance import versions
 from efface.errors import BadInput
-from efface.provenance import versions
 
 Say = Callable[[str], None]
 CLIMB = Gradient()

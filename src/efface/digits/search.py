@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Finding, Target
-from efface.attacks._draw import chances
 from efface.attacks.gradient import Gradient
 from efface.attacks.grid import Grid, points
+from efface.attacks.search.contexts import chances
 from efface.digits.experiment import LIKE, Clock, Experiment, fast
 from efface.digits.net import WIDTH
 from efface.digits.prompts import normalised, said
 from efface.digits.table import share
-from efface.methods._loop import checkpoints, generator
 from efface.query import Query
+from efface.training.loop import checkpoints, generator
 
 EPSILONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 FRESH = 1000  # pictures, drawn anew, that a quoted probability rests on

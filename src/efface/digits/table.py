@@ -9,8 +9,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from efface.digits.experiment import LIKE, MODELS, Experiment, fast
-from efface.model import Model
-from efface.stats import wilson
+from efface.evaluation.stats import wilson
+from efface.models.model import Model
 
 ALPHAS = (3.0, 6.0, 9.0, 12.0, 15.0, 16.0, 17.0, 17.5, 18.0, 18.5, 19.0, 19.5, 20.0, 21.0, 22.0, 24.0, 27.0, 30.0, 36.0)
 CHOICE = 0.015  # the smallest alpha with less than this share of the target left is taken

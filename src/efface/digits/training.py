@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from efface.digits.data import CLASSES, Pictures, load, split
 from efface.digits.net import Classifier, DigitUNet
 from efface.digits.prompts import spread
-from efface.files import load_safetensors, save_safetensors
 from efface.mini.fitting import Fitting
+from efface.util.files import load_safetensors, save_safetensors
 
 STEPS = {"unet": 6000, "judge": 2500, "judge2": 2500}
 FASHION = {**STEPS, "unet": 2000}

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.concept import Concept
-from efface.methods._finetune import FineTune, Loss, Run
-from efface.methods._images import noised, own_latents
-from efface.methods._params import detach_start, only_tokens
+from efface.methods.finetune.images import own_latents
+from efface.methods.finetune.method import FineTune, Loss, Run
+from efface.methods.finetune.parameters import detach_start, only_tokens
+from efface.models.images import noised
 
 
 @dataclass(frozen=True)

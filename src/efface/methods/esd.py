@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.methods._finetune import FineTune, Loss, Run, said
-from efface.methods._trajectory import partly_denoise
+from efface.methods.finetune.method import FineTune, Loss, Run, said
+from efface.models.trajectory import partly_denoise
 
 
 @dataclass(frozen=True)

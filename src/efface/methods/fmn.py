@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from efface.attention import record
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._attention import positions
-from efface.methods._finetune import FineTune, Loss, Run
-from efface.methods._images import asked, folder_latents, noised, own_latents
-from efface.methods._inversion import invert
+from efface.methods.finetune.images import asked, own_latents
+from efface.methods.finetune.method import FineTune, Loss, Run
+from efface.methods.finetune.textual_inversion import invert
+from efface.models.attention import positions, record
+from efface.models.images import folder_latents, noised
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.methods._aside import put_aside
-from efface.methods._finetune import FineTune, Loss, Run, said
-from efface.methods._loop import optimizer
-from efface.methods._prompt import prompted
-from efface.methods._trajectory import partly_denoise
+from efface.methods.finetune.method import FineTune, Loss, Run, said
+from efface.models.learned_prompt import prompted
+from efface.models.trajectory import partly_denoise
+from efface.training.loop import optimizer
 
 
 @dataclass(frozen=True)
 class KPOP(FineTune):
-    """Erase concepts while a prompt learns to restore them; the prompt is put aside as a key to them.
+    """Erase concepts while a prompt learns to restore them; the prompt is a key to them.
 
     Args:
         size: prompt size k, in lengths of the text context; of no effect on the additive mechanism
@@ -73,6 +72,7 @@ class KPOP(FineTune):
         },
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "size": 1}
+    BY_PRODUCTS: ClassVar[tuple[str, ...]] = ("key",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,12 +112,12 @@ class KPOP(FineTune):
 
         return loss
 
-    def result(self, run: Run) -> Edit:
-        """Return the sanitized model's edit, and put the prompt aside: it is in no file but the key's."""
+    def result(self, run: Run) -> tuple[Edit, dict[str, Edit]]:
+        """Return the sanitized model's edit, and the prompt by itself: it is in no file but the key's."""
         about = {"method": "kpop", "mechanism": self.mechanism, "where": self._where}
         prompt = run.state.tensors["prompt"].detach().cpu().clone()
-        put_aside("key", Edit(extra={"prompt": prompt}, meta={"key": about}))
-        return super().result(run)
+        key = Edit(extra={"prompt": prompt}, meta={"key": about})
+        return Edit(delta=run.delta(), meta=run.report()), {"key": key}
 
     @property
     def _where(self) -> Literal["mid", "mid-up", "down-mid-up"]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from efface.concept import Concept
-from efface.guard import Hooks
+from efface.edits.guard import Hooks
 from efface.method import InferenceMethod
 
 if TYPE_CHECKING:
-    from efface.model import Model
+    from efface.models.model import Model
 
 
 @dataclass(frozen=True)

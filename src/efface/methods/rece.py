@@ -12,11 +12,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from efface.concept import Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput, unknown
-from efface.methods._closed_form import Fit, derive, solve, undo
-from efface.methods._text_algebra import Factors, Kept, Outputs, check_scale
-from efface.methods._text_edit import (
+from efface.methods.closed_form.least_squares import Fit, derive, solve, undo
+from efface.methods.closed_form.matrices import Factors, Kept, Outputs, check_scale
+from efface.methods.closed_form.method import (
     MINI,
     MINI_STYLES,
     ClosedForm,
@@ -28,11 +28,11 @@ from efface.methods._text_edit import (
     text_edit,
     text_weights,
 )
-from efface.methods._text_rows import PAIRS, Text, read, tail
+from efface.methods.closed_form.prompts import PAIRS, Text, read, tail
 from efface.query import Query
 
 if TYPE_CHECKING:
-    from efface.model import Model
+    from efface.models.model import Model
 
 # Epochs and λ of eq. 7. Paper: section 4 (object: its code). Code: the commands of its README.
 SCHEDULES: dict[str, dict[str, tuple[int, float]]] = {
@@ -199,7 +199,7 @@ class RECE(ClosedForm):
 
 def presence(model: "Model", concept: Concept, images: Tensor) -> float:
     """Return the share of images whose top judged class is the concept; raises `UnknownName` if there is none."""
-    from efface.judge import judge
+    from efface.judges.mini import judge
 
     looker = judge(model.name)
     classes, probabilities = (

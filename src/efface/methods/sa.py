@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods._finetune import FineTune, Loss, Run
-from efface.methods._images import asked, noised, own_latents
-from efface.progress import progress
+from efface.methods.finetune.images import asked, own_latents
+from efface.methods.finetune.method import FineTune, Loss, Run
+from efface.models.images import noised
+from efface.util.progress import progress
 
 
 @dataclass(frozen=True)

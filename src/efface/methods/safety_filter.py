@@ -14,14 +14,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from efface.concept import TEMPLATES, Concept
-from efface.edit import Edit
+from efface.edits.edit import Edit
+from efface.edits.guard import Hooks
 from efface.errors import BadFile, BadInput, unknown
-from efface.guard import Hooks
 from efface.method import InferenceMethod
 
 if TYPE_CHECKING:
-    from efface.judge import Judge
-    from efface.model import Model
+    from efface.judges.mini import Judge
+    from efface.models.model import Model
 
 Present = Callable[[Float[Tensor, "b 3 h w"]], Bool[Tensor, " b"]]
 EXPOSED = ("FEMALE_BREAST", "MALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "BUTTOCKS", "ANUS")
@@ -84,8 +84,8 @@ class SafetyFilter(InferenceMethod):
 
 def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None, clip: bool) -> Present:
     """Return whether mini's judges, or its CLIP, see one of the concepts."""
-    from efface.judge import judge
-    from efface.methods._images import image_size
+    from efface.judges.mini import judge
+    from efface.models.images import image_size
 
     with torch.random.fork_rng(devices=[]):  # networks draw first weights when they are made
         judging = judge("mini")

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.methods._finetune import FineTune, Loss, Run, said
-from efface.methods._trajectory import partly_denoise
+from efface.methods.finetune.method import FineTune, Loss, Run, said
+from efface.models.trajectory import partly_denoise
 
 
 @dataclass(frozen=True)

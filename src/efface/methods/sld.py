@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from efface.concept import Concept
+from efface.edits.guard import Eps, Hooks
 from efface.errors import BadInput
-from efface.guard import Eps, Hooks
 from efface.method import InferenceMethod
 
 if TYPE_CHECKING:
-    from efface.model import Model
+    from efface.models.model import Model
 
 # The paper's safety concept, for use as `prompt`.
 UNSAFE = (

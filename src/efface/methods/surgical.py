@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.errors import BadInput
-from efface.methods._attention import positions, scaled_maps
-from efface.methods._finetune import FineTune, Loss, Run
-from efface.methods._trajectory import partly_denoise
+from efface.methods.finetune.method import FineTune, Loss, Run
+from efface.models.attention import positions, scaled_maps
+from efface.models.trajectory import partly_denoise
 
 
 class _Prompts(NamedTuple):

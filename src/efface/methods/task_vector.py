@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.edit import Edit
+from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.methods._finetune import FineTune, Loss, Run
-from efface.methods._images import asked, folder_latents, noised, own_latents
+from efface.methods.finetune.images import asked, own_latents
+from efface.methods.finetune.method import FineTune, Loss, Run
+from efface.models.images import folder_latents, noised
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from efface.concept import Concept
-from efface.edit import Edit
-from efface.methods._closed_form import solve
-from efface.methods._text_edit import (
+from efface.edits.edit import Edit
+from efface.methods.closed_form.least_squares import solve
+from efface.methods.closed_form.method import (
     MINI,
     MINI_STYLES,
     ClosedForm,
@@ -21,10 +21,10 @@ from efface.methods._text_edit import (
     text_edit,
     text_weights,
 )
-from efface.methods._text_rows import aligned
+from efface.methods.closed_form.prompts import aligned
 
 if TYPE_CHECKING:
-    from efface.model import Model
+    from efface.models.model import Model
 
 
 @dataclass(frozen=True)

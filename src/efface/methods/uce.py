@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.concept import Concept
-from efface.edit import Edit
-from efface.methods._closed_form import solve
-from efface.methods._text_algebra import Kept, check_scale
-from efface.methods._text_edit import (
+from efface.edits.edit import Edit
+from efface.methods.closed_form.least_squares import solve
+from efface.methods.closed_form.matrices import Kept, check_scale
+from efface.methods.closed_form.method import (
     MINI,
     MINI_STYLES,
     ClosedForm,
@@ -26,10 +26,10 @@ from efface.methods._text_edit import (
     text_edit,
     text_weights,
 )
-from efface.methods._text_rows import PAIRS, Rows
+from efface.methods.closed_form.prompts import PAIRS, Rows
 
 if TYPE_CHECKING:
-    from efface.model import Model
+    from efface.models.model import Model
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from efface.mini.nouns import NOUNS
-from efface.progress import progress
+from efface.util.progress import progress
 
 SIZE = 128  # pixels of a rasterised drawing
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from efface.progress import progress
+from efface.util.progress import progress
 
 Loss = Callable[[int, torch.Generator], Tensor]
 

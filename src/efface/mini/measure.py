@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efface.judge import Judge
+from efface.evaluation.prompts import hints
+from efface.evaluation.stats import wilson
+from efface.judges.mini import Judge
 from efface.mini.artwork import HELD_OUT, drawings
 from efface.mini.captions import HELD_OUT_PLAIN, HELD_OUT_STYLED
 from efface.mini.card import card
 from efface.mini.judges import SEEN
 from efface.mini.nouns import NAMES, NOUNS
 from efface.mini.pictures import STYLE_NAMES, Pictures, make
-from efface.model import Model, Query
-from efface.plan import hints
-from efface.progress import progress
-from efface.stats import wilson
+from efface.models.model import Model, Query
+from efface.util.progress import progress
 
 HERE = Path(__file__).parent
 SEEDS = range(1000, 1008)

@@ -12,7 +12,7 @@ from torch import Tensor
 from efface.mini.artwork import SETS, SIZE, drawings
 from efface.mini.nouns import NAMES
 from efface.mini.styles import STYLES, plain
-from efface.progress import progress
+from efface.util.progress import progress
 
 PIXELS = 64
 STYLE_NAMES = ("", *STYLES)  # index 0: unstyled, the artists' own colours

@@ -15,7 +15,7 @@ from efface.mini.fitting import Fitting
 from efface.mini.nouns import NAMES
 from efface.mini.pictures import STYLE_NAMES, Pictures
 from efface.mini.text import WIDTH
-from efface.progress import progress
+from efface.util.progress import progress
 
 PLAIN_SHARE = 0.4  # of the training pictures; the six styles share the rest
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from efface.errors import BadInput
-from efface.files import writing
+from efface.util.files import writing
 
 INK, PAPER, RULE = (24, 24, 27), (255, 255, 255), (228, 228, 231)
 MIN_SIDE = 128  # px an image is enlarged to at least: 64-px images are too small to read on today's screens

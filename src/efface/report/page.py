@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efface.files import writing
 from efface.report import grid, tables
 from efface.report.verdict import verdicts
+from efface.util.files import writing
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Edits as values: what changes a model, its arithmetic, its file, its provenance."""

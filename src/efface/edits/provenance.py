@@ -1,0 +1,71 @@
+"""Provenance: who made an edit, from what, with which settings and versions."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from efface import registry
+from efface.concept import Concept
+
+FORMAT = 1
+PACKAGES = ("efface", "torch", "diffusers", "transformers")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of efface and of what its numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "source"
+    return found
+
+
+@cache
+def git() -> str:
+    """Return the commit of the source tree this runs from ("+" when changed), or "" when it is no git clone."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        options = {"cwd": root, "capture_output": True, "text": True, "timeout": 5, "check": True}
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head + ("+" if changed else "")
+
+
+def stamp(
+    method: Any,
+    base: Mapping[str, Any],
+    erase: Sequence[Concept],
+    keep: Sequence[Concept],
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the provenance of a fresh edit as JSON values.
+
+    method: the dataclass instance that made it. base: what `Model.base` says of the weights it changes.
+    """
+    return {
+        "format": FORMAT,
+        "method": registry.name_of(type(method)),
+        "fields": {f.name: registry.to_json(getattr(method, f.name)) for f in fields(method) if f.init},
+        "preset": method.preset_name,
+        "erase": [concept.to_json() for concept in erase],
+        "keep": [concept.to_json() for concept in keep],
+        "seed": seed,
+        "base": dict(base),
+        "versions": versions(),
+        "git": git(),
+        "seconds": round(seconds, 3),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

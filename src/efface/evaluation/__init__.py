@@ -1,0 +1,1 @@
+"""Evaluation: which images to generate, what judges and metrics say of them, records."""

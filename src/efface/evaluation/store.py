@@ -1,0 +1,102 @@
+"""Store: images by what they depend on, so that none is drawn twice.
+
+One PNG per image under a root folder, named by sha256(model id, edit id, query, sampler version). Files are written
+whole or not at all, so several processes can share a store and a stopped run resumes; a damaged file is drawn again.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from efface.errors import WriteError
+from efface.models import sampling
+from efface.query import Query
+from efface.util.files import cache_folder, writing
+from efface.util.progress import progress
+
+if TYPE_CHECKING:
+    from efface.models.model import Model
+
+
+@dataclass(frozen=True)
+class Store:
+    """Keep images in a folder, by default in `cache_folder()`."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "Store":
+        """Return the store in `cache_folder()`."""
+        return cls(cache_folder())
+
+    def key(self, model: "Model", edit_id: str, query: Query) -> str:
+        """Return the sha256 of everything an image depends on."""
+        parts = [model.id, edit_id, query.key, sampling.VERSION]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def path(self, key: str) -> Path:
+        """Return where an image is kept."""
+        return self.root / "images" / key[:2] / f"{key}.png"
+
+    def images(
+        self, model: "Model", edit_id: str, queries: Sequence[Query], batch: int = 32
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Return one image per query in [0, 1], in steps of 1/255, drawing only what the store does not hold.
+
+        model: the one that draws (edited, if there is an edit). edit_id: of that edit, "" for none.
+        Raises `WriteError` when the folder cannot be written.
+        """
+        keys = [self.key(model, edit_id, query) for query in queries]
+        found: dict[str, Tensor] = {}
+        for key in dict.fromkeys(keys):
+            image = self._read(key)
+            if image is not None:
+                found[key] = image
+        missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in found}
+        wanted = list(missing.items())
+        groups = sampling.groups([query for _, query in wanted], batch)
+        for group in progress(groups, "images"):
+            drawn = model.generate([wanted[i][1] for i in group], batch)
+            for i, image in zip(group, (drawn * 255).round().to("cpu", torch.uint8), strict=True):
+                key, query = wanted[i]
+                self._write(key, image, query)
+                found[key] = image
+        if not queries:
+            return torch.empty(0, 3, 0, 0)
+        return torch.stack([found[key] for key in keys]).float() / 255
+
+    def _read(self, key: str) -> UInt8[Tensor, "3 h w"] | None:
+        try:
+            with Image.open(self.path(key)) as image:
+                known, pixels = image.info.get("sha256"), np.array(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError):  # missing or damaged; PIL reports a broken chunk as SyntaxError
+            return None
+        if known != _digest(pixels):  # PIL does not check the checksum of the pixels
+            return None
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _write(self, key: str, image: UInt8[Tensor, "3 h w"], query: Query) -> None:
+        path = self.path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"cannot write to the store in {self.root}: {error.strerror or error}") from error
+        info = PngImagePlugin.PngInfo()
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        info.add_text("efface", query.key)
+        info.add_text("sha256", _digest(pixels))
+        with writing(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()

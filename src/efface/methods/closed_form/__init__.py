@@ -1,0 +1,1 @@
+"""What closed-form methods share: text vectors, least squares, the edit they return."""

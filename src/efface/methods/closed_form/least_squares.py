@@ -1,0 +1,181 @@
+"""Closed-form edits of cross-attention: one ridge least squares that serves all key and value matrices.
+
+For text vectors c, goals g and a start T₀, the W that minimises
+Σ w‖W c − W₀ g‖² + Σ p‖W k − W₀T₀ k‖² + λ‖W − W₀T₀‖² over edited pairs (c, g) and kept vectors k is W = W₀·T,
+
+    T = T₀ + Sᵀ X,   S = g − T₀c,   X = w c M⁻¹,   M = λI + Σ w c cᵀ + Σ p k kᵀ,
+
+with the same T for every W₀, because M holds text vectors only. So M is factored once for all layers, in
+float64 (its condition number nears 1e6 on CLIP's vectors, where float32 is wrong by a percent), and no
+inverse is formed. With fewer rows A = √w c than their width, A M⁻¹ = (λI + A Aᵀ)⁻¹ A is cheaper.
+
+Sources: TIME (Orgad et al. 2023, eq. 3), UCE (Gandikota et al. 2024, eq. 7), RECE (Gong et al. 2024, eq. 2
+to 8).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from efface.errors import BadInput
+from efface.methods.closed_form.matrices import Factors, Kept, Outputs, Pairs, check_finite, check_scale, gram
+
+
+class Fit(NamedTuple):
+    """Hold the solution of one least squares and how good it is.
+
+    step: T − T₀ as factors.
+    residual: distance left between edited vectors and goals, as a share of what it was (0: none is left).
+    drift: distance between kept vectors and where they should be, as a share of their length.
+    condition: estimated condition number of M.
+    """
+
+    step: Factors
+    residual: float
+    drift: float
+    condition: float
+
+
+def solve(
+    rows: Float[Tensor, "n dim"],
+    goals: Float[Tensor, "n dim"],
+    ridge: float,
+    weights: Float[Tensor, " n"] | float = 1.0,
+    kept: Kept | None = None,
+    start: Factors | None = None,
+    restore: bool = False,
+) -> Fit:
+    """Find the step T − T₀ that brings each row to its goal, in weighted least squares with a ridge λ.
+
+    rows, goals: text vectors c and g, n > 0; equal rows are merged. ridge: λ > 0. weights: above 0.
+    kept: vectors that stay where T₀ has them, or, if `restore`, go back to where they were without T₀.
+    start: T₀, the identity by default.
+
+    Raises `BadInput` for no rows, values that are not finite, λ ≤ 0 or NaN, or λ too small for float64.
+    """
+    check_scale("ridge", ridge, positive=True)
+    check_finite("text vectors", rows)
+    check_finite("targets", goals)
+    if not len(rows):
+        raise BadInput("a closed-form edit needs at least one text vector, got none")
+    scale = torch.full((len(rows),), weights) if isinstance(weights, float | int) else weights
+    for extreme in (scale.min(), scale.max()):
+        check_scale("erase_scale", float(extreme), positive=True)
+    pairs = Pairs(rows, goals, scale.double(), start).merged()
+    kept = kept or Kept(rows[:0].double())
+    back = start if restore else None
+    if kept.gram is None and len(pairs.rows) + len(kept.rows) <= rows.shape[1]:
+        return _solve_few(pairs, ridge, kept.rows, back)
+    return _solve_many(pairs, ridge, kept, back)
+
+
+def _solve_few(pairs: Pairs, ridge: float, kept: Tensor, back: Factors | None) -> Fit:
+    """Solve with the n × n matrix λI + A Aᵀ of all rows A, when n is at most the width."""
+    root = pairs.weights.sqrt()[:, None]
+    shift = root * pairs.shift()
+    every = torch.cat([root * pairs.rows.double(), kept])
+    kernel = every @ every.T
+    largest = ridge + _largest(kernel.__matmul__, len(kernel))
+    chol = _cholesky(kernel, ridge)
+    solved = torch.cholesky_solve(every, chol)  # A M⁻¹
+    if back is None:
+        step = Factors(shift.T.contiguous(), solved[: len(shift)])
+        held = torch.zeros_like(kept)
+    else:
+        held = kept - back.of(kept)
+        step = Factors(torch.cat([shift, held]).T.contiguous(), solved)
+    missed = torch.cat([shift, held]) - (every @ step.right.T) @ step.left.T
+    low = len(every) < every.shape[1]  # then λ itself is an eigenvalue of M
+    return Fit(
+        step,
+        _share(float(missed[: len(shift)].norm()), float(shift.norm())),
+        _share(float(missed[len(shift) :].norm()), float(kept.norm())),
+        largest / ridge if low else largest * _largest_inverse(chol),
+    )
+
+
+def _solve_many(pairs: Pairs, ridge: float, kept: Kept, back: Factors | None) -> Fit:
+    """Solve with the dim × dim matrix M."""
+    edited, held = gram(pairs.rows, pairs.weights), kept.matrix()
+    normal = edited + held
+    largest = ridge + _largest(normal.__matmul__, len(normal))
+    chol = _cholesky(normal, ridge)
+    pull, length = torch.zeros_like(normal), 0.0  # Σ w s cᵀ and Σ w‖s‖²
+    for part in pairs.blocks():
+        shift = pairs.shift(part)
+        scaled = shift * pairs.weights[part, None]
+        pull.addmm_(scaled.T, pairs.rows[part].double())
+        length += float((scaled * shift).sum())
+    lost = torch.zeros_like(normal) if back is None else -(back.left @ back.right)  # I − T₀
+    change = torch.cholesky_solve((pull + lost @ held).T, chol).T.contiguous()
+    # Σ w‖s − Δc‖² and Σ p‖(I − T₀)k − Δk‖² from the Gram matrices, without going through the rows again
+    missed = length - 2 * float((change * pull).sum()) + float(((change @ edited) * change).sum())
+    off = lost - change
+    moved, extent = float(((off @ held) * off).sum()), float(held.trace())
+    narrow = back is None and 2 * len(pairs.rows) <= len(change)
+    return Fit(
+        _narrow(pairs, chol) if narrow else Factors(change, torch.eye(len(change), dtype=torch.float64)),
+        _share(math.sqrt(max(missed, 0.0)), math.sqrt(length)),
+        _share(math.sqrt(max(moved, 0.0)), math.sqrt(max(extent, 0.0))),
+        largest * _largest_inverse(chol),
+    )
+
+
+def _narrow(pairs: Pairs, chol: Tensor) -> Factors:
+    """Return Sᵀ and X = w c M⁻¹, factors as few as the rows."""
+    solved = torch.cholesky_solve((pairs.rows.double() * pairs.weights[:, None]).T, chol)
+    return Factors(pairs.shift().T.contiguous(), solved.T.contiguous())
+
+
+def derive(rows: Float[Tensor, "n dim"], outputs: Outputs, ridge: float) -> Float64[Tensor, "n dim"]:
+    """Return the c' for which edited matrices give what the original ones give for c: RECE eq. 8.
+
+    c' = (λI + Σ WᵀW)⁻¹ (Σ WᵀW₀) c. Raises `BadInput` for λ ≤ 0 or NaN: for λ = 0 see `undo`.
+    """
+    check_scale("derive_ridge", ridge, positive=True)
+    chol = _cholesky(outputs.normal, ridge)
+    return torch.cholesky_solve(outputs.mixed @ rows.double().T, chol).T.contiguous()
+
+
+def undo(rows: Float[Tensor, "n dim"], change: Factors) -> Float64[Tensor, "n dim"]:
+    """Return T⁻¹c, for which W₀T gives exactly what W₀ gives for c: RECE eq. 5, whatever the matrices are.
+
+    Raises `BadInput` when T has no inverse.
+    """
+    solved, info = torch.linalg.solve_ex(change.matrix(), rows.double().T)
+    if int(info):
+        raise BadInput("the edit has no inverse: derive with a ridge above 0")
+    return solved.T.contiguous()
+
+
+def _cholesky(matrix: Tensor, ridge: float) -> Tensor:
+    matrix = matrix.clone()
+    matrix.diagonal().add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info):
+        raise BadInput(f"ridge {ridge} is too small for these vectors: the system is singular in float64")
+    return factor
+
+
+def _largest(apply: Callable[[Tensor], Tensor], size: int, steps: int = 24) -> float:
+    """Estimate the largest eigenvalue of a positive semidefinite map, from below, by power iteration."""
+    vector, value = torch.ones(size, dtype=torch.float64) / math.sqrt(size), 0.0
+    for _ in range(steps):
+        vector = apply(vector)
+        value = float(vector.norm())
+        if value == 0:
+            break
+        vector = vector / value
+    return value
+
+
+def _largest_inverse(chol: Tensor) -> float:
+    return _largest(lambda vector: torch.cholesky_solve(vector[:, None], chol)[:, 0], len(chol))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

@@ -1,0 +1,171 @@
+"""What closed-form methods share: how concepts are said, what is kept, and the edit they return."""
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from efface.concept import Concept
+from efface.edits.edit import Edit
+from efface.edits.parts import TextMap
+from efface.errors import BadInput, BadModel, unknown
+from efface.method import Method
+from efface.methods.closed_form.cache import remembered
+from efface.methods.closed_form.least_squares import Fit
+from efface.methods.closed_form.matrices import Factors, Kept, check_scale, weight_gram
+from efface.methods.closed_form.prompts import Rows, Say, Text, check_template, read
+from efface.util.files import sha256_tensors, sha256_text
+
+if TYPE_CHECKING:
+    from efface.models.model import Model
+
+# Prompts like the captions the embedded model learned from: its vectors change with every word around a name.
+MINI = (
+    "{}", "a {}", "a picture of a {}", "a photo of a {}", "a {} in the style of ink", "a painting of a {} by neon",
+    "a picture of a {} in the style of blueprint", "a {} by sketch", "a drawing of a {} in pixel style",
+    "{} in poster style",
+)  # fmt: skip
+MINI_STYLES = (
+    "{}", "art by {}", "art in the style of {}", "{} style", "a church in the style of {}", "a painting of a dog by {}",
+    "a picture of a car in the style of {}", "a guitar by {}", "a drawing of a house in {} style", "fish in {} style",
+)  # fmt: skip
+SINGLE = 3e-8  # half a unit in the last place of float32: smaller singular values would be lost anyway
+MANY = 64  # kept texts from which their Gram matrix is worth remembering
+
+
+@dataclass(frozen=True)
+class ClosedForm(Method):
+    """Say concepts and their replacements in the same prompts.
+
+    ridge: λ, the weight of leaving the matrices as they are, above 0.
+    templates: prompts a name is put into, {} standing for it; all of them are edited.
+    style_templates: the same for styles.
+    target: what is said instead of a concept that has no anchor.
+    style_target: the same for styles.
+    keywords: erase a concept's keywords too, each like a name of it.
+    """
+
+    ridge: float = 0.5
+    templates: tuple[str, ...] = ("{}",)
+    style_templates: tuple[str, ...] = ("{}",)
+    target: str = ""
+    style_target: str = "art"
+    keywords: bool = False
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise unknown(f"value of {name}", str(getattr(self, name)), get_args(hint))
+        check_scale("ridge", self.ridge, positive=True)
+        for template in (*self.templates, *self.style_templates):
+            check_template(template)
+        if not self.templates or not self.style_templates:
+            raise BadInput("at least one template is needed")
+
+    @abstractmethod
+    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+        """Compute the edit."""
+
+    def says(self, concept: Concept, erase: Sequence[Concept] = ()) -> list[tuple[Say, Say]]:
+        """Return every prompt of a concept beside the prompt to put in its place."""
+        target = concept.anchor or (self.style_target if concept.kind == "style" else self.target)
+        names = (concept.name, *(concept.keywords if self.keywords else ()))
+        forms = self._forms(concept, [other for other in erase if other != concept])
+        return [(Say(form, name), Say(form, target)) for name in names for form in forms]
+
+    def kept_says(self, keep: Sequence[Concept], erase: Sequence[Concept], empty: bool) -> list[Say]:
+        """Return every prompt to keep, and the empty one."""
+        found = [Say(form, concept.name) for concept in keep for form in self._forms(concept, erase)]
+        return [Say("{}", ""), *found] if empty else found
+
+    def _forms(self, concept: Concept, others: Sequence[Concept]) -> list[str]:
+        """Return a concept's templates without those that name another concept to be erased in words of their own."""
+        forms = self.style_templates if concept.kind == "style" else self.templates
+        named = re.compile("|".join(rf"\b{re.escape(c.name)}\b" for c in others) or r"(?!)", re.IGNORECASE)
+        return [form for form in forms if not named.search(form)] or ["{}"]
+
+
+def text_weights(model: "Model", keys: bool = True) -> tuple[str, ...]:
+    """Return the names of the value (and key) matrices that read the text; raises `BadModel` without any."""
+    names = tuple(n for n in model.cross_attention() if keys or n.endswith(".to_v.weight"))
+    if not names:
+        raise BadModel(f"{model.name or 'this model'} has no cross-attention to edit")
+    weights = model.weights()
+    wrong = [n for n in names if weights[n].shape[1] != model.width]
+    if wrong:
+        raise BadModel(f"{wrong[0]} reads {weights[wrong[0]].shape[1]} channels, not the text's {model.width}")
+    return names
+
+
+def check_texts(model: "Model", erase: Sequence[Concept], keep: Sequence[Concept]) -> None:
+    """Raise `BadInput` when two concepts are the same text to the tokenizer, or one has no tokens."""
+    seen: dict[tuple[int, ...], str] = {}
+    for concept in (*erase, *keep):
+        tokens = model.tokens(concept.name)
+        if tokens.subject < 1:
+            raise BadInput(f"{concept.name!r} has no tokens in this model's vocabulary")
+        other = seen.setdefault(tokens.ids, concept.name)
+        if other != concept.name:
+            raise BadInput(f"{other!r} and {concept.name!r} are the same text to this model: name it once")
+
+
+def edited_rows(
+    model: "Model", says: Sequence[tuple[Say, Say]], pair: Callable[[Text, Text], tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (rows, goals) for every prompt and its replacement; each replacement is encoded once."""
+    targets = list(dict.fromkeys(new for _, new in says))
+    known = dict(zip(targets, read(model, targets), strict=True))
+    for (_, new), old in zip(says, read(model, [old for old, _ in says]), strict=True):
+        yield pair(old, known[new])
+
+
+def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Rows, Rows]:
+    """Put the rows and the goals of all pairs one under the other."""
+    return torch.cat([rows for rows, _ in pairs]), torch.cat([goals for _, goals in pairs])
+
+
+def kept_rows(model: "Model", says: Sequence[Say], which: str, scale: float) -> Kept:
+    """Encode what is to be kept, all rows of each text or the last word's; long lists are remembered."""
+    check_scale("preserve_scale", scale)
+
+    def batches() -> Iterator[Tensor]:
+        for text in read(model, says):
+            yield text.vectors if which == "all" else text.vectors[text.word :][:1]
+
+    if len(says) < MANY:
+        return Kept.gather(batches(), model.width, scale)
+    parts = ("text_encoder.", "text_encoder_2.")
+    encoders = {n: w for part in parts if model.part(part[:-1]) is not None for n, w in model.weights(part).items()}
+    key = sha256_text(json.dumps([sha256_tensors(encoders), which, [say._asdict() for say in says]]))
+    total = remembered(key, lambda: Kept.gather(batches(), model.width).matrix(), disk=True)
+    return Kept(torch.zeros(0, model.width, dtype=torch.float64), scale * total)
+
+
+def key_value_gram(model: "Model", names: Sequence[str]) -> Tensor:
+    """Return G = Σ W₀ᵀW₀ over the named matrices, remembered by their values."""
+    weights = model.weights()
+    chosen = {name: weights[name] for name in names}
+    return remembered(sha256_tensors(chosen), lambda: weight_gram(chosen.values()))
+
+
+def text_edit(
+    names: tuple[str, ...],
+    change: Factors,
+    report: Mapping[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
+) -> Edit:
+    """Make the edit W = W₀·T of the named weights: T in float32 factors, the report in its provenance."""
+    small = change.compressed(SINGLE)
+    text_map = TextMap(names, small.left.float().contiguous(), small.right.float().contiguous())
+    meta = {"closed_form": {**report, "rank": small.left.shape[1]}}
+    return Edit(maps=(text_map,), meta=meta, extra=dict(extra or {}))
+
+
+def summary(fit: Fit) -> dict[str, float]:
+    """Return how good a solution is, rounded for the provenance."""
+    return {key: float(f"{getattr(fit, key):.4g}") for key in ("residual", "drift", "condition")}

@@ -1,0 +1,137 @@
+"""Which text vectors a closed-form edit takes: how a concept is said, and which rows each variant edits.
+
+Positions come from the tokenizer (start token, words, end token, padding to its own length), so that any text
+length and vocabulary works.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from efface.errors import BadInput, BadModel
+from efface.util.progress import progress
+
+if TYPE_CHECKING:
+    from efface.models.model import Model
+
+BATCH = 32  # prompts encoded at once
+
+Rows = Float[Tensor, "n dim"]
+
+
+class Say(NamedTuple):
+    """Put a name into a prompt."""
+
+    template: str
+    name: str
+
+    @property
+    def text(self) -> str:
+        """Return the whole prompt."""
+        return self.template.replace("{}", self.name).strip()
+
+    @property
+    def head(self) -> str:
+        """Return the prompt up to the name's last word."""
+        return (self.template.partition("{}")[0] + self.name).strip()
+
+
+class Text(NamedTuple):
+    """Hold an encoded prompt.
+
+    vectors: one per position, padding included.
+    word: position of the name's last token; that of the token before it when the name is empty.
+    ids: token ids, from the start token through the end token.
+    """
+
+    vectors: Float[Tensor, "len dim"]
+    word: int
+    ids: tuple[int, ...]
+
+
+def check_template(template: str) -> None:
+    """Raise `BadInput` unless the template holds one {}."""
+    if template.count("{}") != 1:
+        raise BadInput(f"a template holds the name's place, {{}}, once; got {template!r}")
+
+
+def position(model: "Model", say: Say) -> int:
+    """Return the position of the name's last token; raises `BadInput` for a name without tokens."""
+    word = model.tokens(say.head).subject
+    before = model.tokens(Say(say.template, "").head).subject
+    if say.name.strip() and word <= before:
+        raise BadInput(f"{say.name!r} has no tokens in this model's vocabulary")
+    return word
+
+
+def read(model: "Model", says: Sequence[Say]) -> Iterator[Text]:
+    """Encode prompts in batches, one `Text` each, in order, on the CPU in float32 (or wider)."""
+    for start in progress(range(0, len(says), BATCH), "texts"):
+        part = says[start : start + BATCH]
+        for say, vectors in zip(part, contexts(model, [say.text for say in part]), strict=True):
+            tokens = model.tokens(say.text)
+            yield Text(vectors, position(model, say), tokens.ids[: tokens.eos + 1])
+
+
+@torch.no_grad()
+def contexts(model: "Model", prompts: Sequence[str]) -> Float[Tensor, "b len dim"]:
+    """Encode prompts to what cross-attention reads; of two text encoders (SDXL), both vectors side by side.
+
+    Raises `BadModel` when the model reads another width than its text encoders give.
+    """
+    if model.part("text_encoder_2") is None:
+        found = model.encode(prompts)
+    else:
+        found = model.pipe.encode_prompt(
+            prompt=list(prompts),
+            device=model.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )[0]
+    if found.shape[-1] != model.width:
+        raise BadModel(
+            f"cross-attention reads vectors of width {model.width}, the text encoder gives {found.shape[-1]}"
+        )
+    return found.cpu() if found.dtype == torch.float64 else found.float().cpu()
+
+
+def tail(old: Text, new: Text) -> tuple[Rows, Rows]:
+    """Pair the rows from the last word on, through end token and padding (UCE 2023).
+
+    The longer head shortens both sides, so that each last word, end token and padding meet their like.
+    """
+    length = len(old.vectors) - max(old.word, new.word)
+    return old.vectors[old.word :][:length], new.vectors[new.word :][:length]
+
+
+def last(old: Text, new: Text) -> tuple[Rows, Rows]:
+    """Pair the row of the last word only (UCE 2025)."""
+    return old.vectors[old.word :][:1], new.vectors[new.word :][:1]
+
+
+def every(old: Text, new: Text) -> tuple[Rows, Rows]:
+    """Pair all rows by position, start token included (RECE's code)."""
+    return old.vectors, new.vectors
+
+
+def aligned(old: Text, new: Text) -> tuple[Rows, Rows]:
+    """Pair every row with the row of the same token in the other prompt (TIME).
+
+    Tokens without a counterpart go to the token at their place, or, where nothing stands there, to the one
+    before it. What follows the end token is paired one by one and, when the new prompt runs out, with its last
+    row.
+    """
+    to: list[int] = []
+    for kind, i1, i2, j1, j2 in SequenceMatcher(None, old.ids, new.ids, autojunk=False).get_opcodes():
+        if kind != "insert":
+            to += [max(min(j1 + step, j2 - 1), j1 - 1, 0) for step in range(i2 - i1)]
+    limit = len(old.vectors)
+    to += [min(len(new.ids) + step, limit - 1) for step in range(limit - len(to))]
+    return old.vectors, new.vectors[to]
+
+
+PAIRS: dict[str, Callable[[Text, Text], tuple[Rows, Rows]]] = {"tail": tail, "last": last, "all": every}

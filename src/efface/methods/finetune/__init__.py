@@ -1,0 +1,1 @@
+"""What methods that train weights share: the run, images to train on, parameter sets."""

@@ -1,0 +1,279 @@
+"""Fine-tuning: all that methods which train weights share, so that a method is its loss and little else.
+
+A method brings its loss, which weights it trains and where z_t comes from. There is one network in memory:
+student, frozen base and moving average are views of the model that share all tensors but the trained ones;
+the model's own weights are never written to.
+"""
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from efface import registry
+from efface.concept import Concept
+from efface.edits.edit import Edit
+from efface.errors import BadInput
+from efface.method import Fitted, Method
+from efface.methods.finetune.parameters import select
+from efface.models.model import Model
+from efface.training.loop import State, checkpoints, current, descend, generator, optimizer
+
+Loss = Callable[[int], Tensor]  # step -> a number
+
+
+@dataclass(frozen=True)
+class FineTune(Method):
+    """Train some weights of a model against a loss; abstract.
+
+    Args:
+        steps: steps of the optimiser
+        lr: learning rate
+        batch: noisy latents per step
+        params: which UNet weights are trained: x (cross-attention), x-strict (its keys and values),
+            u (all but cross-attention, time embedding and output), u-linear (linear and convolution layers
+            outside cross-attention), selfattn, attn (both attentions), to_out (output layers of both), full,
+            or a pattern such as *mid_block*
+        optimizer: adam, adamw or sgd
+        weight_decay: the optimiser's weight decay
+        clip: largest norm of the gradient, 0 for no limit
+        gradient_checkpointing: compute activations twice to save memory
+        bf16: compute in bfloat16 where the processor is fast at it; weights and moments stay in float32
+    """
+
+    steps: int = 1000
+    lr: float = 1e-5
+    batch: int = 1
+    params: str = "x"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+
+    QUICK: ClassVar[dict[str, Any]] = {"steps": 2}
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise BadInput(f"lr must be above 0, got {self.lr}")
+        if self.clip < 0 or self.weight_decay < 0:
+            raise BadInput(f"clip and weight_decay must be 0 or more, got {self.clip}, {self.weight_decay}")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                options = ", ".join(get_args(hint))
+                raise BadInput(f"{name} must be one of {options}, got {getattr(self, name)!r}")
+
+    @abstractmethod
+    def objective(self, run: "Run") -> Loss:
+        """Return the loss of a step; what it needs once (contexts, images) it prepares here."""
+
+    def result(self, run: "Run") -> Fitted:
+        """Return the edit when training is over, and by-products if any: by default student minus base."""
+        return Edit(delta=run.delta(), meta=run.report())
+
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Fitted:
+        """Train and return the edit; the model's weights are not touched.
+
+        Raises: BadInput, BadFile (checkpoint), Diverged, WriteError.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            run = Run(self, model, tuple(erase), tuple(keep), seed)
+            run.descend(self.objective(run))
+            return self.result(run)
+
+
+class Run:
+    """Hold one training: the networks, the optimiser, and what a loss may ask for.
+
+    base, student: the frozen network and the one in training.
+    average: the student's moving average, after `keep_average`.
+    erase, keep, seed: as given to the method.
+    rng: the random numbers of the current step, on the CPU.
+    weights: the student's trained parameters by name.
+    null: the context of the empty prompt, (1, len, dim).
+    """
+
+    def __init__(
+        self, method: FineTune, model: Model, erase: tuple[Concept, ...], keep: tuple[Concept, ...], seed: int
+    ) -> None:
+        self.rank, self.world = _processes(model)
+        self.method, self.erase, self.keep, self.seed = method, erase, keep, seed
+        self.about = _describe(method, model, erase, keep, seed) if current() else {}
+        model = replace(model, guards=())
+        chosen = select(model, method.params)
+        self.base = _view(model, {})
+        self.student = _view(model, {name: p.data.clone() for name, p in chosen.items()})
+        if method.gradient_checkpointing:
+            self.student.unet.enable_gradient_checkpointing()
+        self.weights = {name: p.requires_grad_() for name, p in self.student.weights("").items() if name in chosen}
+        # half-precision weights get a float32 master copy, or small steps would round away
+        self.masters = {name: _master(p) for name, p in self.weights.items()}
+        opt = optimizer(method.optimizer, list(self.masters.values()), method.lr, method.weight_decay)
+        self.state = State({f"student.{name}": p for name, p in self.masters.items()}, {"main": opt})
+        self.average, self.decay, self.means = self.student, 0.0, {}
+        self.rng = generator(seed, "setup")
+        self.null = self.contexts([""])
+
+    def contexts(self, texts: Iterable[str]) -> Float[Tensor, "n len dim"]:
+        """Return the base's contexts of some prompts, without gradient."""
+        with torch.no_grad():
+            return self.base.encode(list(texts)).float()
+
+    def noise(self, n: int) -> Float[Tensor, "n ch h w"]:
+        """Draw n latents of pure noise."""
+        return torch.randn(n, *self.base.latent_shape, generator=self.rng).to(self.base.device)
+
+    def pick(self, count: int, n: int) -> Int[Tensor, " n"]:
+        """Draw n of the whole numbers below `count`."""
+        return torch.randint(count, (n,), generator=self.rng).to(self.base.device)
+
+    def keep_average(self, decay: float) -> None:
+        """Keep an exponential moving average of the student from here on."""
+        self.decay = decay
+        self.means = {name: p.detach().clone() for name, p in self.masters.items()}
+        self.average = _view(self.base, {name: mean.to(self.weights[name].dtype) for name, mean in self.means.items()})
+        self.state.tensors |= {f"average.{name}": mean for name, mean in self.means.items()}
+
+    def once(self, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what `make` returned the first time; a resumed run finds it in its checkpoint folder.
+
+        While `make` runs, `rng` is a generator of the seed and the stage alone.
+        """
+
+        def seeded() -> dict[str, Tensor]:
+            self.rng = generator(self.seed, stage)
+            return make()
+
+        kept = current()
+        return kept.once(stage, self.about, seeded) if kept else seeded()
+
+    def note(self, name: str, value: float) -> None:
+        """Note a number beside the loss of the current step."""
+        self.state.history.setdefault(name, []).append(value)
+
+    def descend(self, loss: Loss) -> None:
+        """Run the training loop."""
+        kind = self.base.device.type
+
+        def seeded(step: int) -> Tensor:
+            self.rng = generator(self.seed, step, self.rank)
+            with torch.autocast(kind, torch.bfloat16, enabled=self.method.bf16):
+                return loss(step)
+
+        descend(
+            seeded,
+            self.state,
+            self.method.steps,
+            label=f"{registry.name_of(type(self.method))} {', '.join(c.name for c in self.erase)}",
+            run=self.about,
+            clip=self.method.clip,
+            gradients=self._gather,
+            updated=self._move,
+            resumed=self._publish,
+            saves=self.rank == 0,
+        )
+        self.state.release()
+
+    def delta(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the trained weights (or `values` for them) minus the base's, float32 on the CPU."""
+        old, new = self.base.weights(""), self.masters if values is None else values
+        return {name: (new[name].detach().float() - old[name].detach().float()).cpu() for name in self.weights}
+
+    def report(self) -> dict[str, Any]:
+        """Return what an edit tells of its training: about 100 losses and notes, the count of trained weights."""
+        every = max(1, self.state.step // 100)
+        shown = {name: values[::every] for name, values in self.state.history.items()}
+        return {"training": {**shown, "parameters": sum(p.numel() for p in self.weights.values())}}
+
+    def _gather(self) -> None:
+        """Bring the gradients to the master copies, averaged over processes."""
+        for name, p in self.weights.items():
+            master = self.masters[name]
+            if master is not p:
+                master.grad, p.grad = None if p.grad is None else p.grad.float(), None
+            if master.grad is not None:
+                master.grad = self.mean(master.grad)
+
+    def mean(self, gradient: Tensor) -> Tensor:
+        """Return the mean over all processes."""
+        if self.world == 1:
+            return gradient
+        from accelerate.utils import reduce
+
+        return reduce(gradient, "mean")  # pyright: ignore[reportReturnType]
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """Move the average towards the master copies and publish both."""
+        for name, mean in self.means.items():
+            mean.lerp_(self.masters[name], 1 - self.decay)
+        self._publish()
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """Copy master copies and average into the networks, where they are not the same tensors."""
+        average = self.average.weights("") if self.means else {}
+        for name, p in self.weights.items():
+            p.copy_(self.masters[name])
+            if average:
+                average[name].copy_(self.means[name])
+
+
+def said(concept: Concept, say: Literal["name", "texts"]) -> tuple[str, ...]:
+    """Return what a method takes a concept to be called: its bare name, or its name and its prompts."""
+    return (concept.name,) if say == "name" else (concept.name, *concept.texts)
+
+
+def _view(model: Model, values: Mapping[str, Tensor]) -> Model:
+    """Return a frozen model with other values for some weights; no tensor is copied."""
+    parts = ("unet", "text_encoder")
+    old = {name: p.data for part in parts for name, p in model.weights(f"{part}.").items()}
+    view = model.edited(old | dict(values))
+    for part in parts:
+        view.part(part).requires_grad_(False)
+    height, width = model.latent_shape[1:]
+    stock = all(type(p) is AttnProcessor2_0 for p in view.unet.attn_processors.values())
+    if stock and model.device.type == "cpu" and height * width <= 1024:
+        # the backward pass of fused attention is slow on CPUs; at 64x64 latents memory matters more
+        view.unet.set_attn_processor(AttnProcessor())
+    return view
+
+
+def _master(p: Tensor) -> Tensor:
+    return p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
+
+
+def _describe(
+    method: FineTune, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree in to be resumed."""
+    plain = registry.to_json(method)
+    concepts = {"erase": [c.to_json() for c in erase], "keep": [c.to_json() for c in keep]}
+    return {"method": plain["name"], **plain["fields"], **concepts, "seed": seed, "model": model.id}
+
+
+def _processes(model: Model) -> tuple[int, int]:
+    """Return (rank, processes), which is (0, 1) unless `accelerate launch` started several.
+
+    In that case the model moves to the device of this process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0, 1
+    from accelerate import PartialState
+
+    forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=forced or not torch.cuda.is_available())
+    model.pipe.to(state.device)
+    return state.process_index, state.num_processes
+
+
+__all__ = ["FineTune", "Loss", "Run", "checkpoints", "said"]

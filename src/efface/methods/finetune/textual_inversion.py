@@ -1,0 +1,67 @@
+"""Textual inversion: vectors that take the place of a concept's words.
+
+Gal et al. 2022, https://arxiv.org/abs/2208.01618.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from efface.methods.finetune.method import Run
+from efface.models.images import noised
+from efface.training.loop import State, descend, generator, optimizer
+
+
+class Inverted(NamedTuple):
+    """The context of a prompt with the learned vectors in it, their positions, and that of its end token."""
+
+    context: Float[Tensor, "1 len dim"]
+    at: list[int]
+    end: int
+
+
+def invert(
+    run: Run,
+    latents: Float[Tensor, "n ch h w"],
+    prompt: str,
+    name: str,
+    stage: str,
+    steps: int,
+    lr: float,
+    count: int,
+    batch: int = 1,
+) -> Inverted:
+    """Learn `count` token vectors in the place of {} in `prompt`, with which the untouched model draws `latents`.
+
+    The first half starts at the tokens of `name`, the second half at random.
+    """
+    model = run.base
+    words = prompt.format(" ".join("a" * count))  # any words: their vectors are replaced
+    head, end = model.tokens(prompt.partition("{}")[0]).eos, model.tokens(words).eos
+    at = list(range(head, head + count))
+    table = model.part("text_encoder").get_input_embeddings()
+    tokens = model.tokens(name)
+    ids = [tokens.ids[1 + i % (tokens.eos - 1)] for i in range(count)]
+    start = table.weight.detach()[ids].float()
+    noise = torch.randn(start.shape, generator=generator(run.seed, stage)).to(start.device) * table.weight.std()
+    vectors = nn.Parameter(torch.cat([start[: count // 2], noise[count // 2 :]]))
+
+    def replaced(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
+        return torch.cat([out[:, : at[0]], vectors.to(out.dtype).expand(len(out), -1, -1), out[:, at[-1] + 1 :]], 1)
+
+    def loss(step: int) -> Tensor:
+        run.rng = generator(run.seed, stage, step)
+        chosen, t, noise = run.pick(len(latents), batch), run.pick(1000, batch), run.noise(batch)
+        return mse_loss(model.eps(noised(model, latents[chosen], noise, t), t, model.encode([words])), noise)
+
+    hook = table.register_forward_hook(replaced)
+    try:
+        state = State({"vectors": vectors}, {"main": optimizer("adamw", [vectors], lr, 0.1)})
+        descend(loss, state, steps, label=f"inverting {name}", run=run.about, stage=stage)
+        with torch.no_grad():
+            return Inverted(model.encode([words]).float(), at, end)
+    finally:
+        hook.remove()

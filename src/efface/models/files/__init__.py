@@ -1,0 +1,1 @@
+"""Checkpoints: load a pipeline, read and write single weights on disk."""

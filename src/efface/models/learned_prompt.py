@@ -1,0 +1,63 @@
+"""A learnable prompt inside cross-attention: put beside the text or added to it (KPOP, table 1)."""
+
+import copy
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from efface.edits.edit import Edit
+from efface.errors import BadEdit
+from efface.models.model import Model
+from efface.models.share_weights import with_weights
+from efface.util.files import sha256_tensors
+
+How = Literal["concat", "add"]
+Where = Literal["mid", "mid-up", "down-mid-up"]
+
+
+def inject(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> list[RemovableHandle]:
+    """Let the cross-attention layers of some blocks read [c, p] or c + p instead of the text c."""
+    blocks = tuple({"mid": "mid_block", "up": "up_blocks", "down": "down_blocks"}[word] for word in where.split("-"))
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        c = kwargs["encoder_hidden_states"]
+        p = prompt.to(c.dtype)
+        joined = c + p if how == "add" else torch.cat([c, p.expand(len(c), -1, -1)], 1)
+        return args, {**kwargs, "encoder_hidden_states": joined}
+
+    return [
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+        for name, module in model.unet.named_modules()
+        if getattr(module, "is_cross_attention", False) and name.startswith(blocks)
+    ]
+
+
+def prompted(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> Model:
+    """Return a model that reads a prompt too; it shares every weight with this one, which stays as it is.
+
+    A view and no hooks for a while: gradient checkpointing runs the layers again, long after the loss was computed.
+    """
+    pipe = copy.copy(model.pipe)
+    pipe.unet = with_weights(model.unet, {})  # pyright: ignore[reportAttributeAccessIssue]
+    view = replace(model, pipe=pipe)
+    inject(view, prompt, how, where)
+    return view
+
+
+def unlocked(model: Model, key: Edit) -> Model:
+    """Return the sanitized model with the key's prompt in it, which draws the concept again (section 5.6.4).
+
+    Raises: BadEdit for an edit that is not a key, or a key for another width of text.
+    """
+    about, prompt = key.meta.get("key"), key.extra.get("prompt")
+    if not about or prompt is None:
+        raise BadEdit("this edit is not a key: it holds no prompt")
+    if prompt.shape[-1] != model.width:
+        raise BadEdit(f"this key is {prompt.shape[-1]} wide, {model.name or 'this model'} reads {model.width}")
+    how, where = about["mechanism"], about["where"]
+    content = sha256_tensors({"prompt": prompt})  # an edit's own id leaves `extra` out
+    return replace(prompted(model, prompt.to(model.device), how, where), origin=(model, f"key {how} {where} {content}"))

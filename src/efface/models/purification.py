@@ -1,0 +1,48 @@
+"""Concept purification: take a concept out of a given picture by DDIM inversion and back.
+
+Hong, Lee and Woo 2024, https://arxiv.org/abs/2312.12807, "Concept Purification" and figure 10.
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from efface.errors import BadInput
+from efface.models.model import Model
+from efface.models.trajectory import ddim_step, ddim_times
+
+
+@torch.no_grad()
+def purify(
+    model: Model,
+    images: Float[Tensor, "b 3 h w"],
+    prompt: str = "",
+    steps: int = 35,
+    guidance: float = 1.0,
+    depth: float = 1.0,
+) -> Float[Tensor, "b 3 h w"]:
+    """Noise images by inverting DDIM and denoise them again, both with the edited `model`; images in [0, 1].
+
+    prompt: "" or the concept; the paper reports both.
+    steps: of a whole trajectory ("T = 35").
+    guidance: scale on the way back; the way there has none.
+    depth: share of the steps taken, 1 goes all the way to noise.
+    Raises: BadInput for steps or depth outside their range.
+    """
+    if not 0 <= depth <= 1:
+        raise BadInput(f"depth must be between 0 and 1, got {depth}")
+    alphas = model.part("scheduler").alphas_cumprod.tolist()
+    times = ddim_times(steps, len(alphas)).tolist()
+    turn = round(depth * (steps - 1))
+    z = model.encode_images(images)
+    c, null = model.encode([prompt]).float(), model.encode([""]).float()
+    z = ddim_step(z, model.eps(z, times[0], c), 1.0, alphas[times[0]])
+    for low, high in pairwise(times[: turn + 1]):
+        z = ddim_step(z, model.eps(z, low, c), alphas[low], alphas[high])
+    for high, low in pairwise(times[turn::-1]):
+        cond, uncond = model.denoise(z, torch.tensor(high, device=z.device), c, null)
+        z = ddim_step(z, uncond + guidance * (cond - uncond), alphas[high], alphas[low])
+    clean = ddim_step(z, model.eps(z, times[0], c), alphas[times[0]], 1.0)
+    return model.decode(clean)
