@@ -89,14 +89,14 @@ def test_window_of_steps(tiny):
 def test_scaled_maps(tiny):
     z, t, c = torch.randn(2, *tiny.latent_shape), torch.tensor([500, 500]), tiny.encode(["church", "church"])
     plain = tiny.eps(z, t, c)
-    before = dict(tiny.unet.attn_processors)
+    before = dict(tiny.denoiser.attn_processors)
     scale = torch.ones(2, 16)
     scale[1, positions(tiny, "church", "church")] = 0
     with scaled_maps(tiny, scale):
         changed = tiny.eps(z, t, c)
     torch.testing.assert_close(changed[0], plain[0], atol=1e-5, rtol=1e-4)
     assert (changed[1] - plain[1]).abs().max() > 1e-4
-    assert tiny.unet.attn_processors == before
+    assert tiny.denoiser.attn_processors == before
     torch.testing.assert_close(tiny.eps(z, t, c), plain, atol=0, rtol=0)
 
 

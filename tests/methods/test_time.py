@@ -42,7 +42,7 @@ def test_is_the_formula(tiny, preset):
     c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]))
     g = g[[0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15]]
     found, weights = edit.dense(tiny), tiny.weights()
-    assert set(found) == {n for n in tiny.cross_attention() if preset == "paper" or "to_v" in n}
+    assert set(found) == {n for n in tiny.text_weights() if preset == "paper" or "to_v" in n}
     for name, delta in found.items():
         weight = weights[name].double()
         normal = 0.1 * torch.eye(32, dtype=torch.float64) + c.T @ c
@@ -56,7 +56,7 @@ def test_gradient_of_its_objective_is_zero(tiny):
 
     c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]))
     fit = solve(c, g, 0.1)
-    base = tiny.weights()[tiny.cross_attention()[0]].double()
+    base = tiny.weights()[tiny.text_weights()[0]].double()
     weight = (base + base @ fit.step.left @ fit.step.right).requires_grad_()
     loss = (c @ weight.T - g @ base.T).square().sum() + 0.1 * (weight - base).square().sum()
     (gradient,) = torch.autograd.grad(loss, weight)
@@ -74,7 +74,7 @@ def test_erasing_without_an_anchor(tiny):
     edit = TIME()(tiny, ["church"])
     c, g = (v.double() for v in tiny.encode(["A church", "A"]))
     with edit.applied(tiny) as edited:
-        for name in tiny.cross_attention():
+        for name in tiny.text_weights():
             old, new = tiny.weights()[name].double(), edited.weights()[name].double()
             before, after = (c[2:4] @ w.T - g[1:3] @ old.T for w in (old, new))
             assert after.norm() < 0.3 * before.norm()

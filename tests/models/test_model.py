@@ -63,7 +63,7 @@ def test_eps_is_epsilon_for_every_kind_of_model(tiny2: Model):
     x, c = torch.randn(2, 4, 8, 8), tiny2.encode(["a church", "a dog"])
     t = torch.tensor([300, 700])
     alpha, sigma = tiny2.levels(t)
-    v = tiny2.unet(x, t, encoder_hidden_states=c).sample
+    v = tiny2.denoiser(x, t, encoder_hidden_states=c).sample
     assert torch.allclose(tiny2.eps(x, t, c), alpha * v + sigma * x, atol=1e-6)
     assert alpha.shape == (2, 1, 1, 1)
 
@@ -158,7 +158,7 @@ def test_encode_equals_that_of_diffusers(tiny: Model):
 
 
 def test_cross_attention_is_found_from_the_modules(tiny: Model):
-    names = tiny.cross_attention()
+    names = tiny.text_weights()
     assert len(names) == 8
     assert all(".attn2.to_" in name for name in names)
     assert [name for name in names if "down" in name] == names[:2]
@@ -169,7 +169,7 @@ def test_cross_attention_is_found_from_the_modules(tiny: Model):
 def test_weights_are_the_parameters_themselves(tiny: Model):
     unet = tiny.weights()
     assert all(name.startswith("unet.") for name in unet)
-    assert unet["unet.conv_in.weight"] is tiny.unet.conv_in.weight
+    assert unet["unet.conv_in.weight"] is tiny.denoiser.conv_in.weight
     everything = tiny.weights("")
     assert {name.partition(".")[0] for name in everything} == {"unet", "text_encoder", "vae"}
     assert set(tiny.weights("text_encoder.")) == {name for name in everything if name.startswith("text_encoder.")}
@@ -205,7 +205,7 @@ def test_the_id_covers_weights_schedule_and_guards(tiny: Model, tiny2: Model, fo
 
 
 def test_fingerprints_are_of_the_named_weights(tiny: Model, folder):
-    names = tiny.cross_attention()[:2]
+    names = tiny.text_weights()[:2]
     known = tiny.fingerprint(names)
     assert known == tiny.fingerprint(names[::-1])
     assert known != tiny.fingerprint(names[:1])

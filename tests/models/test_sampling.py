@@ -108,7 +108,7 @@ def test_gradients_go_through_the_whole_loop(tiny: Model):
 def test_what_is_sampled_can_be_trained_on(tiny: Model):
     z = tiny.sample([Query("a church", 0, 4)], stop=2)
     assert not z.is_inference()
-    weight = tiny.weights()[tiny.cross_attention()[0]].requires_grad_()
+    weight = tiny.weights()[tiny.text_weights()[0]].requires_grad_()
     tiny.eps(z, 500, tiny.encode(["a church"])).sum().backward()
     assert weight.grad is not None
 
@@ -138,7 +138,7 @@ class Counter:
 
 
 def test_the_unconditional_half_is_skipped_without_guidance(tiny: Model):
-    with Counter(tiny.unet) as calls:
+    with Counter(tiny.denoiser) as calls:
         tiny.sample([Query("a", 0, 3, 1.0, solver="ddim"), Query("a dog", 0, 3, 1.0, solver="ddim")])
         tiny.sample([Query("a", 0, 3, 2.0, solver="ddim"), Query("a dog", 0, 3, 1.0, solver="ddim")])
     assert calls.sizes == [2, 2, 2, 4, 4, 4]

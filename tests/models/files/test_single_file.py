@@ -32,7 +32,7 @@ def test_it_is_the_model_it_was_made_from(version: str, request: pytest.FixtureR
 
 
 def test_an_edit_of_the_folder_fits_the_file(tiny: Model, single_file: Path, folder: Path):
-    names = tiny.cross_attention()
+    names = tiny.text_weights()
     edit = Edit(delta={names[0]: torch.ones(32, 32)}, meta={"base": tiny.base(names[:1])})
     edit.check(Model.load(single_file, tokenizer=folder / "tokenizer"))
 

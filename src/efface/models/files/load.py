@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import BadModel, unknown
+from efface.models.family import family_of
 from efface.util.files import PICKLES, check_safetensors
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _check_parts(pipe: Any, name: str) -> None:
-    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipe, part, None) is None]
-    if missing or getattr(pipe, "text_encoder_2", None) is not None:
-        what = f"has no {missing[0]}" if missing else "has two text encoders"
-        raise BadModel(f"{name} is a {type(pipe).__name__}, which {what}: only Stable Diffusion 1.x and 2.x are known")
+    missing = [part for part in ("vae", "text_encoder", "tokenizer") if getattr(pipe, part, None) is None]
+    if missing:
+        raise BadModel(f"{name} is a {type(pipe).__name__}, which has no {missing[0]}")
+    family_of(pipe)

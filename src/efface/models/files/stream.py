@@ -94,7 +94,7 @@ def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
     """
     path = Path(where)
     pipe = _from_file(path, tokenizer) if path.is_file() or path.suffix else _from_folder(path)
-    names = StreamedModel(pipe).cross_attention()
+    names = StreamedModel(pipe).text_weights()
     if not names:
         raise BadModel(f"{where} has no cross-attention to edit")
     _fill(pipe.unet, path, places(path, names, pipe.unet.config.layers_per_block))
