@@ -58,8 +58,8 @@ def test_embedding_trains_the_rows_of_the_name_only(tiny):
     tokens = tiny.tokens("church")
     assert set(delta.abs().sum(1).nonzero().flatten().tolist()) == set(tokens.ids[1 : tokens.eos])
     with edit.applied(tiny) as edited:
-        assert not torch.equal(edited.encode(["a church"]), tiny.encode(["a church"]))
-        assert torch.equal(edited.encode(["a dog"]), tiny.encode(["a dog"]))
+        assert not torch.equal(edited.encode(["a church"]).tokens, tiny.encode(["a church"]).tokens)
+        assert torch.equal(edited.encode(["a dog"]).tokens, tiny.encode(["a dog"]).tokens)
 
 
 def test_prompts():

@@ -85,7 +85,7 @@ def test_where_the_prompt_goes(tiny, where):
 
 def test_mechanisms_that_change_nothing(tiny):
     """A concatenated copy of the text leaves every output as it is, and so does adding zero (section 4.3)."""
-    plain, c = tiny.eps(*inputs(tiny)), tiny.encode(["church"])
+    plain, c = tiny.eps(*inputs(tiny)), tiny.encode(["church"]).tokens
 
     def eps(prompt, how):
         return prompted(tiny, prompt, how, "down-mid-up").eps(*inputs(tiny))

@@ -28,7 +28,7 @@ def edited(old, anchor, c, g, k, ridge, p):
 
 def algorithm(model, epochs, ridge, goals, rows, first, keep, hold=False):
     """Run algorithm 1 with inverses; return the weights and derived embeddings of every epoch."""
-    c, g, *k = (v.double() for v in model.encode(["church", "red house", "", *keep]))
+    c, g, *k = (v.double() for v in model.encode(["church", "red house", "", *keep]).tokens)
     k = torch.cat(k)
     weights = model.weights()
     base = [weights[n].detach().double() for n in model.text_weights()]
@@ -72,7 +72,7 @@ def test_is_algorithm_1(tiny, fields, settings, keep):
 
 def test_gradient_is_zero_at_every_epoch(tiny):
     """Of eq. 2 with the previous weights in its last term, at the edit of each epoch (float32 factors)."""
-    c, g, k = (v.double() for v in tiny.encode(["church", "red house", ""]))
+    c, g, k = (v.double() for v in tiny.encode(["church", "red house", ""]).tokens)
     base = tiny.weights()[tiny.text_weights()[0]].detach().double()
     now = base + UCE(ridge=0.1, preserve_scale=0.1)(tiny, [CHURCH]).maps[0].delta(base)
     for epoch in range(3):
@@ -90,7 +90,7 @@ def test_derived_embedding_brings_the_concept_back(tiny):
     """Eq. 5: W_new c' = W_old c in every matrix, so the embedding undoes any closed-form edit of keys and values."""
     edit = RECE(epochs=1, derive_ridge=0.0)(tiny, [CHURCH])
     first = RECE(epochs=0)(tiny, [CHURCH])
-    c, derived = tiny.encode(["church"])[0].double(), edit.extra["derived.0.church"].double()
+    c, derived = tiny.encode(["church"]).tokens[0].double(), edit.extra["derived.0.church"].double()
     with first.applied(tiny) as undone:
         for name in tiny.text_weights():
             wanted, found = c @ tiny.weights()[name].double().T, derived @ undone.weights()[name].double().T

@@ -18,14 +18,14 @@ def null_gradient(model, penalty: float, moved: bool) -> float:
     method = fast(penalty=penalty)
     run = Run(method, model, (Concept("church"),), (), 0)
     loss = method.objective(run)
-    run.null.requires_grad_()
+    run.null.tokens.requires_grad_()
     if moved:
         with torch.no_grad():
             for p in run.weights.values():
                 p.add_(0.1 * torch.randn(p.shape, generator=run.rng))
     loss(0).backward()
     assert all(p.grad is not None for p in run.weights.values())
-    return 0.0 if run.null.grad is None else float(run.null.grad.norm())
+    return 0.0 if run.null.tokens.grad is None else float(run.null.tokens.grad.norm())
 
 
 def test_the_first_term_does_not_reach_the_unconditional_branch(tiny):

@@ -24,7 +24,7 @@ SD14 = [320] * 10 + [640] * 10 + [1280] * 12  # heights of the 32 key and value 
 def words(model, text):
     """Return the vectors of a prompt and the number of its tokens, counted from the tokenizer's own mask."""
     found = model.part("tokenizer")(text, padding="max_length", return_tensors="pt")
-    return model.encode([text])[0].double(), int(found.attention_mask.sum())
+    return model.encode([text]).tokens[0].double(), int(found.attention_mask.sum())
 
 
 def tail(model, old, new):

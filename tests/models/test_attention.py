@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from efface.context import Context
 from efface.models import attention
 from efface.models.model import Model
 
@@ -29,12 +30,12 @@ def test_recording_changes_nothing_and_gives_probabilities(which: str, request: 
 
 
 def test_maps_carry_gradients(tiny: Model):
-    c = tiny.encode(["a church"]).detach().requires_grad_()
+    c = Context(tiny.encode(["a church"]).tokens.detach().requires_grad_())
     with attention.recorded(tiny) as maps:
         tiny.eps(torch.randn(1, 4, 8, 8), 300, c)
     sum(recorded[0][..., 2].sum() for recorded in maps.values()).backward()
-    assert c.grad is not None
-    assert c.grad.abs().sum() > 0
+    assert c.tokens.grad is not None
+    assert c.tokens.grad.abs().sum() > 0
 
 
 def test_the_processors_are_put_back_after_an_exception(tiny: Model):

@@ -6,7 +6,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Run, said
-from efface.methods.finetune.parameters import SETS, select
+from efface.methods.finetune.parameters import select
 from efface.models.model import Model
 
 
@@ -110,7 +110,7 @@ def test_inside_inference_mode(tiny):
 
 
 def test_parameter_sets(tiny):
-    sizes = {params: len(select(tiny, params)) for params in SETS}
+    sizes = {params: len(select(tiny, params)) for params in tiny.family.SETS}
     assert sizes["x"] + sizes["u"] + 8 == sizes["full"] == len(tiny.weights())  # time embedding, output
     assert sizes["x-strict"] == len(tiny.text_weights())
     assert sizes["attn"] == sizes["x"] + sizes["selfattn"]
