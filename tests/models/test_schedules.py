@@ -77,7 +77,9 @@ def test_a_step_is_that_of_diffusers():
     schedule, z, e = diffusion(), latents(0).float(), latents(1).float()
     torch.testing.assert_close(schedule.step(z, e, 501, 481), scheduler.step(e, 501, z).prev_sample)
     torch.testing.assert_close(schedule.step(schedule.step(z, e, 481, 501), e, 501, 481), z)
-    torch.testing.assert_close(schedule.step(schedule.noised(z, e, torch.full((3,), 500)), e, 500, None), z, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        schedule.step(schedule.noised(z, e, torch.full((3,), 500)), e, 500, None), z, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_step_of_a_flow_is_that_of_euler():
