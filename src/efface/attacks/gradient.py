@@ -33,7 +33,7 @@ class Gradient(Attack):
         noises: noises a start and iteration
         steps: solver steps of the images that are differentiated
         lr: learning rate
-        radius: norm of every token, 0 for free; by default that of the concept's own prompt, token by token
+        radius: norm of every token, 0 for free; by default that of the first query's prompt, token by token
         images: images of the concept that eps learns from
         ranking: images a start that decide which is best, at the query's own steps
     """
@@ -65,7 +65,7 @@ class Gradient(Attack):
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return one query a start, ranked by fresh images; raises `BadInput` when eps has no original model."""
         like = queries[0]
-        norms = token_norms(target, concept, self.radius)
+        norms = token_norms(target, like.prompt or concept.texts[0], self.radius)
         shape = (self.restarts, *target.edited.null().tokens.shape[1:])
         v = on_sphere(torch.randn(shape, generator=generator(seed, "start")), norms).requires_grad_()
         optimiser = torch.optim.Adam([v], lr=self.lr)
@@ -82,9 +82,7 @@ class Gradient(Attack):
                 history.append(float(loss.detach().mean()))
         found = v.detach()
         rng = generator(seed, "ranking")
-        scores = probabilities(target, concept, found, like, self.ranking, like.steps, generator(seed, "ranking")).mean(
-            1
-        )
+        scores = probabilities(target, concept, found, like, self.ranking, like.steps, rng).mean(1)
         order = scores.argsort(descending=True, stable=True)
         best = tuple(replace(like, prompt="", context=Context(found[i : i + 1].clone())) for i in order)
         return Finding(best, tuple(scores[order].tolist()), cost=self.cost(like), about={"loss": history})

@@ -58,9 +58,9 @@ def span(target: Target, queries: tuple[Query, ...], radius: float | None) -> Sp
     return Span(origin, directions, float(norms.mean()) if radius is None else radius)
 
 
-def token_norms(target: Target, concept: Concept, radius: float | None) -> Float[Tensor, "len 1"]:
-    """Return the norm that each token of a context is kept at: the radius, or that of the concept's own prompt."""
-    own = target.edited.encode([concept.texts[0]]).tokens[0].float().norm(dim=-1, keepdim=True)
+def token_norms(target: Target, prompt: str, radius: float | None) -> Float[Tensor, "len 1"]:
+    """Return the norm that each token of a context is kept at: the radius, or that of a prompt's own tokens."""
+    own = target.edited.encode([prompt]).tokens[0].float().norm(dim=-1, keepdim=True)
     return own if radius is None else torch.full_like(own, radius)
 
 
