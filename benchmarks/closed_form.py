@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "uce-2023: 10": {"method": "uce", "erase": 10, "keep": 0},
     "uce-2023: 100 + 100 kept": {"method": "uce", "erase": 100, "keep": 100},
     "uce-2023: 1,000 + 1,000 kept": {"method": "uce", "erase": 1000, "keep": 1000},
+    "uce-2023: 1,000 + 1,000 kept, encoder cut": {"method": "uce", "erase": 1000, "keep": 1000, "layers": 0},
     "uce-2025: 1": {"method": "uce", "preset": "repo-2025", "erase": 1, "keep": 0},
     "uce-2025: 10": {"method": "uce", "preset": "repo-2025", "erase": 10, "keep": 0},
     "uce-2025: 100 + 100 kept": {"method": "uce", "preset": "repo-2025", "erase": 100, "keep": 100},
@@ -91,7 +92,11 @@ def run_method(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     from efface.models.files.stream import open_model
 
     model = open_model(folder / "model.safetensors", folder / "tokenizer")
-    clock = Clock(model.pipe.text_encoder)
+    encoder = model.pipe.text_encoder
+    if "layers" in case:  # all but the text encoder at its full size
+        layers = getattr(encoder, "text_model", encoder).encoder
+        layers.layers = layers.layers[: case["layers"]]
+    clock = Clock(encoder)
     fields = {"epochs": case["epochs"], "derive_ridge": 0.1} if "epochs" in case else {}
     method = registry.get("methods", case["method"]).preset(case.get("preset", ""), **fields)
     erase, keep = concepts(case)

@@ -55,6 +55,7 @@ class Gradient(Attack):
     }  # fmt: skip
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("restarts", "iterations", "draws", "steps", "images", "ranking"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")

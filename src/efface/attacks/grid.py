@@ -49,6 +49,7 @@ class Grid(Attack):
     QUICK: ClassVar[dict[str, Any]] = {"levels": 2, "steps": (1, 2), "draws": (1, 2), "keep": (8, 2)}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rungs(self.steps, self.draws, self.keep)
         if self.levels < 2 or self.chunk < 1 or self.radius < 0:
             raise BadInput(f"levels is at least 2, chunk 1, radius 0; got {self.levels}, {self.chunk}, {self.radius}")

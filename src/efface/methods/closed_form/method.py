@@ -5,7 +5,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.edits.parts import TextMap
-from efface.errors import BadInput, BadModel, unknown
+from efface.errors import BadInput, BadModel
 from efface.method import Method
 from efface.methods.closed_form.cache import remembered
 from efface.methods.closed_form.least_squares import Fit
@@ -58,9 +58,7 @@ class ClosedForm(Method):
     keywords: bool = False
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise unknown(f"value of {name}", str(getattr(self, name)), get_args(hint))
+        super().__post_init__()
         check_scale("ridge", self.ridge, positive=True)
         for template in (*self.templates, *self.style_templates):
             check_template(template)
