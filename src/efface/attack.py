@@ -12,9 +12,9 @@ from efface import registry
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.errors import BadInput, unknown
-from efface.method import check_seed
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.seeds import check_seed
 
 A = TypeVar("A", bound="Attack")
 
@@ -77,6 +77,10 @@ class Attack(ABC):
     KIND: ClassVar[str] = "attacks"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     QUICK: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        """Refuse a word that a field does not know; an attack that checks more calls this first."""
+        registry.check_choices(self)
 
     def __call__(
         self, target: Target, concept: Concept | str, queries: Sequence[Query] | Query, seed: int = 0

@@ -56,6 +56,7 @@ class Gradient(Attack):
     }  # fmt: skip
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("restarts", "iterations", "noises", "steps", "images", "ranking"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")

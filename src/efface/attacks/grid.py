@@ -53,6 +53,7 @@ class Grid(Attack):
     QUICK: ClassVar[dict[str, Any]] = {"values": 2, "steps": (1, 2), "images": (1, 2), "survivors": (8, 2)}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rounds(self.steps, self.images, self.survivors)
         if self.values < 2 or self.chunk < 1 or (self.radius or 0) < 0:
             given = f"{self.values}, {self.chunk}, {self.radius}"

@@ -53,6 +53,7 @@ class SafetyFilter(InferenceMethod):
     QUICK: ClassVar[dict[str, Any]] = {"threshold": 0.0}  # blanks everything
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.detector == "clip" and self.threshold is not None:
             raise BadInput(f"clip knows first choices only: leave the threshold out, got {self.threshold}")
         least = LEAST if self.detector == "nudenet" else 0.0

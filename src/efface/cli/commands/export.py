@@ -1,4 +1,4 @@
-"""`efface combine` and `efface export`: compute with edits; write an edit into a copy of a checkpoint."""
+"""`efface export`: write an edit into a copy of a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,26 +6,10 @@ from typing import Annotated
 import typer
 
 from efface.cli import check, parse
-from efface.cli.options import AnyBaseFlag, TokenizerFlag, say
+from efface.cli.options import AnyBaseFlag, Expression, TokenizerFlag, say
 from efface.errors import BadInput, WriteError
 
-Expression = Annotated[
-    str,
-    typer.Argument(metavar="EXPRESSION", help='A sum of edits: "0.5*a.safetensors + b.safetensors - c.safetensors".'),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The edit to write, .safetensors.")]
-
-
-def combine(expression: Expression, output: Output) -> None:
-    """Add, subtract and scale edits of one base model; write the result as an edit."""
-    check.output(output, ".safetensors")
-    terms = parse.terms(expression)
-    parse.check_files([terms])
-    edit = parse.load(terms)
-    edit.save(output)
-    say(f"combined {len(terms)} edit{'s' if len(terms) > 1 else ''}: {expression}", output)
-
-
+ORDER = 70
 Base = Annotated[
     str, typer.Option("--model", "-m", help="The checkpoint to copy: a diffusers folder or a .safetensors file.")
 ]
@@ -34,7 +18,7 @@ Copy = Annotated[
 ]
 
 
-def export(
+def run(
     expression: Expression, output: Copy, model: Base, tokenizer: TokenizerFlag = None, any_base: AnyBaseFlag = False
 ) -> None:
     """Write an edit into a copy of a checkpoint; what it does not change is copied as it is, in little memory."""

@@ -9,15 +9,26 @@ import typer.core
 
 from efface import registry
 from efface.cli import check
-from efface.cli.fields import Field, Sheet, check_choices, check_preset, sheet
+from efface.cli.fields import Sheet, check_choices, check_preset, sheet
 from efface.cli.keys import made_with
-from efface.cli.options import DeviceFlag, DtypeFlag, ModelFlag, TokenizerFlag, check_dtype, hush, load_model, say
-from efface.cli.parse import MAX_SEED, spread
+from efface.cli.options import (
+    DeviceFlag,
+    DtypeFlag,
+    ModelFlag,
+    TokenizerFlag,
+    Variadic,
+    check_dtype,
+    load_model,
+    say,
+)
 from efface.errors import BadInput, unknown
+from efface.registry import Field
+from efface.util.seeds import check_seed
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit
 
+ORDER = 10
 OWN = (
     "stream",
     "checkpoint",
@@ -83,13 +94,17 @@ class EraseGroup(typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-class EraseCommand(typer.core.TyperCommand):
-    """Let --keep, --anchor and every tuple-valued field take several values in a row."""
+app = typer.Typer(
+    cls=EraseGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Erase concepts from a model by a method; writes an edit, one small .safetensors file.",
+)
 
-    variadic: tuple[str, ...] = ()
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(args, self.variadic))
+@app.callback()
+def _options() -> None:
+    pass
 
 
 def command(name: str) -> Any:
@@ -103,10 +118,8 @@ def command(name: str) -> Any:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = _help(method)
-    lists = ["--keep", "-k", "--anchor", *(f.flag for f in method.fields if f.many)]
-    cls = type("EraseCommand", (EraseCommand,), {"variadic": tuple(lists)})
     one = typer.Typer(add_completion=False, rich_markup_mode=None)
-    one.command(name, cls=cls, no_args_is_help=True)(run)
+    one.command(name, cls=Variadic, no_args_is_help=True)(run)
     return typer.main.get_command(one)
 
 
@@ -167,8 +180,7 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     check_preset(method, values["preset"])
     check_choices(method, given)
     check_dtype(values["dtype"])
-    if not 0 <= values["seed"] <= MAX_SEED:
-        raise BadInput(f"--seed {values['seed']}: a seed is from 0 to {MAX_SEED}")
+    check_seed(values["seed"], "--seed")
     where = check.model(values["model"])
     concepts = check.concepts(values["concepts"], where, values["kind"], values["anchor"] or ())
     keep = check.concepts(values["keep"] or (), where)
@@ -191,7 +203,6 @@ def _fit(fitted: Any, where: str, concepts: Any, keep: Any, own: dict[str, Any])
 
         if not Path(where).exists():
             raise BadInput(f"--stream reads a checkpoint folder or file; {where} is neither")
-        hush()
         return erase_on_disk(fitted, where, concepts, keep, own["seed"], own["tokenizer"]), {}
     model = load_model(where, own["device"], own["dtype"], own["tokenizer"])
     if own["checkpoint"] is None:

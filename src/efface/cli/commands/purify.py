@@ -20,8 +20,11 @@ Guidance = Annotated[float, typer.Option("--guidance", help="Classifier-free gui
 Depth = Annotated[float, typer.Option("--depth", help="How far to go towards noise: 0 to 1, which is all the way.")]
 
 
+ORDER = 50
+
+
 @with_common("steps", "guidance", "solver", "batch")
-def purify(
+def run(
     image: Picture,
     common: Common,
     edit: EditFlag = None,
