@@ -7,7 +7,7 @@ LEFT, RIGHT, ROW = 290, 480, 34
 
 
 def svg(record: dict[str, Any]) -> str:
-    """Return a chart with logarithmic processor seconds: efface's bar over the baseline's, for every case that has both."""
+    """Return a chart of processor seconds, logarithmic: efface's bar over the baseline's, for every case with both."""
     cases = [case for case in record["cases"] if "baseline_cpu_seconds" in case]
     low = math.floor(math.log10(min(case["cpu_seconds"] for case in cases)))
     high = math.ceil(math.log10(max(case["baseline_cpu_seconds"] for case in cases)))
@@ -31,7 +31,8 @@ def svg(record: dict[str, Any]) -> str:
             )
         ratio = f"{case['ratio']:,.0f}×" if case["ratio"] >= 10 else f"{case['ratio']:.1f}×"
         parts.append(f'<text x="{x(case["baseline_cpu_seconds"]) + 6:.0f}" y="{y + 23}">{ratio}</text>')
-    note = f"processor seconds of efface (blue) and of the baseline (grey); {record['host']['cpu']}, {record['threads']} thread"
+    host = f"{record['host']['cpu']}, {record['threads']} thread"
+    note = f"processor seconds of efface (blue) and of the baseline (grey); {host}"
     parts.append(f'<text x="{LEFT}" y="{bottom + 22}">{note}</text>')
     size = f'width="{LEFT + RIGHT + 70}" height="{bottom + 36}"'
     style = 'font-family="sans-serif" font-size="13" fill="#777"'
