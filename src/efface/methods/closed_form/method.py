@@ -81,7 +81,7 @@ class ClosedForm(Method):
     def _says(self, concept: Concept, named: Mapping[str, list[Concept]]) -> list[tuple[Say, Say]]:
         target = concept.anchor or (self.style_target if concept.kind == "style" else self.target)
         names = (concept.name, *(concept.keywords if self.keywords else ()))
-        return [(Say(form, name), Say(form, target)) for name in names for form in self._forms(concept, named)]
+        return [(Say(form, name), Say(form, target)) for name in names for form in self._forms(concept, named, concept)]
 
     def _named(self, erase: Sequence[Concept]) -> dict[str, list[Concept]]:
         """Return the concepts to be erased that each template names in words of its own: one search per concept."""
@@ -89,10 +89,10 @@ class ClosedForm(Method):
         words = [(concept, re.compile(rf"\b{re.escape(concept.name)}\b", re.IGNORECASE)) for concept in erase]
         return {form: [concept for concept, word in words if word.search(form)] for form in forms}
 
-    def _forms(self, concept: Concept, named: Mapping[str, list[Concept]]) -> list[str]:
-        """Return a concept's templates without those that name another concept to be erased."""
+    def _forms(self, concept: Concept, named: Mapping[str, list[Concept]], itself: Concept | None = None) -> list[str]:
+        """Return a concept's templates without those that name a concept to be erased, other than `itself`."""
         forms = self.style_templates if concept.kind == "style" else self.templates
-        return [form for form in forms if all(other == concept for other in named[form])] or ["{}"]
+        return [form for form in forms if all(other == itself for other in named[form])] or ["{}"]
 
 
 def text_weights(model: Model, keys: bool = True) -> tuple[str, ...]:
