@@ -19,7 +19,8 @@ from efface.attacks.search.contexts import chances, check_rungs, context_shape, 
 from efface.concept import Concept
 from efface.errors import BadInput
 from efface.query import Query
-from efface.training.loop import current, generator
+from efface.training.checkpoints import current
+from efface.training.loop import generator
 from efface.util.progress import progress
 
 MAX_POINTS = 4_000_000

@@ -9,13 +9,13 @@ import typer
 import typer.core
 
 from efface import __version__
-from efface.cli import digits, edits, images, listing, measure
+from efface.cli import edits, images, listing, measure
 from efface.cli.erase import EraseGroup
 from efface.cli.options import Variadic
 from efface.cli.purify import purify
 from efface.errors import EffaceError, unknown
 
-ORDER = ("erase", "generate", "compare", "evaluate", "purify", "combine", "export", "list", "demo", "digits")
+ORDER = ("erase", "generate", "compare", "evaluate", "purify", "combine", "export", "list", "demo")
 
 
 class Ordered(typer.core.TyperGroup):
@@ -41,7 +41,6 @@ erase = typer.Typer(
     help="Erase concepts from a model by a method; writes an edit, one small .safetensors file.",
 )
 app.add_typer(erase, name="erase")
-app.add_typer(digits.app, name="digits")
 app.command(cls=Variadic)(images.generate)
 app.command(cls=Variadic)(images.compare)
 app.command(cls=Variadic)(measure.evaluate)
@@ -73,17 +72,17 @@ def _erase() -> None:
     pass
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run one command and leave the process with 0, or 2 and one line on standard error."""
+def main(args: Sequence[str] | None = None, commands: typer.Typer = app, name: str = "efface") -> None:
+    """Run one of some commands and leave the process with 0, or 2 and one line on standard error."""
     warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)\b")  # not the user's to mend
-    sys.exit(run(list(sys.argv[1:] if args is None else args)))
+    sys.exit(run(list(sys.argv[1:] if args is None else args), commands, name))
 
 
-def run(args: list[str]) -> int:
-    """Run one command and return its exit code; prints at most one line when it fails."""
-    command = typer.main.get_command(app)
+def run(args: list[str], commands: typer.Typer = app, name: str = "efface") -> int:
+    """Run one of some commands and return its exit code; prints at most one line when it fails."""
+    command = typer.main.get_command(commands)
     try:
-        result = command.main(args, prog_name="efface", standalone_mode=False)
+        result = command.main(args, prog_name=name, standalone_mode=False)
     except EffaceError as error:
         return _fail(str(error).replace("any_base", "--any-base"))  # the flag's name for the argument
     except OSError as error:  # a disk that filled up, a file that went away
