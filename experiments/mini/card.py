@@ -23,7 +23,8 @@ _TRAINED = """## Data
 
 Emoji drawings under open licences ({licences}), from {sets} sets by {artists}. Attribution is in `ATTRIBUTION.md`, the
 licences in `LICENSES/`. Share-alike sets were left out. The five styles that are not an artist's own were made from
-the drawings by image processing (`styles.py`). Rebuild data and weights with `make mini-data` and `make mini`.
+the drawings by image processing (`experiments/mini/styles.py`). Rebuild data and weights with `make mini-data` and
+`make mini`.
 
 ## Judges
 
