@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from efface.edits.provenance import git, versions
-from experiments.digits.experiment import QUERY, Experiment, bfloat16
+from experiments.digits.experiment import QUERY, Experiment
+from experiments.network import bfloat16
 
 RECORD = Path(__file__).parent / "records" / "digits.json"
 

@@ -17,6 +17,14 @@ TOGETHER = 10  # steps after which several processes average their weights
 SECONDS = 120.0  # between two checkpoints
 
 
+def bfloat16() -> torch.autocast:
+    """Return a context that computes in bfloat16 where the processor has instructions for it, else in float32.
+
+    With them it is about twice as fast as float32; without them many times slower.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def train(
     module: nn.Module,
     path: Path,

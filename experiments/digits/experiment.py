@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from efface.attack import Target
 from efface.concept import Concept
 from efface.digits import pipeline
@@ -129,11 +127,6 @@ class Experiment:
     def attacked(self, name: str, alpha: float = 1.0) -> Target:
         """Return one of the models as what is attacked."""
         return Target(self.model(name, alpha), self.judge, self.original)
-
-
-def bfloat16() -> torch.autocast:
-    """Return a context in which the networks compute in bfloat16, which is twice as fast where the processor has it."""
-    return torch.autocast("cpu", torch.bfloat16)
 
 
 class Clock:

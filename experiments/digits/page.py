@@ -13,10 +13,11 @@ from efface.digits import pipeline
 from efface.errors import BadInput
 from efface.query import Query
 from efface.util.files import writing
-from experiments.digits.experiment import MODELS, QUERY, Experiment, bfloat16
+from experiments.digits.experiment import MODELS, QUERY, Experiment
 from experiments.digits.plots import Series, alphas_plot, search_plot
 from experiments.digits.records import SEARCHES, Line
 from experiments.digits.search import key, query_of
+from experiments.network import bfloat16
 
 SHOWN = 4  # pictures in a cell
 TONES = {"original": "a", "fine-tuned": "b", "prompt layers": "d", "task vector": "c"}

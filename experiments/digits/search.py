@@ -17,8 +17,9 @@ from efface.digits.prompts import as_prompt, normalised
 from efface.query import Query
 from efface.training.checkpoints import checkpoints
 from efface.training.loop import generator
-from experiments.digits.experiment import QUERY, Clock, Experiment, bfloat16
+from experiments.digits.experiment import QUERY, Clock, Experiment
 from experiments.digits.records import share
+from experiments.network import bfloat16
 
 EPSILONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 FRESH = 1000  # images from fresh seeds, from which a quoted probability is counted

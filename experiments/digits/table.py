@@ -9,8 +9,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from efface.models.model import Model
-from experiments.digits.experiment import MODELS, QUERY, Experiment, bfloat16
+from experiments.digits.experiment import MODELS, QUERY, Experiment
 from experiments.digits.records import share
+from experiments.network import bfloat16
 
 ALPHAS = (3.0, 6.0, 9.0, 12.0, 15.0, 16.0, 17.0, 17.5, 18.0, 18.5, 19.0, 19.5, 20.0, 21.0, 22.0, 24.0, 27.0, 30.0, 36.0)
 CHOICE = 0.015  # the smallest alpha with less than this share of the target left is taken

@@ -28,7 +28,7 @@ def steps_of(dataset: str) -> dict[str, int]:
     return FASHION if dataset == "fashion" else STEPS
 
 
-def train_unet(pictures: Pictures, codes: Tensor, folder: Path, steps: int = STEPS["unet"], bf16: bool = True) -> None:
+def train_unet(pictures: Pictures, codes: Tensor, folder: Path, steps: int = STEPS["unet"]) -> None:
     """Train the denoiser into `folder`/unet.safetensors: the v-loss, unweighted, a tenth of the prompts dropped."""
     torch.manual_seed(1)
     unet = DigitUNet()
@@ -41,7 +41,7 @@ def train_unet(pictures: Pictures, codes: Tensor, folder: Path, steps: int = STE
         x, c = pictures.latents(rows), codes[pictures.labels[rows]]
         c = c * (torch.rand(BATCH, 1, generator=g) >= DROP)
         t, eps = torch.randint(1000, (BATCH,), generator=g), torch.randn(x.shape, generator=g)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with network.bfloat16():
             predicted = unet(add_noise(x, eps, t), t, c[:, None])[0]
         return F.mse_loss(predicted.float(), velocity(x, eps, t))
 
@@ -56,7 +56,7 @@ def train_judge(pictures: Pictures, folder: Path, name: str = "judge", steps: in
 
     def loss(g: torch.Generator) -> Float[Tensor, ""]:
         rows = torch.randint(len(pictures), (BATCH,), generator=g)
-        with torch.autocast("cpu", torch.bfloat16):
+        with network.bfloat16():
             logits = judge(_worn(pictures.latents(rows), g))
         return F.cross_entropy(logits.float(), pictures.labels[rows], label_smoothing=0.02)
 

@@ -57,7 +57,7 @@ def train_classifier(
     def loss(g: torch.Generator) -> Tensor:
         rows, _ = sample(batch, g)
         images = _noise(pictures.pixels[rows].float() / 255, g, recolour=objects)
-        with torch.autocast("cpu", torch.bfloat16):
+        with network.bfloat16():
             logits = judge(images)
         return F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
 
@@ -77,7 +77,7 @@ def train_clip(pictures: Pictures, folder: Path, steps: int, batch: int = 128) -
         rows, cells = sample(batch, g)
         asked = [caption(o, s, g, empty=0) for o, s in cells]
         images = _noise(pictures.pixels[rows].float() / 255, g, recolour=False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with network.bfloat16():
             image, text = clip.image(images), clip.text(words([c.text for c in asked]))
         logits = clip.scale.exp().clamp(max=50) * text @ image.T
         target = matches(asked, pictures.objects[rows], pictures.styles[rows])

@@ -103,7 +103,7 @@ def matches(captions: list[Caption], objects: Tensor, styles: Tensor) -> Tensor:
     return fits.float() / fits.float().sum(1, keepdim=True)
 
 
-def train(pictures: Pictures, folder: Path, steps: int, batch: int = 128, lr: float = 7e-4, bf16: bool = True) -> State:
+def train(pictures: Pictures, folder: Path, steps: int, batch: int = 128, lr: float = 7e-4) -> State:
     """Train both towers on random pictures and captions; resumes from `folder`/clip.safetensors."""
     words = train_tokenizer(folder / "tokenizer")
     torch.manual_seed(1)
@@ -115,7 +115,7 @@ def train(pictures: Pictures, folder: Path, steps: int, batch: int = 128, lr: fl
         asked = [caption(o, s, g, empty=0) for o, s in zip(objects.tolist(), styles.tolist(), strict=True)]
         ids = words([c.text for c in asked], padding="max_length", truncation=True, return_tensors="pt").input_ids
         pixels = pictures.pixels[rows].float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with network.bfloat16():
             logits = towers(ids, pixels)
         target = matches(asked, objects, styles)
         back = target.T / target.T.sum(1, keepdim=True).clamp(min=1e-6)

@@ -50,7 +50,7 @@ def latents_of(vae: Any, pictures: Pictures, batch: int = 64) -> Float[Tensor, "
     """Encode a pool: posterior mean and standard deviation, stacked, unscaled, in half precision."""
     rows = []
     for start in progress(range(0, len(pictures), batch), "encoding"):
-        with torch.autocast("cpu", torch.bfloat16):
+        with network.bfloat16():
             posterior = vae.encode(pictures.pixels[start : start + batch].float() / 127.5 - 1).latent_dist
         rows.append(torch.cat([posterior.mean, posterior.std], 1).half().contiguous())
     return torch.cat(rows).contiguous()
@@ -79,7 +79,7 @@ class Sampler:
 
 def train(
     pictures: Pictures, latents: Tensor, scale: float, words, text, folder: Path, steps: int, batch: int = 32,
-    lr: float = 8e-4, bf16: bool = True,
+    lr: float = 8e-4,
 ) -> State:  # fmt: skip
     """Train the denoiser; resumes from `folder`/unet.safetensors. `scale` brings latents to unit deviation."""
     torch.manual_seed(2)
@@ -98,7 +98,7 @@ def train(
         z = scale * (mean + 0.2 * std * torch.randn(mean.shape, generator=g))
         t = torch.randint(1000, (batch,), generator=g)
         eps = torch.randn(z.shape, generator=g)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with network.bfloat16():
             with torch.no_grad():
                 context = text(input_ids=ids).last_hidden_state
             predicted = unet(add_noise(z, eps, t), t, context).sample

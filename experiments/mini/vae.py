@@ -42,7 +42,7 @@ def reconstruction(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs().mean() + edges + F.l1_loss(F.avg_pool2d(output, 2), F.avg_pool2d(target, 2))
 
 
-def train(pictures: Pictures, folder: Path, steps: int, batch: int = 16, lr: float = 1e-3, bf16: bool = True) -> State:
+def train(pictures: Pictures, folder: Path, steps: int, batch: int = 16, lr: float = 1e-3) -> State:
     """Train the autoencoder on a pool of pictures; resumes from `folder`/vae.safetensors."""
     torch.manual_seed(0)
     vae: Any = autoencoder()  # NCHW: group norm backward is slow on channels_last
@@ -51,7 +51,7 @@ def train(pictures: Pictures, folder: Path, steps: int, batch: int = 16, lr: flo
     def loss(g: torch.Generator) -> Tensor:
         rows = torch.randint(len(pictures), (batch,), generator=g)
         target = pictures.pixels[rows].float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with network.bfloat16():
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample(generator=g)).sample
         kl = posterior.kl().mean() / (4 * 16 * 16)
