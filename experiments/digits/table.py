@@ -37,9 +37,7 @@ def row(experiment: Experiment, model: Model, seeds: range, more: range, steps: 
     return {"target": share(target), "others": share(others), "classes": single}
 
 
-def choose_alpha(
-    experiment: Experiment, alphas: Sequence[float] = ALPHAS, steps: int = QUERY.steps
-) -> list[dict[str, Any]]:
+def choose_alpha(experiment: Experiment, alphas: Sequence[float], steps: int) -> list[dict[str, Any]]:
     """Judge task vectors of several lengths by the first judge, on seeds of their own."""
     seeds, more = (range(10_000, 10_000 + count) for count in CHOOSING)
     found = []
@@ -57,7 +55,7 @@ def chosen(sweep: Sequence[Mapping[str, Any]]) -> float:
 
 def table1(experiment: Experiment, seeds: int = 120, steps: int = QUERY.steps) -> dict[str, Any]:
     """Measure all models with fresh seeds and the judge that no search asks; n: 9 × seeds and 9 × seeds."""
-    sweep = choose_alpha(experiment, steps=steps)
+    sweep = choose_alpha(experiment, ALPHAS, steps)
     alpha = chosen(sweep)
     rows = {}
     for name in MODELS:

@@ -14,7 +14,7 @@ from efface.errors import BadInput, unknown
 
 
 def spread(classes: int, seed: int = 2, rounds: int = 80) -> Float[Tensor, "classes 8"]:
-    """Return unit vectors, one a class, that keep far from each other: random ones after some repulsion.
+    """Return unit vectors, one a class, far from each other: random ones, pushed apart.
 
     Not the best code there is: in that one two classes would be each other's opposites, which is no class like others.
     """
