@@ -9,7 +9,7 @@ from efface.attack import Target
 from efface.attacks.grid import Grid, points
 from efface.errors import BadInput
 from efface.query import Query
-from efface.training.loop import checkpoints
+from efface.training.checkpoints import checkpoints
 
 LIKE = Query("0", steps=2, guidance=1.0)
 

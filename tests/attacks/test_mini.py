@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from efface.judge import judge_of
 
 from efface.attack import Target
 from efface.attacks.gradient import Gradient
 from efface.attacks.grid import Grid
 from efface.concept import table
+from efface.judge import judge_of
 from efface.models.model import Model
 from efface.query import Query
 

@@ -19,7 +19,8 @@ from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
-from efface.training.loop import current, generator
+from efface.training.checkpoints import current
+from efface.training.loop import generator
 from efface.util.files import sha256_tensors
 from efface.util.progress import progress
 

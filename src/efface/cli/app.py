@@ -83,17 +83,20 @@ def quiet_libraries() -> None:
     logging.getLogger("transformers.utils.import_utils").addFilter(Fallback())
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run one command and leave the process with 0, or 2 and one line on standard error."""
+def main(args: Sequence[str] | None = None, other: typer.Typer | None = None, name: str = "efface") -> None:
+    """Run one command and leave the process with 0, or 2 and one line on standard error.
+
+    other, name: another program than efface's own, whose errors are to be answered alike.
+    """
     quiet_libraries()
-    sys.exit(run(list(sys.argv[1:] if args is None else args)))
+    sys.exit(run(list(sys.argv[1:] if args is None else args), other, name))
 
 
-def run(args: list[str]) -> int:
+def run(args: list[str], other: typer.Typer | None = None, name: str = "efface") -> int:
     """Run one command and return its exit code; prints at most one line when it fails."""
-    command = typer.main.get_command(program())
+    command = typer.main.get_command(other or program())
     try:
-        result = command.main(args, prog_name="efface", standalone_mode=False)
+        result = command.main(args, prog_name=name, standalone_mode=False)
     except EffaceError as error:
         return _fail(str(error).replace("any_base", "--any-base"))  # the flag's name for the argument
     except OSError as error:  # a disk that filled up, a file that went away

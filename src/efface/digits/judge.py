@@ -13,7 +13,7 @@ BATCH = 512
 
 
 class DigitJudge:
-    """Say which class a picture shows; the interface of every judge, and its gradient where one is asked for.
+    """Return which class an image shows; the interface of every judge, and its gradient where one is asked for.
 
     classes: names in the order of the probabilities.
     styles: none.

@@ -24,7 +24,8 @@ from efface.errors import BadInput
 from efface.method import Fitted, Method
 from efface.methods.finetune.parameters import select
 from efface.models.model import Model
-from efface.training.loop import State, checkpoints, current, descend, generator, optimizer
+from efface.training.checkpoints import State, checkpoints, current
+from efface.training.loop import descend, generator, optimizer
 
 Loss = Callable[[int], Tensor]  # step -> a number
 
