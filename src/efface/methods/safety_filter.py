@@ -20,7 +20,7 @@ from efface.errors import BadFile, BadInput, unknown
 from efface.method import InferenceMethod
 
 if TYPE_CHECKING:
-    from efface.judges.mini import Judge
+    from efface.judges.mini import MiniJudge
     from efface.models.model import Model
 
 Present = Callable[[Float[Tensor, "b 3 h w"]], Bool[Tensor, " b"]]
@@ -120,7 +120,7 @@ def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None, c
     return present
 
 
-def _zero_shot(judging: "Judge", styles: bool = False) -> Callable[[Tensor], Tensor]:
+def _zero_shot(judging: "MiniJudge", styles: bool = False) -> Callable[[Tensor], Tensor]:
     """Return a function from pictures (n, 3, h, w) to their likeness (n, names) to what each name would be asked by."""
     template = TEMPLATES["style" if styles else "object"]
     names = judging.styles if styles else judging.classes
