@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from efface import registry
@@ -24,7 +25,7 @@ class Profile(Value):
 
     evaluator: str
     version: int = 1
-    sha256: dict[str, str] = {}
+    sha256: dict[str, str] = Field(default_factory=dict)
     input: int = 0
     classes: int = 0
     statistic: str = "top-k of the softmax"

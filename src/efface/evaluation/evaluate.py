@@ -28,8 +28,10 @@ from efface.query import Query
 from efface.util.progress import progress
 
 FIRST, FIRST_FIVE = Presence(1), Presence(5)
-TOLD = {"format", "method", "fields", "preset", "erase", "keep", "seed", "base", "versions", "git", "seconds", "created",
-        "op", "parts"}  # fmt: skip  # of an edit's provenance: what `Made` has a field for, or what only edits need
+TOLD = {  # of an edit's provenance: what a record has a field for, and what only edits need
+    "format", "method", "fields", "preset", "erase", "keep", "seed", "base", "versions", "git", "seconds", "created",
+    "op", "parts",
+}  # fmt: skip
 
 
 def evaluate(
@@ -47,7 +49,7 @@ def evaluate(
 
     concept: what was erased (several are pooled). table: the model's concepts, whose `related` names make the
     related group; every other concept is unrelated. The groups are `efface.evaluation.prompts.GROUPS`.
-    metrics: that score each image or the edit besides the judge's verdict; None: all of `metrics/` that can be computed.
+    metrics: that score each image or the edit besides the judge's verdict; None: all that can be computed here.
     Raises BadModel without a table, UnknownName for a concept the judge cannot tell, BadInput for a metric that lacks
     what it needs.
     """

@@ -1,4 +1,4 @@
-"""Which prompts and seeds an evaluation asks for: groups of prompts, and a plan that turns a concept table into cases."""
+"""Which prompts and seeds an evaluation asks for: groups of prompts, and a plan that makes cases of a concept table."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence

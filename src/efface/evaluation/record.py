@@ -1,9 +1,9 @@
-"""Record: one evaluation of one edit, one row per image; every table, interval, sentence and page is computed from it."""
+"""Record: one evaluation of one edit, one row per image; all tables, sentences and pages are computed from it."""
 
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
@@ -46,7 +46,7 @@ class Row(Value):
     seen: str
     top1: bool
     top5: bool
-    scores: dict[str, float] = {}
+    scores: dict[str, float] = Field(default_factory=dict)
     image: str
 
 
@@ -66,11 +66,11 @@ class Made(Value):
     id: str
     method: str = ""
     preset: str = ""
-    fields: dict[str, JsonValue] = {}
+    fields: dict[str, JsonValue] = Field(default_factory=dict)
     seed: int | None = None
     erased: tuple[str, ...] = ()
     preserved: tuple[str, ...] = ()
-    about: dict[str, JsonValue] = {}
+    about: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class Sampling(Value):
@@ -107,10 +107,10 @@ class Scored(Value):
     edit: Made
     evaluator: Profile
     sampling: Sampling
-    whole: dict[str, float] = {}
+    whole: dict[str, float] = Field(default_factory=dict)
     erasing: Cost | None = None
     evaluating: Cost | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     git: str = ""
     created: str = ""
     error: str = ""
@@ -192,7 +192,7 @@ class Aggregate(Scored):
     kind: Literal["aggregate"] = "aggregate"
     note: str = "aggregated before records had rows"
     groups: dict[str, Summary]
-    means: dict[str, dict[str, Mean]] = {}
+    means: dict[str, dict[str, Mean]] = Field(default_factory=dict)
 
     @property
     def summaries(self) -> dict[str, Summary]:
@@ -202,23 +202,6 @@ class Aggregate(Scored):
     def mean(self, metric: str, group: str) -> Mean | None:
         """Return the mean of a metric over the edited images of a group; None where it is not on record."""
         return self.means.get(metric, {}).get(group)
-
-
-def check_comparable(records: Sequence[Scored]) -> None:
-    """Refuse to put scores of different judges, prompts, samplers or models together. Raises `BadInput`."""
-    if not records:
-        raise BadInput("no results to put in a table")
-    for part in ("evaluator", "sampling"):
-        values: list[Value] = [getattr(record, part) for record in records]
-        for key in type(values[0]).model_fields:
-            _same(key, [getattr(value, key) for value in values])
-    _same("model", [record.model.id for record in records])
-
-
-def _same(key: str, values: Sequence[Any]) -> None:
-    other = next((value for value in values if value != values[0]), None)
-    if other is not None or any(value != values[0] for value in values):
-        raise BadInput(f"these results cannot share a table: their {key} differs ({values[0]} and {other})")
 
 
 READER: TypeAdapter[Record | Aggregate] = TypeAdapter(Annotated[Record | Aggregate, Field(discriminator="kind")])
@@ -276,4 +259,15 @@ def _share(verdicts: Sequence[bool]) -> Share:
     return Share(hits=sum(verdicts), n=len(verdicts))
 
 
-__all__ = ["Aggregate", "Asked", "Base", "Cost", "Made", "Record", "Row", "Sampling", "Scored", "check_comparable", "read"]
+__all__ = [
+    "Aggregate",
+    "Asked",
+    "Base",
+    "Cost",
+    "Made",
+    "Record",
+    "Row",
+    "Sampling",
+    "Scored",
+    "read",
+]

@@ -54,8 +54,12 @@ class DigitJudge(Judge):
         """Return the probability of every class for images in [0, 1]."""
         return torch.cat([self.net(part[:, :1] * 2 - 1).float().softmax(-1) for part in images.split(BATCH)])
 
-    @cached_property
-    def profile(self) -> Profile:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @property
+    def profile(self) -> Profile:
         """Return what a score must be quoted with."""
+        return self._profile
+
+    @cached_property
+    def _profile(self) -> Profile:
         weights = {"judge": sha256_tensors(dict(self.net.state_dict()))[:16]}
         return Profile(evaluator=self.name, sha256=weights, input=SIDE, classes=len(self.classes))

@@ -72,9 +72,13 @@ class MiniJudge(Judge):
         image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
         return image @ self._clip.text(self.words(list(texts))).mT
 
-    @cached_property
-    def profile(self) -> Profile:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @property
+    def profile(self) -> Profile:
         """Return what a score must be quoted with."""
+        return self._profile
+
+    @cached_property
+    def _profile(self) -> Profile:
         nets = {"objects": self._objects, "styles": self._styles, "clip": self._clip}
         hashes = {name: sha256_tensors(dict(net.state_dict()))[:16] for name, net in nets.items()}
         return Profile(evaluator="mini-judges", sha256=hashes, input=self.size, classes=len(self.classes))
