@@ -68,7 +68,7 @@ def evaluate(
             rows += _rows(asked[start : start + plan.batch * 2], sides, plan, judge, store, chosen, metrics is None)
     return Record(
         concepts=tuple(target.name for target in targets), model=Base(name=model.name, id=model.id), edit=made,
-        evaluator=judge.profile, sampling=_sampling(model, plan), rows=tuple(rows),
+        evaluator=judge.profile, sampling=sampling_of(model, plan), rows=tuple(rows),
         whole=_whole(chosen, model, edit, metrics is None), erasing=_erasing(edit), evaluating=_cost(began),
         versions=versions(), git=git(), created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
@@ -188,7 +188,8 @@ def _whole(metrics: Sequence[Metric], model: Model, edit: Edit, lenient: bool) -
     return {registry.name_of(type(metric)): round(float(metric(samples)), DIGITS) for metric in able}
 
 
-def _sampling(model: Model, plan: Plan) -> Sampling:
+def sampling_of(model: Model, plan: Plan) -> Sampling:
+    """Return how a plan asks a model for images, for a record."""
     solver = plan.solver or type(model.pipe.scheduler).__name__
     seeds = {name: getattr(plan, name) for name in plan.SEEDS}
     return Sampling(solver=solver, steps=plan.steps, guidance=plan.guidance, seeds=seeds, prompts=plan.templates)
