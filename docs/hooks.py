@@ -98,7 +98,9 @@ def type_of(value: dict[str, Any]) -> str:
         return f"list of {type_of(value.get('items', {}))}"
     if value.get("type") == "object":
         return f"object of {type_of(value.get('additionalProperties', {}))}"
-    return {"integer": "whole number", "null": "nothing"}.get(value.get("type", ""), value.get("type", "any JSON value"))
+    return {"integer": "whole number", "null": "nothing"}.get(
+        value.get("type", ""), value.get("type", "any JSON value")
+    )
 
 
 def methods() -> str:

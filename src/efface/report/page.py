@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from efface.evaluation.compare import check_comparable
 from efface.evaluation.record import Scored
 from efface.report import html
@@ -78,7 +80,7 @@ def sections() -> list[Any]:
 def render(page: Page) -> str:
     """Return the page as HTML. Raises BadInput when its records cannot share a table."""
     check_comparable(page.records)
-    body = [section.render(page) for section in sections()]
+    body = [Markup(section.render(page)) for section in sections()]
     return html.page(page=page, sections=body, wide=len(page.columns) > 3)
 
 
