@@ -64,10 +64,10 @@ def records() -> str:
     schema = Record.model_json_schema()
     parts = {"Record": schema, **{k: v for k, v in schema["$defs"].items() if "properties" in v}}
     head = (
-        "# Records\n\n`efface evaluate --json FILE`, `efface demo` and `benchmarks/methods.py` write records: one JSON object, "
-        "alone in a `.json` file or one a line in a `.jsonl` file. A record has one row per image; every share, interval, "
-        "sentence, table and page is computed from the rows. `efface.evaluation.record.read` reads both kinds of file and "
-        "refuses anything else.\n\nThe image of a row is in the store under its key: "
+        "# Records\n\n`efface evaluate --json FILE`, `efface demo` and `benchmarks/methods.py` write records: one JSON "
+        "object, alone in a `.json` file or one a line in a `.jsonl` file. It has one row per image; every share, "
+        "interval, sentence, table and page is computed from the rows. `efface.evaluation.record.read` reads both "
+        "and refuses anything else.\n\nThe image of a row is in the store under its key: "
         "`efface.evaluation.store.Store.default().image(row.image)`.\n"
     )
     tables = [table_of(name, part) for name, part in parts.items()]

@@ -50,7 +50,7 @@ def absent(group: Group, summary: Summary, name: str) -> Verdict:
     elif after.value <= GONE and after.interval.high <= SURE:
         text, tone = good, "good"
     elif after.value <= GONE:
-        text, tone = f"{after.n} images are too few to tell whether {good}", "open"
+        text, tone = f"{after.n} images are too few to tell whether {bad}", "open"
     elif after.interval.high < before.interval.low:
         text, tone = mixed, "mixed"
     else:
