@@ -163,7 +163,7 @@ def report(folder: Path) -> None:
     scores = generated(half, judge, prompts()["plain"], 8, **HOW)
     found["solvers"]["bfloat16"] = {k: v for k, v in scores.items() if k != "per_object"}
     found["model"] = model.id
-    found["judge"] = judge.profile
+    found["judge"] = judge.profile.model_dump()
     (HERE / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "MODEL_CARD.md").write_text(card(found))
     sheets(model, folder, **HOW)
