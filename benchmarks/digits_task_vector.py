@@ -96,7 +96,12 @@ def main() -> None:
         found = line(experiment, edit.prune(keep=PARTS[parts]))
         lines.append({"training": training, "parts": parts, "vector": edit.id[:16], **found})
         print(f"{training}, {parts}: alpha {found['alpha']:g}, others {found['others']['share']:.1%}")
-        about = {"target": options.target, "judge": experiment.judge.profile, "versions": versions(), "git": git()}
+        about = {
+            "target": options.target,
+            "judge": experiment.judge.profile.model_dump(),
+            "versions": versions(),
+            "git": git(),
+        }
         with writing(options.out) as temporary:
             temporary.write_text(json.dumps({"lines": lines, **about}, indent=1) + "\n")
 

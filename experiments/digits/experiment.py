@@ -13,9 +13,9 @@ from efface.attack import Target
 from efface.concept import Concept
 from efface.digits import pipeline
 from efface.digits.classes import class_number, classes
-from efface.digits.judge import DigitJudge
 from efface.edits.edit import Edit
 from efface.errors import BadFile, unknown
+from efface.judges.digits import DigitJudge
 from efface.methods.ca import CA
 from efface.methods.task_vector import TaskVector
 from efface.models.model import Model
@@ -86,12 +86,12 @@ class Experiment:
     @cached_property
     def judge(self) -> DigitJudge:
         """Return the judge that searches may ask."""
-        return pipeline.judge(self.dataset, self.weights)
+        return DigitJudge.load(f"digits:{self.dataset}", "judge", self.weights)
 
     @cached_property
     def second(self) -> DigitJudge:
         """Return the judge that no search asks, for the numbers that are quoted."""
-        return pipeline.judge(self.dataset, self.weights, second=True)
+        return DigitJudge.load(f"digits:{self.dataset}", "judge2", self.weights)
 
     def edit(self, kind: str, seed: int = 0) -> Edit:
         """Return an edit, one of METHODS (a task vector of α = 1), made once and then read from the folder.

@@ -62,5 +62,9 @@ def table1(experiment: Experiment, seeds: int = 120, steps: int = QUERY.steps) -
         rows[name] = row(experiment, experiment.model(name, alpha), range(seeds), range(9 * seeds), steps)
     return {
         "dataset": experiment.dataset, "target": experiment.target, "alpha": alpha, "steps": steps, "rows": rows,
-        "sweep": sweep, "judge": experiment.second.profile, "chooser": experiment.judge.profile,
+        "sweep": sweep, "judge": _about(experiment.second), "chooser": _about(experiment.judge),
     }  # fmt: skip
+
+
+def _about(judge: Any) -> dict[str, Any]:
+    return {**judge.profile.model_dump(), "held_out_accuracy": judge.accuracy}

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efface.evaluation.prompts import hints
+from efface.evaluation.prompts import implicit_prompts
 from efface.evaluation.stats import wilson
-from efface.judges.mini import Judge
+from efface.judges.mini import MiniJudge
 from efface.models.model import Model, Query
 from efface.util.progress import progress
 from experiments.mini.artwork import HELD_OUT, drawings
@@ -38,7 +38,7 @@ def _right(probs: Tensor, labels: Tensor, k: int) -> Tensor:
     return (probs.topk(k, -1).indices == labels[:, None]).any(1)
 
 
-def judges_on(judge: Judge, pictures: Pictures) -> dict[str, Any]:
+def judges_on(judge: MiniJudge, pictures: Pictures) -> dict[str, Any]:
     """Score both judges on pictures of known object and style."""
     images = pictures.pixels.float() / 255
     objects, styles = judge.objects(images), judge.style_probs(images)
@@ -70,7 +70,7 @@ def prompts() -> dict[str, list[tuple[str, int, int]]]:
             (HELD_OUT_STYLED[(i + j) % 2].format(n, s), i, j)
             for i, n in enumerate(NAMES) for j, s in enumerate(STYLE_NAMES) if j
         ],
-        "keywords": [(phrase, i, 0) for i, noun in enumerate(NOUNS) for phrase in hints(noun.keywords)],
+        "keywords": [(phrase, i, 0) for i, noun in enumerate(NOUNS) for phrase in implicit_prompts(noun.keywords)],
         "held_out_keywords": [(" ".join(pair), i, 0) for i, noun in enumerate(NOUNS) for pair in noun.held_out],
     }  # fmt: skip
 
@@ -85,7 +85,7 @@ SEEDS_OF = {
 }
 
 
-def generated(model: Model, judge: Judge, asked: Sequence[tuple[str, int, int]], seeds: int, **how: Any) -> dict:
+def generated(model: Model, judge: MiniJudge, asked: Sequence[tuple[str, int, int]], seeds: int, **how: Any) -> dict:
     """Score images of every prompt: object top-1 and top-5, style top-1, CLIP score, per object."""
     queries = [Query(text, SEEDS[s], **how) for text, _, _ in asked for s in range(seeds)]
     objects = torch.tensor([o for _, o, _ in asked for _ in range(seeds)])
@@ -140,7 +140,7 @@ def sheets(model: Model, folder: Path, **how: Any) -> None:
 def report(folder: Path, into: Path) -> None:
     """Measure the model and the judges in `into`; write metrics and card there, and contact sheets into `folder`."""
     torch.set_num_threads(2)
-    model, judge = Model.load(into / "weights"), Judge(into / "judges")
+    model, judge = Model.load(into / "weights"), MiniJudge(into / "judges")
     art = drawings(folder / "art")
     found: dict[str, Any] = {
         "judges": {
@@ -162,7 +162,7 @@ def report(folder: Path, into: Path) -> None:
     scores = generated(half, judge, prompts()["plain"], 8, **HOW)
     found["solvers"]["bfloat16"] = {k: v for k, v in scores.items() if k != "per_object"}
     found["model"] = model.id
-    found["judge"] = judge.profile
+    found["judge"] = judge.profile.model_dump()
     (into / "metrics.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (into / "MODEL_CARD.md").write_text(card(found), encoding="utf-8")
     sheets(model, folder, **HOW)

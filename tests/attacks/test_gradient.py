@@ -6,6 +6,7 @@ from efface.attacks.gradient import Gradient
 from efface.attacks.grid import Grid
 from efface.concept import Concept
 from efface.errors import BadInput, UnknownName
+from efface.judge import Judge, Profile
 from efface.query import Query
 
 LIKE = Query("0", steps=2, guidance=1.0)
@@ -48,8 +49,8 @@ def test_seed(lamp):
 def test_through_eps_it_attacks_stable_diffusion(tiny):
     """Contexts of many tokens and a judge without gradient are no obstacle there."""
 
-    class Anything:
-        classes = ("church",)
+    class Anything(Judge):
+        classes, profile = ("church",), Profile(evaluator="anything")
 
         def objects(self, images):
             return torch.ones(len(images), 1)

@@ -18,16 +18,18 @@ import efface
 from efface import Edit, registry
 from efface.cli import commands
 from efface.cli.app import names, run
+from efface.evaluation.record import read
+from efface.judge import Judge, Profile
 from efface.models.model import Model
 
 NAMES = ("church", "house", "castle", "guitar", "dog", "wolf")
 Invoke = Callable[..., tuple[int, str, str]]
 
 
-class Random:
+class Random(Judge):
     """A judge that is a fixed random linear map."""
 
-    classes, styles, profile = NAMES, ("plain", "neon"), {"evaluator": "random"}
+    classes, styles, profile = NAMES, ("plain", "neon"), Profile(evaluator="random")
 
     def objects(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
         maps = torch.randn(3 * 16 * 16, len(NAMES), generator=torch.Generator().manual_seed(0))
@@ -49,7 +51,7 @@ def work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     objects[4]["family"] = objects[5]["family"] = "animal"
     styles = [{"name": "neon", "kind": "style", "related": [], "keywords": []}]
     (known / "concepts.json").write_text(json.dumps({"objects": objects, "styles": styles}))
-    monkeypatch.setattr("efface.judges.mini.judge", lambda name: Random())
+    monkeypatch.setattr("efface.judge.judge_of", lambda model, name="": Random())
     place = tmp_path / "work"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -183,17 +185,18 @@ def test_evaluate(invoke: Invoke, work: Path) -> None:
         "--target-seeds", "0:2", "--steps", 1,
     )  # fmt: skip
     assert (code, err) == (0, "")
-    found = json.loads((work / "out.json").read_text())
-    assert set(found) >= {"concept", "model", "edit", "groups", "per_concept", "profile"}
-    assert {"target", "related", "unrelated", "implicit", "implicit_held_out", "unprotected"} <= set(found["groups"])
-    assert set(found["groups"]["target"]["before"]) >= {"top1", "top5", "n", "ci95"}
-    assert found["edit"] == Edit.load("church.safetensors").id
+    (found,) = read(work / "out.json")
+    assert {"target", "related", "unrelated", "implicit", "implicit_held_out", "unpreserved"} <= set(found.summaries)
+    assert found.summaries["target"].before.n == 2
+    assert found.edit.id == Edit.load("church.safetensors").id
+    assert found.edit.method == "uce"
+    assert found.evaluator.evaluator == "random"
     assert "erased" in out
     assert out.splitlines()[-1] == "out.json"
 
 
 def test_lists(invoke: Invoke) -> None:
-    for kind in ("methods", "attacks", "metrics"):
+    for kind in ("methods", "attacks", "metrics", "judges"):
         _, out, _ = invoke("list", kind)
         assert all(name in out for name in registry.names(kind)) if (registry.ROOT / kind).is_dir() else out
     assert "mini" in invoke("list", "models")[1]

@@ -10,6 +10,7 @@ from torch import nn
 from efface.digits import pipeline
 from efface.digits.net import DigitUNet
 from efface.digits.prompts import normalised, spread
+from efface.judge import Judge, Profile
 from efface.models.model import Model
 
 NAMES = tuple("0123456789")
@@ -28,10 +29,10 @@ class Lamp(DigitUNet):
         return (light[:, None, None, None] + 0 * sample,)
 
 
-class Brightness:
+class Brightness(Judge):
     """Judge a picture "0" with a probability that is its brightness."""
 
-    classes, styles, profile = NAMES, (), {}
+    classes, profile = NAMES, Profile(evaluator="brightness")
 
     def __init__(self) -> None:
         self.seen = 0

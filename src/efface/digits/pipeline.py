@@ -1,6 +1,5 @@
 """The digits model as a pipeline that `Model` can view: a UNet on pixels, an identity for an autoencoder."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from efface.digits.classes import classes
-from efface.digits.judge import DigitJudge
-from efface.digits.net import SIDE, Classifier, DigitUNet
+from efface.digits.net import SIDE, DigitUNet
 from efface.digits.prompts import Passing, Reader
 from efface.errors import BadModel
 from efface.models.model import Model
@@ -77,16 +75,6 @@ def load(dataset: str = "mnist", folder: Path = WEIGHTS) -> Model:
     unet.load_state_dict(_part(dataset, folder, "unet"))
     codes = _read(dataset, folder)[0]["codes"]
     return replace(assemble(unet, classes(dataset), codes), name=f"digits:{dataset}")
-
-
-def judge(dataset: str = "mnist", folder: Path = WEIGHTS, second: bool = False) -> DigitJudge:
-    """Load a data set's judge, or the second one, trained apart, which no search looks at."""
-    names = classes(dataset)
-    net = Classifier(len(names))
-    name = "judge2" if second else "judge"
-    net.load_state_dict(_part(dataset, folder, name))
-    accuracy = json.loads(_read(dataset, folder)[1].get("accuracy", "{}")).get(name)
-    return DigitJudge(net, names, f"digits-{dataset}-{name}", accuracy)
 
 
 def _read(dataset: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import efface.mini
-from efface.judges.mini import Judge
+from efface.judges.mini import MiniJudge
 from efface.models.model import Model, Query
 from efface.training.checkpoints import read
 from experiments.mini import __main__ as build
@@ -70,6 +70,6 @@ def test_every_part_runs_and_goes_on_from_what_is_there(tmp_path, monkeypatch):
     assert read(folder / "vae.safetensors")[2]["step"] == 2
     image = Model.load(into / "weights").generate([Query("a picture of a church", 0, 1)])
     assert image.shape == (1, 3, 64, 64)
-    judge = Judge(into / "judges")
+    judge = MiniJudge(into / "judges")
     assert judge.classes == NAMES
     torch.testing.assert_close(judge.objects(image).sum(), torch.tensor(1.0))
