@@ -49,7 +49,7 @@ def test_contributing_method_works(tiny: Model, tmp_path: Path, monkeypatch: pyt
     assert edit.meta["method"] == "project"
     edit.save(tmp_path / "edit.safetensors")
     assert Edit.load(tmp_path / "edit.safetensors") == edit
-    word = tiny.encode(["church"])[0, tiny.tokens("church").subject]
+    word = tiny.encode(["church"]).tokens[0, tiny.tokens("church").subject]
     for name, change in edit.dense(tiny).items():
         after = (tiny.weights()[name].double() + change.double()) @ word.double()
         assert after.norm() < 1e-5 * word.norm()

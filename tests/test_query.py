@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
 
@@ -21,10 +22,12 @@ def test_the_key_is_stable_json():
 
 
 def test_queries_are_equal_when_their_keys_are():
-    x = torch.zeros(16, 32)
+    x = torch.zeros(1, 16, 32)
     assert Query("a") == Query("a")
-    assert Query("a", embeds=x) == Query("a", embeds=x.clone())
-    assert Query("a", embeds=x) != Query("a", embeds=x + 1)
+    own = Query("a", context=Context(x))
+    assert own == Query("a", context=Context(x.clone()))
+    assert own != Query("a", context=Context(x + 1))
+    assert own != Query("a", context=Context(x, torch.zeros(1, 8)))
     assert Query("a") != "a"
     others = {
         Query("b"),
@@ -47,7 +50,7 @@ def test_queries_are_equal_when_their_keys_are():
         {"steps": 1001},
         {"guidance": float("nan")},
         {"guidance": float("inf")},
-        {"embeds": torch.zeros(1, 16, 32)},
+        {"context": Context(torch.zeros(2, 16, 32))},
     ],
 )
 def test_values_out_of_range_are_refused(values: dict):

@@ -53,7 +53,7 @@ class Target:
 class Finding:
     """What an attack found.
 
-    queries: the most successful ones, best first; a context that has no words is in `embeds`.
+    queries: the most successful ones, best first; a prompt that has no words is in their `context`.
     scores: the attack's own estimate for each, 0 to 1. It was maximised, so it is too high: draw anew before quoting.
     edit: set by attacks that change weights ("relearning"), to be added to the edit under attack.
     cost: images drawn, calls of the denoiser (an image and a timestep each), what else the attack counts.

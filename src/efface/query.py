@@ -5,8 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from efface.context import Context
 from efface.errors import BadInput
 from efface.util.files import sha256_tensors
 
@@ -21,7 +20,7 @@ class Query:
     seed: of its own noise, 0 to 2^63 - 1.
     steps: of the solver, 1 or more.
     guidance: classifier-free guidance scale; 1 means none.
-    embeds: a context (len, dim) that takes the place of the encoded prompt.
+    context: one row that takes the place of the encoded prompt; without a pooled vector the prompt's own is used.
     solver: "" for the model's own, else a name in `efface.models.schedulers.SOLVERS`.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
@@ -31,7 +30,7 @@ class Query:
     seed: int = 0
     steps: int = 20
     guidance: float | int = 7.5
-    embeds: Tensor | None = None
+    context: Context | None = None
     solver: str = ""
 
     def __post_init__(self) -> None:
@@ -43,16 +42,22 @@ class Query:
             raise BadInput(f"steps is a whole number from 1 to 1000, got {self.steps!r}")
         if not math.isfinite(self.guidance):
             raise BadInput(f"guidance is a finite number, got {self.guidance!r}")
-        if self.embeds is not None and self.embeds.dim() != 2:
-            raise BadInput(f"embeds has shape (len, dim), got {list(self.embeds.shape)}")
+        if self.context is not None and len(self.context) != 1:
+            raise BadInput(f"the context of a query is one row, got {len(self.context)}")
 
     @property
     def key(self) -> str:
         """Return a stable JSON string: equal for equal queries, across runs and machines."""
-        embeds = None if self.embeds is None else sha256_tensors({"embeds": self.embeds})
         values: dict[str, Any] = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps}
-        values |= {"guidance": float(self.guidance), "solver": self.solver, "embeds": embeds}
+        values |= {"guidance": float(self.guidance), "solver": self.solver, "embeds": self._context_hash}
         return json.dumps(values, sort_keys=True)
+
+    @property
+    def _context_hash(self) -> str | None:
+        if self.context is None:
+            return None
+        named = {"embeds": self.context.tokens[0], "pooled": self.context.pooled}
+        return sha256_tensors({name: value for name, value in named.items() if value is not None})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Query) and self.key == other.key

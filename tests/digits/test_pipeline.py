@@ -18,7 +18,7 @@ def test_eps_is_the_noise_of_the_predicted_velocity(raw):
     g = torch.Generator().manual_seed(0)
     x, t = torch.randn(4, 1, 28, 28, generator=g), torch.tensor([0, 300, 700, 999])
     c = raw.encode(["0", "1", "", "2"])
-    v = raw.unet(x, t, c)[0]
+    v = raw.denoiser(x, t, c)[0]
     alpha, sigma = raw.levels(t)
     torch.testing.assert_close(raw.eps(x, t, c), alpha * v + sigma * x)
     torch.testing.assert_close(raw.eps(x, t, c), schedulers.to_eps(v, x, alpha, sigma, "v_prediction"))
@@ -28,7 +28,7 @@ def test_the_prompt_and_the_time_matter_and_the_empty_prompt_is_zero(raw):
     x = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     c, null = raw.encode(["0"]), raw.encode([""])
     assert not null.any()
-    outs = [raw.raw(x, 500, c), raw.raw(x, 500, null), raw.raw(x, 100, c)]
+    outs = [raw.predict(x, 500, c), raw.predict(x, 500, null), raw.predict(x, 100, c)]
     assert all((a - b).abs().max() > 1e-3 for a, b in ((outs[0], outs[1]), (outs[0], outs[2])))
 
 

@@ -24,7 +24,7 @@ def random(seed: int, *shape: int) -> Tensor:
 
 def dense_edit(model: Model, seed: int = 0, size: float = 0.05) -> Edit:
     """Make an edit of two dense deltas that knows its base model."""
-    names = [model.cross_attention()[0], "unet.conv_out.bias"]
+    names = [model.text_weights()[0], "unet.conv_out.bias"]
     weights = model.weights()
     delta = {name: size * random(seed + i, *weights[name].shape) for i, name in enumerate(names)}
     return Edit(delta=delta, meta={"base": model.base(names)})
@@ -32,7 +32,7 @@ def dense_edit(model: Model, seed: int = 0, size: float = 0.05) -> Edit:
 
 def map_edit(model: Model, seed: int = 0, rank: int = 2, size: float = 0.1) -> Edit:
     """Make an edit of one text map on all keys and values that knows its base model."""
-    names = tuple(model.cross_attention())
+    names = tuple(model.text_weights())
     text_map = TextMap(names, size * random(seed, model.width, rank), random(seed + 1, rank, model.width))
     return Edit(maps=(text_map,), meta={"base": model.base(names)})
 
@@ -147,7 +147,7 @@ def test_another_architecture_is_always_refused(tiny: Model, tiny2: Model):
     bad = [
         Edit(delta={"unet.nothing.weight": torch.zeros(2)}),
         Edit(delta={"unet.conv_out.bias": torch.zeros(5)}),
-        Edit(maps=(TextMap(tuple(tiny.cross_attention()), random(0, 31, 1), random(0, 1, 31)),)),
+        Edit(maps=(TextMap(tuple(tiny.text_weights()), random(0, 31, 1), random(0, 1, 31)),)),
         Edit(maps=(TextMap(("unet.conv_in.weight",), random(0, 32, 1), random(0, 1, 32)),)),
         dense_edit(tiny2),
     ]

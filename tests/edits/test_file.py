@@ -26,7 +26,7 @@ QUERIES = [Query("a church", 0, 3), Query("a dog", 1, 3)]
 def whole(model: Model) -> Edit:
     """Make an edit with something of everything."""
     generator = torch.Generator().manual_seed(0)
-    names = tuple(model.cross_attention())
+    names = tuple(model.text_weights())
     left = 0.1 * torch.randn(model.width, 2, generator=generator)
     right = torch.randn(2, model.width, generator=generator)
     guards = (Guard(SLD(scale=5.0), (Concept("church", kind="unsafe"),)), Guard(NegativePrompt("x"), (Concept("y"),)))
@@ -66,7 +66,7 @@ def test_saving_and_loading_gives_the_same_edit_and_images(tiny: Model, saved: P
 
 
 def test_a_guard_made_of_a_text_map_is_saved_too(tiny: Model, tmp_path: Path):
-    names = tuple(tiny.cross_attention())
+    names = tuple(tiny.text_weights())
     edit = Edit(maps=(TextMap(names, torch.ones(32, 1), torch.ones(1, 32)),)).as_guard()
     edit.save(tmp_path / "guard.safetensors")
     back = Edit.load(tmp_path / "guard.safetensors")

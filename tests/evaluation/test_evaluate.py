@@ -74,7 +74,7 @@ def paint(tmp_path: Path, swaps: dict[str, str]) -> Painter:
 
 
 def an_edit(model: Model, keep: Sequence[str] = ()) -> Edit:
-    name = model.cross_attention()[0]
+    name = model.text_weights()[0]
     meta = {"method": "test", "keep": [{"name": k} for k in keep], "erase": [{"name": "church"}]}
     return Edit({name: torch.full_like(model.weights()[name], 0.3)}, meta=meta)
 

@@ -47,7 +47,7 @@ def test_variants_train_their_weights_only(tiny, params):
     rest = set(tiny.weights()) - cross
     expected = {
         "x": cross,
-        "x-strict": set(tiny.cross_attention()),
+        "x-strict": set(tiny.text_weights()),
         "u": {n for n in rest if not n.startswith(("unet.time_", "unet.conv_out", "unet.conv_norm"))},
         "u-linear": {n for n in rest if "norm" not in n},
         "full": set(tiny.weights()),

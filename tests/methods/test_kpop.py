@@ -67,12 +67,12 @@ def test_alternation_of_equation_6_and_7(tiny):
 
 @pytest.mark.parametrize("where", ["mid", "mid-up", "down-mid-up"])
 def test_where_the_prompt_goes(tiny, where):
-    names = [n for n, m in tiny.unet.named_modules() if getattr(m, "is_cross_attention", False)]
+    names = [n for n, m in tiny.denoiser.named_modules() if getattr(m, "is_cross_attention", False)]
     seen = {}
     model = tiny.edited({name: p.data for name, p in tiny.weights().items()})
     view = prompted(model, torch.randn(1, 20, 32), "concat", where)
     for name in names:
-        view.unet.get_submodule(name).to_k.register_forward_hook(
+        view.denoiser.get_submodule(name).to_k.register_forward_hook(
             lambda m, args, out, name=name: seen.__setitem__(name, args[0].shape[1])
         )
     view.eps(*inputs(model))
@@ -80,12 +80,12 @@ def test_where_the_prompt_goes(tiny, where):
     expected = {"mid": ("mid",), "mid-up": ("mid", "up"), "down-mid-up": ("mid", "up", "down")}[where]
     assert reading == {name for name in names if name.startswith(expected)}
     assert set(seen.values()) <= {16, 36}
-    assert not any(m._forward_pre_hooks for m in model.unet.modules())
+    assert not any(m._forward_pre_hooks for m in model.denoiser.modules())
 
 
 def test_mechanisms_that_change_nothing(tiny):
     """A concatenated copy of the text leaves every output as it is, and so does adding zero (section 4.3)."""
-    plain, c = tiny.eps(*inputs(tiny)), tiny.encode(["church"])
+    plain, c = tiny.eps(*inputs(tiny)), tiny.encode(["church"]).tokens
 
     def eps(prompt, how):
         return prompted(tiny, prompt, how, "down-mid-up").eps(*inputs(tiny))

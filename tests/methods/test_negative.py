@@ -34,7 +34,7 @@ def test_the_text_names_the_concepts(tiny: Model):
 
 def test_it_costs_no_third_pass(tiny: Model):
     sizes = []
-    handle = tiny.unet.register_forward_hook(lambda _module, args, _out: sizes.append(len(args[0])))
+    handle = tiny.denoiser.register_forward_hook(lambda _module, args, _out: sizes.append(len(args[0])))
     with NegativePrompt()(tiny, "church").applied(tiny) as guarded:
         guarded.sample([Query("a", steps=3, solver="ddim")])
     handle.remove()

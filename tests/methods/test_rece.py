@@ -28,10 +28,10 @@ def edited(old, anchor, c, g, k, ridge, p):
 
 def algorithm(model, epochs, ridge, goals, rows, first, keep, hold=False):
     """Run algorithm 1 with inverses; return the weights and derived embeddings of every epoch."""
-    c, g, *k = (v.double() for v in model.encode(["church", "red house", "", *keep]))
+    c, g, *k = (v.double() for v in model.encode(["church", "red house", "", *keep]).tokens)
     k = torch.cat(k)
     weights = model.weights()
-    base = [weights[n].detach().double() for n in model.cross_attention()]
+    base = [weights[n].detach().double() for n in model.text_weights()]
     now = [edited(w, w, *tail(model, c, g), k, *first) for w in base]
     derived = []
     for _ in range(epochs):
@@ -43,7 +43,7 @@ def algorithm(model, epochs, ridge, goals, rows, first, keep, hold=False):
             own, target = tail(model, c, g)
             pair = torch.cat([pair[0], own]), torch.cat([pair[1], target if goals == "original" else own])
         now = [edited(w, w0 if goals == "original" else w, *pair, k, 0.1, 0.1) for w, w0 in zip(now, base, strict=True)]
-    return dict(zip(model.cross_attention(), now, strict=True)), derived
+    return dict(zip(model.text_weights(), now, strict=True)), derived
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_is_algorithm_1(tiny, fields, settings, keep):
 
 def test_gradient_is_zero_at_every_epoch(tiny):
     """Of eq. 2 with the previous weights in its last term, at the edit of each epoch (float32 factors)."""
-    c, g, k = (v.double() for v in tiny.encode(["church", "red house", ""]))
-    base = tiny.weights()[tiny.cross_attention()[0]].detach().double()
+    c, g, k = (v.double() for v in tiny.encode(["church", "red house", ""]).tokens)
+    base = tiny.weights()[tiny.text_weights()[0]].detach().double()
     now = base + UCE(ridge=0.1, preserve_scale=0.1)(tiny, [CHURCH]).maps[0].delta(base)
     for epoch in range(3):
         edit = RECE(epochs=epoch + 1)(tiny, [CHURCH])
@@ -90,9 +90,9 @@ def test_derived_embedding_brings_the_concept_back(tiny):
     """Eq. 5: W_new c' = W_old c in every matrix, so the embedding undoes any closed-form edit of keys and values."""
     edit = RECE(epochs=1, derive_ridge=0.0)(tiny, [CHURCH])
     first = RECE(epochs=0)(tiny, [CHURCH])
-    c, derived = tiny.encode(["church"])[0].double(), edit.extra["derived.0.church"].double()
+    c, derived = tiny.encode(["church"]).tokens[0].double(), edit.extra["derived.0.church"].double()
     with first.applied(tiny) as undone:
-        for name in tiny.cross_attention():
+        for name in tiny.text_weights():
             wanted, found = c @ tiny.weights()[name].double().T, derived @ undone.weights()[name].double().T
             assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
@@ -140,7 +140,7 @@ def test_stopping_when_the_judge_no_longer_sees_it(tiny, monkeypatch):
     assert len(report["epochs"]) == 2  # the third derived embedding shows nothing and is not erased
     assert edit.meta["fields"]["stop_below"] == 0.25
     assert [images.shape for images in seen] == [(2, 3, 16, 16)] * 3
-    assert edit.dense(tiny).keys() == set(tiny.cross_attention())
+    assert edit.dense(tiny).keys() == set(tiny.text_weights())
     plain = RECE(epochs=2)(tiny, [CHURCH])
     for name, delta in edit.dense(tiny).items():
         torch.testing.assert_close(delta, plain.dense(tiny)[name])

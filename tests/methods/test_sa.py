@@ -64,7 +64,7 @@ def test_fisher_is_the_mean_squared_gradient(tiny):
         with torch.no_grad():
             run.weights[name].view(fisher[name].shape)[place] += sign * step
             run.rng.set_state(state)
-            t, noise = run.pick(1000, 1), run.noise(1)
+            t, noise = run.times(1), run.noise(1)
             alpha, sigma = tiny.levels(t)
             losses.append(
                 float((run.student.eps(alpha * latents + sigma * noise, t, contexts) - noise).square().mean())

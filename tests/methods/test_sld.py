@@ -30,7 +30,7 @@ def written_out(model: Model, queries: list[Query], sld: SLD, concept: str) -> T
         p, null, s = (model.encode([text]) for text in (query.prompt, "", concept))
         nu = torch.zeros_like(x)
         for i, t in enumerate(scheduler.timesteps):
-            e_p, e_null, e_s = (model.unet(x, t, encoder_hidden_states=c).sample for c in (p, null, s))
+            e_p, e_null, e_s = (model.denoiser(x, t, encoder_hidden_states=c.tokens).sample for c in (p, null, s))
             phi = sld.scale * (e_p - e_s)
             mu = torch.minimum(phi.abs(), torch.ones_like(phi)) * (e_p < e_s + sld.threshold)
             gamma = mu * (e_s - e_null) + sld.momentum * nu

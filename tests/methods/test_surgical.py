@@ -18,14 +18,14 @@ def null_gradient(model, penalty: float, moved: bool) -> float:
     method = fast(penalty=penalty)
     run = Run(method, model, (Concept("church"),), (), 0)
     loss = method.objective(run)
-    run.null.requires_grad_()
+    run.null.tokens.requires_grad_()
     if moved:
         with torch.no_grad():
             for p in run.weights.values():
                 p.add_(0.1 * torch.randn(p.shape, generator=run.rng))
     loss(0).backward()
     assert all(p.grad is not None for p in run.weights.values())
-    return 0.0 if run.null.grad is None else float(run.null.grad.norm())
+    return 0.0 if run.null.tokens.grad is None else float(run.null.tokens.grad.norm())
 
 
 def test_the_first_term_does_not_reach_the_unconditional_branch(tiny):
@@ -89,14 +89,14 @@ def test_window_of_steps(tiny):
 def test_scaled_maps(tiny):
     z, t, c = torch.randn(2, *tiny.latent_shape), torch.tensor([500, 500]), tiny.encode(["church", "church"])
     plain = tiny.eps(z, t, c)
-    before = dict(tiny.unet.attn_processors)
+    before = dict(tiny.denoiser.attn_processors)
     scale = torch.ones(2, 16)
     scale[1, positions(tiny, "church", "church")] = 0
     with scaled_maps(tiny, scale):
         changed = tiny.eps(z, t, c)
     torch.testing.assert_close(changed[0], plain[0], atol=1e-5, rtol=1e-4)
     assert (changed[1] - plain[1]).abs().max() > 1e-4
-    assert tiny.unet.attn_processors == before
+    assert tiny.denoiser.attn_processors == before
     torch.testing.assert_close(tiny.eps(z, t, c), plain, atol=0, rtol=0)
 
 

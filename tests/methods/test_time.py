@@ -39,10 +39,10 @@ def test_alignment(old, new, to):
 def test_is_the_formula(tiny, preset):
     """W = (λW + Σ v* cᵀ)(λI + Σ c cᵀ)⁻¹ over all rows, for values and, in the paper's runs, keys (eq. 3)."""
     edit = TIME.preset(preset)(tiny, [ROSE])
-    c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]))
+    c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]).tokens)
     g = g[[0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15]]
     found, weights = edit.dense(tiny), tiny.weights()
-    assert set(found) == {n for n in tiny.cross_attention() if preset == "paper" or "to_v" in n}
+    assert set(found) == {n for n in tiny.text_weights() if preset == "paper" or "to_v" in n}
     for name, delta in found.items():
         weight = weights[name].double()
         normal = 0.1 * torch.eye(32, dtype=torch.float64) + c.T @ c
@@ -54,9 +54,9 @@ def test_gradient_of_its_objective_is_zero(tiny):
     """Eq. 2 of TIME: Σ ‖W c − W₀ c*‖² + λ‖W − W₀‖², at the edit as it was before rounding to float32."""
     from efface.methods.closed_form.least_squares import solve
 
-    c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]))
+    c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]).tokens)
     fit = solve(c, g, 0.1)
-    base = tiny.weights()[tiny.cross_attention()[0]].double()
+    base = tiny.weights()[tiny.text_weights()[0]].double()
     weight = (base + base @ fit.step.left @ fit.step.right).requires_grad_()
     loss = (c @ weight.T - g @ base.T).square().sum() + 0.1 * (weight - base).square().sum()
     (gradient,) = torch.autograd.grad(loss, weight)
@@ -72,9 +72,9 @@ def test_augmented_prompts_join_the_solve(tiny):
 def test_erasing_without_an_anchor(tiny):
     """The concept's token goes to the word before it and everything behind it moves up by one."""
     edit = TIME()(tiny, ["church"])
-    c, g = (v.double() for v in tiny.encode(["A church", "A"]))
+    c, g = (v.double() for v in tiny.encode(["A church", "A"]).tokens)
     with edit.applied(tiny) as edited:
-        for name in tiny.cross_attention():
+        for name in tiny.text_weights():
             old, new = tiny.weights()[name].double(), edited.weights()[name].double()
             before, after = (c[2:4] @ w.T - g[1:3] @ old.T for w in (old, new))
             assert after.norm() < 0.3 * before.norm()

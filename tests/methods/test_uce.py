@@ -24,7 +24,7 @@ SD14 = [320] * 10 + [640] * 10 + [1280] * 12  # heights of the 32 key and value 
 def words(model, text):
     """Return the vectors of a prompt and the number of its tokens, counted from the tokenizer's own mask."""
     found = model.part("tokenizer")(text, padding="max_length", return_tensors="pt")
-    return model.encode([text])[0].double(), int(found.attention_mask.sum())
+    return model.encode([text]).tokens[0].double(), int(found.attention_mask.sum())
 
 
 def tail(model, old, new):
@@ -59,10 +59,10 @@ def test_paper_preset_is_the_formula(tiny):
     c, g = tail(tiny, "church", "")
     k = torch.cat([words(tiny, "")[0], words(tiny, "guitar")[0]])
     weights = tiny.weights()
-    expected = {n: plain(weights[n], c, g, k, 0.5, 1.0, 0.5) for n in tiny.cross_attention()}
+    expected = {n: plain(weights[n], c, g, k, 0.5, 1.0, 0.5) for n in tiny.text_weights()}
     assert_dense(edit, tiny, expected)
     assert edit.meta["preset"] == "paper-2023"
-    assert set(edit.names) == set(tiny.cross_attention())
+    assert set(edit.names) == set(tiny.text_weights())
 
 
 def test_2025_preset_is_the_formula(tiny):
@@ -76,7 +76,7 @@ def test_2025_preset_is_the_formula(tiny):
 
     c, g = torch.stack([row("neon"), row("church")]), torch.stack([row("art"), row("house")])
     weights = tiny.weights()
-    expected = {n: plain(weights[n], c, g, row("red car")[None], 0.5, 1.0, 1.0) for n in tiny.cross_attention()}
+    expected = {n: plain(weights[n], c, g, row("red car")[None], 0.5, 1.0, 1.0) for n in tiny.text_weights()}
     assert_dense(edit, tiny, expected)
     assert edit.maps[0].left.shape[1] == 2
 
@@ -87,7 +87,7 @@ def test_tensor_technique_is_the_formula(tiny):
     edit = UCE(technique="tensor")(tiny, erase)
     weights, empty = tiny.weights(), words(tiny, "")[0]
     expected = {}
-    for name in tiny.cross_attention():
+    for name in tiny.text_weights():
         weight = weights[name].detach().double()
         top, bottom = 0.5 * weight, 0.5 * torch.eye(32, dtype=torch.float64) + empty.T @ empty
         top = top + weight @ empty.T @ empty
@@ -107,7 +107,7 @@ def test_erased_prompt_reads_as_its_target(tiny, preset):
     edit = UCE.preset(preset, erase_scale=1e7)(tiny, [CHURCH])
     c, g = tail(tiny, "church", "house")
     with edit.applied(tiny) as edited:
-        for name in tiny.cross_attention():
+        for name in tiny.text_weights():
             old, new = tiny.weights()[name].double(), edited.weights()[name].double()
             assert (c[:1] @ new.T - g[:1] @ old.T).norm() < 2e-3 * (c[:1] @ old.T - g[:1] @ old.T).norm()
 
@@ -158,7 +158,7 @@ def test_template_with_words_behind_the_name(tiny):
     edit = UCE(templates=("a {} in neon",), keep_empty=False)(tiny, [Concept("church", anchor="red house")])
     c, g = words(tiny, "a church in neon")[0], words(tiny, "a red house in neon")[0]
     weights = tiny.weights()
-    expected = {n: plain(weights[n], c[2:-1], g[3:], c[:0], 0.5, 1.0, 1.0) for n in tiny.cross_attention()}
+    expected = {n: plain(weights[n], c[2:-1], g[3:], c[:0], 0.5, 1.0, 1.0) for n in tiny.text_weights()}
     assert_dense(edit, tiny, expected)
 
 
@@ -167,7 +167,7 @@ def test_weights_and_embedding_guard_draw_the_same_image(tiny):
     edit = UCE()(tiny, [CHURCH])
     query = [Query("a picture of a church", seed=1, steps=4), Query("a dog", seed=2, steps=4)]
     with edit.applied(tiny) as weights, edit.as_guard().applied(tiny) as guarded:
-        assert guarded.unet is tiny.unet
+        assert guarded.unet is tiny.denoiser
         by_weights, by_guard, before = (m.generate(query) for m in (weights, guarded, tiny))
     assert (by_weights - by_guard).abs().max() < 1e-3
     assert (by_weights - before).abs().max() > 2e-2

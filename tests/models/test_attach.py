@@ -25,7 +25,7 @@ GUARDS = {"negative": NegativePrompt(), "sld": SLD(warmup=1, scale=20.0, thresho
 def own(model: Model):
     """Return a pipeline that shares nothing that attaching changes with the test session's."""
     pipe = copy.copy(model.pipe)
-    pipe.unet = copy.deepcopy(model.unet)
+    pipe.unet = copy.deepcopy(model.denoiser)
     return pipe
 
 
@@ -47,8 +47,8 @@ def queries(guidance: float = 7.5, solver: str = "") -> list[Query]:
 def map_edit(model: Model) -> Edit:
     generator = torch.Generator().manual_seed(0)
     left = 0.1 * torch.randn(model.width, 2, generator=generator)
-    text_map = TextMap(tuple(model.cross_attention()), left, torch.randn(2, model.width, generator=generator))
-    return Edit(maps=(text_map,), meta={"base": model.base(model.cross_attention())})
+    text_map = TextMap(tuple(model.text_weights()), left, torch.randn(2, model.width, generator=generator))
+    return Edit(maps=(text_map,), meta={"base": model.base(model.text_weights())})
 
 
 def test_weights_are_attached_for_good(tiny: Model):
@@ -58,7 +58,7 @@ def test_weights_are_attached_for_good(tiny: Model):
         ours = edited.generate(queries())
     assert (draw(pipe, queries()) - ours).abs().max() <= 1e-6
     assert (tiny.generate(queries()) - ours).abs().max() > 1e-3
-    assert torch.equal(pipe.unet.conv_in.weight, tiny.unet.conv_in.weight)
+    assert torch.equal(pipe.unet.conv_in.weight, tiny.denoiser.conv_in.weight)
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
@@ -140,7 +140,7 @@ def test_a_misfit_changes_nothing(tiny: Model, tiny2: Model):
 
 def test_a_guard_cannot_be_attached_to_a_pipeline_without_guidance(tiny: Model):
     class Other:
-        unet = tiny.unet
+        unet = tiny.denoiser
         text_encoder = vae = None
         scheduler = tiny.part("scheduler")
 

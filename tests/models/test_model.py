@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from efface.concept import Concept
+from efface.context import Context
 from efface.edits.guard import Guard, Hooks
 from efface.method import InferenceMethod
 from efface.methods.negative import NegativePrompt
@@ -63,7 +64,7 @@ def test_eps_is_epsilon_for_every_kind_of_model(tiny2: Model):
     x, c = torch.randn(2, 4, 8, 8), tiny2.encode(["a church", "a dog"])
     t = torch.tensor([300, 700])
     alpha, sigma = tiny2.levels(t)
-    v = tiny2.unet(x, t, encoder_hidden_states=c).sample
+    v = tiny2.denoiser(x, t, encoder_hidden_states=c.tokens).sample
     assert torch.allclose(tiny2.eps(x, t, c), alpha * v + sigma * x, atol=1e-6)
     assert alpha.shape == (2, 1, 1, 1)
 
@@ -71,7 +72,7 @@ def test_eps_is_epsilon_for_every_kind_of_model(tiny2: Model):
 def test_eps_takes_one_time_and_one_context_for_many(tiny: Model):
     x, c = torch.randn(3, 4, 8, 8), tiny.encode(["a church"])
     one = tiny.eps(x, 500, c)
-    many = tiny.eps(x, torch.tensor([500, 500, 500]), c.expand(3, -1, -1))
+    many = tiny.eps(x, torch.tensor([500, 500, 500]), c.expand(3))
     assert torch.allclose(one, many, atol=1e-6)
 
 
@@ -97,14 +98,22 @@ CHURCH = (Concept("church"),)
 @pytest.mark.parametrize("t", [500, torch.tensor([200, 800])], ids=["one time", "many"])
 def test_denoise_is_differentiable_through_guards(tiny: Model, method: InferenceMethod, t):
     guarded = tiny.guarded(Guard(method, CHURCH))
-    c = tiny.encode(["a church", "a dog"]).detach().requires_grad_()
+    c = Context(tiny.encode(["a church", "a dog"]).tokens.detach().requires_grad_())
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     cond, uncond = guarded.denoise(x, t, c, tiny.encode([""]))
     (uncond + 7.5 * (cond - uncond)).square().sum().backward()
-    for leaf in (x, c):
+    for leaf in (x, c.tokens):
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
         assert leaf.grad.abs().sum() > 0
+
+
+def twice(c: Context, times: int) -> Context:
+    return c.map(lambda value: value * 2**times)
+
+
+def more(c: Context, by: int) -> Context:
+    return c.map(lambda value: value + by)
 
 
 class Double(InferenceMethod):
@@ -114,7 +123,9 @@ class Double(InferenceMethod):
         def guide(eps, x, t, cond: Tensor, uncond: Tensor) -> tuple[Tensor, Tensor]:
             return cond * 2, uncond + eps(x, t, model.encode(["a dog"]))
 
-        return Hooks(embed=lambda c: c * 2, null=lambda c: c + 1, guide=guide, filter=lambda images: images / 2)
+        return Hooks(
+            embed=lambda c: twice(c, 1), null=lambda c: more(c, 1), guide=guide, filter=lambda images: images / 2
+        )
 
 
 def test_hooks_act_in_their_four_places_and_compose_in_order(tiny: Model):
@@ -122,12 +133,12 @@ def test_hooks_act_in_their_four_places_and_compose_in_order(tiny: Model):
     one = tiny.guarded(Guard(Double(), ()))
     cond, uncond = one.denoise(x, 300, c, null)
     dog = tiny.eps(x, 300, tiny.encode(["a dog"]))
-    assert torch.allclose(cond, 2 * tiny.eps(x, 300, 2 * c), atol=1e-5)
-    assert torch.allclose(uncond, tiny.eps(x, 300, null + 1) + dog, atol=1e-5)
+    assert torch.allclose(cond, 2 * tiny.eps(x, 300, twice(c, 1)), atol=1e-5)
+    assert torch.allclose(uncond, tiny.eps(x, 300, more(null, 1)) + dog, atol=1e-5)
     two = one.guarded(Guard(Double(), ()))
     cond, uncond = two.denoise(x, 300, c, null)
-    assert torch.allclose(cond, 4 * tiny.eps(x, 300, 4 * c), atol=1e-4)
-    assert torch.allclose(uncond, tiny.eps(x, 300, null + 2) + 2 * dog, atol=1e-4)
+    assert torch.allclose(cond, 4 * tiny.eps(x, 300, twice(c, 2)), atol=1e-4)
+    assert torch.allclose(uncond, tiny.eps(x, 300, more(null, 2)) + 2 * dog, atol=1e-4)
     assert one.generate([Query("a church", 0, 2)]).max() <= 0.5
     assert len(two.guards) == 2
     assert not tiny.guards
@@ -149,16 +160,16 @@ def test_a_prompt_that_is_cut_off_is_warned_of(tiny: Model):
         c = tiny.encode([long])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.allclose(c, tiny.encode([" ".join(["church"] * 14)]), atol=1e-5)
+        assert torch.allclose(c.tokens, tiny.encode([" ".join(["church"] * 14)]).tokens, atol=1e-5)
 
 
 def test_encode_equals_that_of_diffusers(tiny: Model):
     theirs, _ = tiny.pipe.encode_prompt(["a church", "a dog"], "cpu", 1, False)
-    assert torch.equal(tiny.encode(["a church", "a dog"]), theirs)
+    assert torch.equal(tiny.encode(["a church", "a dog"]).tokens, theirs)
 
 
-def test_cross_attention_is_found_from_the_modules(tiny: Model):
-    names = tiny.cross_attention()
+def test_text_weights_are_found_from_the_modules(tiny: Model):
+    names = tiny.text_weights()
     assert len(names) == 8
     assert all(".attn2.to_" in name for name in names)
     assert [name for name in names if "down" in name] == names[:2]
@@ -169,7 +180,7 @@ def test_cross_attention_is_found_from_the_modules(tiny: Model):
 def test_weights_are_the_parameters_themselves(tiny: Model):
     unet = tiny.weights()
     assert all(name.startswith("unet.") for name in unet)
-    assert unet["unet.conv_in.weight"] is tiny.unet.conv_in.weight
+    assert unet["unet.conv_in.weight"] is tiny.denoiser.conv_in.weight
     everything = tiny.weights("")
     assert {name.partition(".")[0] for name in everything} == {"unet", "text_encoder", "vae"}
     assert set(tiny.weights("text_encoder.")) == {name for name in everything if name.startswith("text_encoder.")}
@@ -189,7 +200,7 @@ def test_encode_images_and_decode_are_the_autoencoders(tiny: Model):
 def test_decoding_many_is_decoding_each(tiny: Model, monkeypatch):
     latents = torch.randn(3, 4, 8, 8)
     whole = tiny.decode(latents)
-    monkeypatch.setattr("efface.models.model.DECODE_AREA", 1)
+    monkeypatch.setattr("efface.models.family.DECODE_AREA", 1)
     assert (tiny.decode(latents) - whole).abs().max() <= TOLERANCE
 
 
@@ -205,7 +216,7 @@ def test_the_id_covers_weights_schedule_and_guards(tiny: Model, tiny2: Model, fo
 
 
 def test_fingerprints_are_of_the_named_weights(tiny: Model, folder):
-    names = tiny.cross_attention()[:2]
+    names = tiny.text_weights()[:2]
     known = tiny.fingerprint(names)
     assert known == tiny.fingerprint(names[::-1])
     assert known != tiny.fingerprint(names[:1])

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
 from efface.errors import BadInput
-from efface.models.trajectory import ddim_step, ddim_times, partly_denoise
+from efface.models.trajectory import partly_denoise
 from efface.query import Query
 from efface.training.loop import generator
 
@@ -20,25 +19,6 @@ def draw(model, rows=3, **options):
     n = rows * options.get("reuse", 1)
     drawn = partly_denoise(model, context, model.encode([""]), generator(7), n, 3.0, 5, guide=guide, **options)
     return drawn, calls
-
-
-def test_times_are_those_of_diffusers():
-    scheduler = DDIMScheduler(steps_offset=1)
-    scheduler.set_timesteps(50)
-    assert ddim_times(50).flip(0).tolist() == scheduler.timesteps.tolist()
-    with pytest.raises(BadInput, match="between 1 and 1000"):
-        ddim_times(0)
-
-
-def test_step_is_that_of_diffusers():
-    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
-    scheduler.set_timesteps(50)
-    z, e = torch.randn(2, 2, 4, 8, 8, generator=generator(0)).unbind()
-    alphas = scheduler.alphas_cumprod
-    theirs = scheduler.step(e, 501, z).prev_sample
-    torch.testing.assert_close(ddim_step(z, e, float(alphas[501]), float(alphas[481])), theirs)
-    there = ddim_step(z, e, float(alphas[481]), float(alphas[501]))
-    torch.testing.assert_close(ddim_step(there, e, float(alphas[501]), float(alphas[481])), z)
 
 
 def test_a_trajectory_is_that_of_the_sampler(tiny):

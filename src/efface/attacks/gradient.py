@@ -14,6 +14,7 @@ from torch import Tensor
 from efface.attack import Attack, Finding, Target
 from efface.attacks.search.contexts import asking, chances, context_shape, on_sphere
 from efface.concept import Concept
+from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
 from efface.training.loop import generator
@@ -81,7 +82,7 @@ class Gradient(Attack):
         found = v.detach()
         scores = chances(target, concept, found, like, self.ranking, like.steps, generator(seed, "ranking")).mean(1)
         order = scores.argsort(descending=True, stable=True)
-        best = tuple(replace(like, prompt="", embeds=found[i].clone()) for i in order)
+        best = tuple(replace(like, prompt="", context=Context(found[i : i + 1].clone())) for i in order)
         return Finding(best, tuple(scores[order].tolist()), cost=self.cost(like), about={"loss": history})
 
     def cost(self, like: Query) -> dict[str, int]:
@@ -113,13 +114,14 @@ class Gradient(Attack):
         text = concept.texts[0]
         clean = target.original.sample([replace(like, prompt=text, seed=seed) for seed in range(self.images)])
         model = replace(target.edited, guards=())
+        schedule = model.family.schedule
 
         def loss(c: Float[Tensor, "r len dim"], rng: torch.Generator) -> Float[Tensor, " r"]:
             n = len(c) * self.draws
-            x, t = clean[torch.randint(len(clean), (n,), generator=rng)], torch.randint(1000, (n,), generator=rng)
+            x, t = clean[torch.randint(len(clean), (n,), generator=rng)], schedule.random_times(n, rng)
             noise = torch.randn(x.shape, generator=rng)
-            alpha, sigma = model.levels(t)
-            guess = model.eps(alpha * x + sigma * noise, t, c.repeat_interleave(self.draws, 0))
+            asked = Context(c.repeat_interleave(self.draws, 0))
+            guess = model.eps(schedule.noised(x, noise, t), t, asked)
             return (guess - noise).square().mean((1, 2, 3)).view(len(c), self.draws).mean(1)
 
         return loss

@@ -17,6 +17,7 @@ from torch import Tensor
 from efface.attack import Attack, Finding, Target
 from efface.attacks.search.contexts import chances, check_rungs, context_shape, on_sphere
 from efface.concept import Concept
+from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
 from efface.training.loop import current, generator
@@ -82,7 +83,7 @@ class Grid(Attack):
             "images": sum(rung["images"] for rung in rungs),
             "calls": sum(rung["images"] * rung["steps"] for rung in rungs),
         }
-        best = tuple(replace(queries[0], prompt="", embeds=row) for row in self._contexts(found))
+        best = tuple(replace(queries[0], prompt="", context=Context(row[None])) for row in self._contexts(found))
         return Finding(best, tuple(scores.tolist()), cost=cost, about={"rungs": rungs})
 
     def _contexts(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n 1 dim"]:

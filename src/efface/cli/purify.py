@@ -60,7 +60,7 @@ def purify(
 
     images.square(image, 8)  # unreadable ones are refused before the model is loaded
     loaded = common.load(where)
-    pixels = images.square(image, images.image_size(loaded))
+    pixels = images.square(image, loaded.family.image_size)
     with total.applied(loaded, common.any_base) as edited:
         clean = purification.purify(edited, pixels[None], ", ".join(names), steps, guidance, depth)
     grid.save(grid.to_image(clean[0]), output)

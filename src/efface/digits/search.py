@@ -70,17 +70,18 @@ def gradient_search(experiment: Experiment, name: str, alpha: float, method: Gra
 def measured(experiment: Experiment, target: Target, found: Finding, seed: int) -> dict[str, Any]:
     """Draw the best prompt `FRESH` times anew; say what the judge that chose it sees, and the one that did not."""
     query = found.queries[0]
-    assert query.embeds is not None
+    assert query.context is not None
+    vector = query.context.tokens[0, 0]
     seeds = torch.randint(2**62, (FRESH,), generator=generator(seed, "fresh")).tolist()
     images = target.edited.generate([replace(query, seed=s) for s in seeds], 256)
     index = experiment.judge.classes.index(experiment.target)
     second, first = ((j.objects(images).argmax(1) == index) for j in (experiment.second, experiment.judge))
     cosines = torch.nn.functional.cosine_similarity(
-        query.embeds, experiment.original.encode(experiment.judge.classes)[:, 0]
+        vector[None], experiment.original.encode(experiment.judge.classes).tokens[:, 0]
     )
     nearest = int(cosines.argmax())
     return {
-        "prompt": said(query.embeds[0]), **share(second), "first_judge": share(first), "score": found.scores[0],
+        "prompt": said(vector), **share(second), "first_judge": share(first), "score": found.scores[0],
         "nearest": experiment.judge.classes[nearest], "cosine": round(float(cosines[nearest]), 3),
         "cosine_to_target": round(float(cosines[index]), 3),
     }  # fmt: skip
@@ -92,7 +93,7 @@ def miss(target: Target, experiment: Experiment, grid: Grid, found: Finding, see
     The finalists go through every rung but the last again, `REPLAYS` times with fresh noise; a rung drops one when its
     score is below that of the last prompt kept there. Finalists passed once, so this is slightly too low.
     """
-    contexts = torch.stack([query.embeds for query in found.queries if query.embeds is not None])
+    contexts = torch.cat([query.context.tokens for query in found.queries if query.context is not None])
     passed = torch.ones(len(contexts), dtype=torch.float64)
     for rung, made in enumerate(found.about["rungs"][:-1]):
         rng = generator(seed, "replay", rung)

@@ -20,7 +20,7 @@ from efface.errors import BadEdit, BadInput
 from efface.util.files import sha256_tensors
 
 E = TypeVar("E", bound=Parts)
-BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}  # of a UNet; an edit may name its own
 
 
 def add(a: E, b: E) -> E:
@@ -76,16 +76,17 @@ def scale(edit: E, factor: float) -> E:
 
 def prune(edit: E, keep: str | Iterable[str], drop: str | Iterable[str]) -> E:
     """Return the edit on a part of its weights."""
+    blocks = edit.meta.get("base", {}).get("blocks", BLOCKS)
     keeps = (keep,) if isinstance(keep, str) else tuple(keep)
     drops = (drop,) if isinstance(drop, str) else tuple(drop)
     for pattern in (*keeps, *drops):
-        if not any(matches(name, pattern) for name in edit.names):
+        if not any(matches(name, pattern, blocks) for name in edit.names):
             raise BadInput(f"{pattern!r} matches none of the edit's {len(edit.names)} weights")
-    kept = {
-        name
-        for name in edit.names
-        if (not keeps or any(matches(name, p) for p in keeps)) and not any(matches(name, p) for p in drops)
-    }
+
+    def among(name: str, patterns: tuple[str, ...]) -> bool:
+        return any(matches(name, pattern, blocks) for pattern in patterns)
+
+    kept = {name for name in edit.names if (not keeps or among(name, keeps)) and not among(name, drops)}
     maps = tuple(replace(m, names=tuple(n for n in m.names if n in kept)) for m in edit.maps)
     meta = {"format": 1, "op": "prune", "keep": list(keeps), "drop": list(drops), "parts": [edit.meta]}
     return replace(
@@ -96,11 +97,14 @@ def prune(edit: E, keep: str | Iterable[str], drop: str | Iterable[str]) -> E:
     )
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Say whether a weight's name matches a block word, a part of the dotted name, or a glob."""
+def matches(name: str, pattern: str, blocks: Mapping[str, str] = BLOCKS) -> bool:
+    """Say whether a weight's name matches a block word, a part of the dotted name, or a glob.
+
+    blocks: block words and the parts of names they stand for.
+    """
     if any(sign in pattern for sign in "*?["):
         return fnmatchcase(name, pattern)
-    return f".{BLOCKS.get(pattern, pattern)}." in f".{name}."
+    return f".{blocks.get(pattern, pattern)}." in f".{name}."
 
 
 def as_guard(edit: E) -> E:

@@ -8,8 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.concept import Concept
+from efface.context import Context
 
-Eps = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t, c) -> eps, unguarded
+Images = Float[Tensor, "b 3 h w"]
+Latents = Float[Tensor, "b ch h w"]
+Eps = Callable[[Latents, Tensor, Context], Latents]  # (x_t, t, c) -> eps, unguarded
+Guide = Callable[[Eps, Latents, Tensor, Latents, Latents], tuple[Latents, Latents]]
 
 
 def same(value: Any) -> Any:
@@ -17,7 +21,7 @@ def same(value: Any) -> Any:
     return value
 
 
-def unguided(_eps: Eps, _x: Tensor, _t: Tensor, cond: Tensor, uncond: Tensor) -> tuple[Tensor, Tensor]:
+def unguided(_eps: Eps, _x: Latents, _t: Tensor, cond: Latents, uncond: Latents) -> tuple[Latents, Latents]:
     """Return both predictions as they are: the guidance hook that does nothing."""
     return cond, uncond
 
@@ -26,16 +30,17 @@ def unguided(_eps: Eps, _x: Tensor, _t: Tensor, cond: Tensor, uncond: Tensor) ->
 class Hooks:
     """Hold what a guard does on one trajectory; every hook defaults to doing nothing.
 
-    embed: (c) -> c, the conditional context, (b, len, dim).
+    embed: (c) -> c, the conditional context, one row an image.
     null: (c) -> c, the unconditional context; apart from `embed` so that a negative prompt costs no third pass.
-    guide: (eps, x, t, cond, uncond) -> (cond, uncond), with eps(x, t, c) unguarded and x scaled as the UNet sees it.
+    guide: (eps, x, t, cond, uncond) -> (cond, uncond), all (b, ch, h, w) but t, which is one timestep or one an image;
+        eps(x, t, c) is unguarded, and x is scaled as the denoiser sees it.
     filter: (images) -> images, (b, 3, h, w) in [0, 1].
     """
 
-    embed: Callable[[Tensor], Tensor] = same
-    guide: Callable[[Eps, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = unguided
-    filter: Callable[[Tensor], Tensor] = same
-    null: Callable[[Tensor], Tensor] = same
+    embed: Callable[[Context], Context] = same
+    guide: Guide = unguided
+    filter: Callable[[Images], Images] = same
+    null: Callable[[Context], Context] = same
 
 
 @runtime_checkable
@@ -59,7 +64,7 @@ class Guard:
 
 @dataclass(frozen=True, eq=False)
 class MapGuard:
-    """Apply a closed-form edit to the text embeddings: e -> e (I + L R)^T for both contexts.
+    """Apply a closed-form edit to the text embeddings: e -> e (I + L R)^T for the token vectors of both contexts.
 
     Weights act as e W^T, so W (I + L R) on e is W on e (I + L R)^T: the images are those of the weight edit.
     """
@@ -72,9 +77,9 @@ class MapGuard:
         left = self.left.to(model.device)
         right = self.right.to(model.device)
 
-        def embed(c: Tensor) -> Tensor:
-            wide = c.to(left.dtype)
-            return (wide + (wide @ right.mT) @ left.mT).to(c.dtype)
+        def embed(c: Context) -> Context:
+            wide = c.tokens.to(left.dtype)
+            return c.with_tokens((wide + (wide @ right.mT) @ left.mT).to(c.tokens.dtype))
 
         return Hooks(embed=embed, null=embed)
 
@@ -85,10 +90,10 @@ def chain(hooks: Iterable[Hooks]) -> Hooks:
     if len(parts) == 1:
         return parts[0]
 
-    def compose(name: str) -> Callable[[Tensor], Tensor]:
+    def compose(name: str) -> Callable[[Any], Any]:
         calls = [getattr(part, name) for part in parts if getattr(part, name) is not same]
 
-        def run(value: Tensor) -> Tensor:
+        def run(value: Any) -> Any:
             for call in calls:
                 value = call(value)
             return value
@@ -97,7 +102,7 @@ def chain(hooks: Iterable[Hooks]) -> Hooks:
 
     guides = [part.guide for part in parts if part.guide is not unguided]
 
-    def guide(eps: Eps, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor) -> tuple[Tensor, Tensor]:
+    def guide(eps: Eps, x: Latents, t: Tensor, cond: Latents, uncond: Latents) -> tuple[Latents, Latents]:
         for call in guides:
             cond, uncond = call(eps, x, t, cond, uncond)
         return cond, uncond

@@ -72,7 +72,7 @@ class CA(FineTune):
             only_tokens(run.student, [concept.name for concept in run.erase], run.state.optimizers["main"])
 
         def loss(step: int) -> Float[Tensor, ""]:
-            chosen, t, noise = run.pick(len(clean), self.batch), run.pick(1000, self.batch), run.noise(self.batch)
+            chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
             x_t, row = noised(run.base, clean[chosen], noise, t), chosen % len(pairs)
             context = run.student.encode([targets[i] for i in row]) if embedding else c_star[row]
             with torch.no_grad():

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.concept import Concept
+from efface.context import Context, cat
 from efface.errors import BadInput
 from efface.methods.finetune.images import asked, own_latents
 from efface.methods.finetune.method import FineTune, Loss, Run
@@ -71,11 +72,11 @@ class FMN(FineTune):
         parts = [self._concept(run, i, concept) for i, concept in enumerate(run.erase)]
         clean = torch.cat([latents for latents, _, _ in parts])
         owner = torch.cat([torch.full((len(part[0]),), i) for i, part in enumerate(parts)]).to(clean.device)
-        c, words = torch.cat([part[1] for part in parts]), torch.stack([part[2] for part in parts])
+        c, words = cat([part[1] for part in parts]), torch.stack([part[2] for part in parts])
         maps = record(run.student)
 
         def loss(step: int) -> Float[Tensor, ""]:
-            chosen, t, noise = run.pick(len(clean), self.batch), run.pick(1000, self.batch), run.noise(self.batch)
+            chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
             row = owner[chosen]
             for layer in maps.values():
                 layer.clear()
@@ -85,8 +86,8 @@ class FMN(FineTune):
 
         return loss
 
-    def _concept(self, run: Run, index: int, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents of the concept, the context of its prompt (1, len, dim) and a mask of its words (len,)."""
+    def _concept(self, run: Run, index: int, concept: Concept) -> tuple[Tensor, Context, Tensor]:
+        """Return latents of the concept, the context of its prompt (one row) and a mask of its words (len,)."""
         prompt = asked(concept)[0]
         found = [folder_latents(run.base, self.folder).to(run.base.device)] if self.folder else []
         if self.images or not found:
@@ -109,7 +110,7 @@ class FMN(FineTune):
             c, at, end = run.contexts([prompt]), positions(run.base, prompt, concept.name), run.base.tokens(prompt).eos
         if not at:
             raise BadInput(f"{concept.name!r} does not stand in the prompt {prompt!r}")
-        words = torch.zeros(c.shape[1], device=c.device)
+        words = torch.zeros(c.tokens.shape[1], device=c.device)
         words[at] = 1
         words[end:] = float(self.pooler)
         return latents, c, words

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
+from efface.context import Context
 from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Loss, Run, said
@@ -107,7 +108,7 @@ class KPOP(FineTune):
                 value = value + self.keep_weight * mse_loss(run.student.eps(z, t, kept), run.base.eps(z, t, kept))
             run.note("restored", float(restored.detach()))
             for name, text in (("similarity", c_e), ("similarity_neutral", c_n)):  # figure 4a
-                run.note(name, float(cosine_similarity(p.detach().mean(1), text.mean((0, 1))[None])))
+                run.note(name, float(cosine_similarity(p.detach().mean(1), text.tokens.mean((0, 1))[None])))
             return value
 
         return loss
@@ -123,11 +124,12 @@ class KPOP(FineTune):
     def _where(self) -> Literal["mid", "mid-up", "down-mid-up"]:
         return "down-mid-up" if self.mechanism == "add" else self.where
 
-    def _prompt(self, run: Run, c_e: Float[Tensor, "n len dim"]) -> nn.Parameter:
+    def _prompt(self, run: Run, c_e: Context) -> nn.Parameter:
         """Return the prompt at random ("no alignment with any textual inputs": figure 4a), known to the checkpoints."""
-        length = c_e.shape[1] * (1 if self.mechanism == "add" else self.size)  # m_p = k m_c: section 4.3
-        noise = torch.randn(1, length, c_e.shape[2], generator=run.rng).to(c_e.device)
-        p = nn.Parameter(self.init * c_e.std() * noise)
+        words = c_e.tokens
+        length = words.shape[1] * (1 if self.mechanism == "add" else self.size)  # m_p = k m_c: section 4.3
+        noise = torch.randn(1, length, words.shape[2], generator=run.rng).to(words.device)
+        p = nn.Parameter(self.init * words.std() * noise)
         run.state.tensors["prompt"] = p
         run.state.optimizers["prompt"] = optimizer("adam", [p], self.prompt_lr)
         return p

@@ -6,16 +6,12 @@ unconditional prediction reads the concept instead of the empty text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from efface.concept import Concept
+from efface.context import Context
 from efface.edits.guard import Hooks
 from efface.method import InferenceMethod
-
-if TYPE_CHECKING:
-    from efface.models.model import Model
+from efface.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -31,11 +27,11 @@ class NegativePrompt(InferenceMethod):
         """Return the negative prompt for these concepts."""
         return self.prompt or ", ".join(concept.name for concept in erase)
 
-    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+    def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return hooks whose unconditional context is the negative prompt's."""
-        context = model.encode([self.text(erase)])  # (1, len, dim)
+        context = model.encode([self.text(erase)])
 
-        def null(c: Tensor) -> Tensor:
-            return context.to(c).expand_as(c)
+        def null(c: Context) -> Context:
+            return context.to(c).expand(len(c))
 
         return Hooks(null=null)

@@ -5,13 +5,14 @@ https://arxiv.org/abs/2407.12383
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from efface.concept import Concept
+from efface.context import Context
 from efface.edits.edit import Edit
 from efface.errors import BadInput, unknown
 from efface.methods.closed_form.least_squares import Fit, derive, solve, undo
@@ -29,10 +30,8 @@ from efface.methods.closed_form.method import (
     text_weights,
 )
 from efface.methods.closed_form.prompts import PAIRS, Text, read, tail
+from efface.models.model import Model
 from efface.query import Query
-
-if TYPE_CHECKING:
-    from efface.models.model import Model
 
 # Epochs and λ of eq. 7. Paper: section 4 (object: its code). Code: the commands of its README.
 SCHEDULES: dict[str, dict[str, tuple[int, float]]] = {
@@ -118,7 +117,7 @@ class RECE(ClosedForm):
         if self.stop_images < 1 or (self.epochs is not None and self.epochs < 0):
             raise BadInput("epochs must be at least 0 and stop_images at least 1")
 
-    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit (algorithm 1); `seed` matters only to the images that `stop_below` looks at."""
         names = text_weights(model)
         check_texts(model, erase, keep)
@@ -150,7 +149,7 @@ class RECE(ClosedForm):
             reports.append({**summary(fit), "norm": round(float(torch.cat(derived).norm(dim=1).mean()), 2)})
         return text_edit(names, change, {**report, "epochs": reports}, extra)
 
-    def _read(self, model: "Model", concept: Concept, erase: Sequence[Concept]) -> list[Said]:
+    def _read(self, model: Model, concept: Concept, erase: Sequence[Concept]) -> list[Said]:
         epochs, ridge = SCHEDULES[self.schedule][concept.kind]
         epochs = epochs if self.epochs is None else self.epochs
         ridge = ridge if self.derive_ridge is None else self.derive_ridge
@@ -183,21 +182,21 @@ class RECE(ClosedForm):
             return fit._replace(step=change.pushed(fit.step))
         return solve(rows, goals, self.ridge, self.erase_scale, kept, start=change, restore=True)
 
-    def _shown(self, model: "Model", edit: Edit, now: Sequence[Said], derived: Sequence[Tensor], seed: int) -> float:
+    def _shown(self, model: Model, edit: Edit, now: Sequence[Said], derived: Sequence[Tensor], seed: int) -> float:
         """Return the largest share of images, over concepts, in which a derived embedding shows its concept."""
         shares = []
         with edit.applied(model) as edited:
             for one, embeds in zip(now, derived, strict=True):
                 if one.label:
                     queries = [
-                        Query(one.concept.texts[0], seed=seed + i, embeds=embeds.float())
+                        Query(one.concept.texts[0], seed=seed + i, context=Context(embeds.float()[None]))
                         for i in range(self.stop_images)
                     ]
                     shares.append(presence(model, one.concept, edited.generate(queries)))
         return max(shares)
 
 
-def presence(model: "Model", concept: Concept, images: Tensor) -> float:
+def presence(model: Model, concept: Concept, images: Tensor) -> float:
     """Return the share of images whose top judged class is the concept; raises `UnknownName` if there is none."""
     from efface.judges.mini import judge
 

@@ -14,6 +14,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from efface.concept import Concept
+from efface.context import Context
 from efface.errors import BadInput
 from efface.methods.finetune.images import asked, own_latents
 from efface.methods.finetune.method import FineTune, Loss, Run
@@ -92,8 +93,8 @@ class SA(FineTune):
         start = run.base.weights("")
         held = list(run.weights) if self.penalty else []
 
-        def plain(latents: Tensor, contexts: Tensor) -> Tensor:
-            chosen, t, noise = run.pick(len(latents), self.batch), run.pick(1000, self.batch), run.noise(self.batch)
+        def plain(latents: Tensor, contexts: Context) -> Tensor:
+            chosen, t, noise = run.pick(len(latents), self.batch), run.times(self.batch), run.noise(self.batch)
             z = noised(run.base, latents[chosen], noise, t)
             return mse_loss(run.student.eps(z, t, contexts[chosen % len(contexts)]), noise)
 
@@ -104,7 +105,7 @@ class SA(FineTune):
 
         return loss
 
-    def _fisher(self, run: Run, latents: Float[Tensor, "n ch h w"], contexts: Tensor) -> dict[str, Tensor]:
+    def _fisher(self, run: Run, latents: Float[Tensor, "n ch h w"], contexts: Context) -> dict[str, Tensor]:
         """Return the diagonal F: squared gradients of the loss summed over t, per image, averaged over images.
 
         The sum over 1,000 time steps is estimated from `fisher_times` random ones, which makes F too large where
@@ -113,9 +114,11 @@ class SA(FineTune):
         total = {name: torch.zeros_like(p) for name, p in run.weights.items()}
         times = self.fisher_times
         for i in progress(range(self.fisher_images), "Fisher information"):
-            z, c = latents[i % len(latents)].expand(times, -1, -1, -1), contexts[i % len(latents) % len(contexts)]
-            t, noise = run.pick(1000, times), run.noise(times)
-            value = 1000 * mse_loss(run.student.eps(noised(run.base, z, noise, t), t, c[None]), noise)
+            z, c = latents[i % len(latents)].expand(times, -1, -1, -1), contexts[[i % len(latents) % len(contexts)]]
+            t, noise = run.times(times), run.noise(times)
+            value = run.base.family.schedule.total * mse_loss(
+                run.student.eps(noised(run.base, z, noise, t), t, c), noise
+            )
             for sums, g in zip(
                 total.values(), torch.autograd.grad(value, list(run.weights.values()), allow_unused=True), strict=True
             ):

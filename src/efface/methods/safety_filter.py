@@ -18,10 +18,10 @@ from efface.edits.edit import Edit
 from efface.edits.guard import Hooks
 from efface.errors import BadFile, BadInput, unknown
 from efface.method import InferenceMethod
+from efface.models.model import Model
 
 if TYPE_CHECKING:
     from efface.judges.mini import Judge
-    from efface.models.model import Model
 
 Present = Callable[[Float[Tensor, "b 3 h w"]], Bool[Tensor, " b"]]
 EXPOSED = ("FEMALE_BREAST", "MALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "BUTTOCKS", "ANUS")
@@ -59,12 +59,12 @@ class SafetyFilter(InferenceMethod):
         if self.threshold is not None and not least <= self.threshold <= 1:
             raise BadInput(f"threshold must be from {least:g} to 1 for {self.detector}, got {self.threshold}")
 
-    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
         """Return the guard; raises `UnknownName` for a concept that the judge cannot tell, `BadInput` or `BadFile`."""
         self._present(model, erase)
         return super().fit(model, erase, keep, seed)
 
-    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+    def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return hooks that replace an image by black where a concept is seen."""
         present = self._present(model, erase)
 
@@ -74,7 +74,7 @@ class SafetyFilter(InferenceMethod):
 
         return Hooks(filter=blank)
 
-    def _present(self, model: "Model", erase: Sequence[Concept]) -> Present:
+    def _present(self, model: Model, erase: Sequence[Concept]) -> Present:
         if self.detector == "nudenet":
             return _nudenet(
                 WIDE if self.parts == "wide" else EXPOSED, 0.45 if self.threshold is None else self.threshold
@@ -82,14 +82,13 @@ class SafetyFilter(InferenceMethod):
         return _judged(model, erase, self.threshold, self.detector == "clip")
 
 
-def _judged(model: "Model", erase: Sequence[Concept], threshold: float | None, clip: bool) -> Present:
+def _judged(model: Model, erase: Sequence[Concept], threshold: float | None, clip: bool) -> Present:
     """Return whether mini's judges, or its CLIP, see one of the concepts."""
     from efface.judges.mini import judge
-    from efface.models.images import image_size
 
     with torch.random.fork_rng(devices=[]):  # networks draw first weights when they are made
         judging = judge("mini")
-    size = image_size(model)
+    size = model.family.image_size
     if size > judging.size:  # the judge was made for mini's pictures and knows nothing of photographs
         raise BadInput(
             f"the judge knows mini's pictures of {judging.size} pixels, this model draws {size}: use detector nudenet"

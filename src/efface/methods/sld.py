@@ -5,7 +5,7 @@ https://arxiv.org/abs/2211.05105. The paper prints max(1, ·) in eq. 6; its code
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from efface.concept import Concept
 from efface.edits.guard import Eps, Hooks
 from efface.errors import BadInput
 from efface.method import InferenceMethod
-
-if TYPE_CHECKING:
-    from efface.models.model import Model
+from efface.models.model import Model
 
 # The paper's safety concept, for use as `prompt`.
 UNSAFE = (
@@ -61,10 +59,10 @@ class SLD(InferenceMethod):
         if not (0 <= self.momentum <= 1 and 0 <= self.beta < 1):
             raise BadInput(f"momentum must be in [0, 1] and beta in [0, 1), got {self.momentum} and {self.beta}")
 
-    def start(self, model: "Model", erase: Sequence[Concept]) -> Hooks:
+    def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return hooks that guide one trajectory; a first call below the noisiest fifth counts as its own step."""
-        concept = model.encode([self.prompt or ", ".join(c.name for c in erase)])  # (1, len, dim)
-        total = model.part("scheduler").config.num_train_timesteps
+        concept = model.encode([self.prompt or ", ".join(c.name for c in erase)])
+        total = model.family.schedule.total
         nu: Tensor | float = 0.0
         step: Tensor | None = None
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from efface.context import Context
 from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.attention import positions, scaled_maps
@@ -20,8 +21,8 @@ from efface.models.trajectory import partly_denoise
 class _Prompts(NamedTuple):
     """The concepts' contexts, one row each, with what pushes each and where its words stand."""
 
-    said: Float[Tensor, "n len dim"]
-    pushes: list[tuple[float, Tensor]]  # (g, contexts (n or 1, len, dim))
+    said: Context
+    pushes: list[tuple[float, Context]]  # (g, one context, or one a concept)
     kept: Float[Tensor, "n len"]  # 1, or `suppress` at the words of the concept
 
 
@@ -104,7 +105,7 @@ class Surgical(FineTune):
         pushes = [(-7.5, said)] + ([(6.5, run.contexts(anchored))] if anchored != names else [])
         if self.instruct:
             pushes = [(g, said if [text] == names else run.contexts([text])) for g, text in map(_signed, self.instruct)]
-        kept = torch.ones(said.shape[:2], device=said.device)
+        kept = torch.ones(said.tokens.shape[:2], device=said.device)
         for i, name in enumerate(names):
             kept[i, positions(run.base, name, name)] = self.suppress
         return _Prompts(said, pushes, kept)
@@ -121,7 +122,7 @@ class Surgical(FineTune):
     ) -> Float[Tensor, "b ch h w"]:
         """Return the erasing signal δ, zero outside its window of solver steps."""
         total = torch.zeros_like(z)
-        done = self.ddim_steps - 1 - t // (1000 // self.ddim_steps)
+        done = self.ddim_steps - 1 - t // (run.base.family.schedule.total // self.ddim_steps)
         on = (done >= max(self.warmup, int(self.start * self.ddim_steps))) & (done <= self.end * self.ddim_steps)
         if not on.any():
             return total

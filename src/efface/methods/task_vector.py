@@ -63,7 +63,7 @@ class TaskVector(FineTune):
         clean = torch.cat([latents.to(run.base.device) for latents in found])
 
         def loss(step: int) -> Float[Tensor, ""]:
-            chosen, t, noise = run.pick(len(clean), self.batch), run.pick(1000, self.batch), run.noise(self.batch)
+            chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
             return mse_loss(run.student.eps(noised(run.base, clean[chosen], noise, t), t, run.null), noise)
 
         return loss

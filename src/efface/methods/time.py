@@ -5,7 +5,7 @@ https://arxiv.org/abs/2303.08084
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from efface.concept import Concept
 from efface.edits.edit import Edit
@@ -22,9 +22,7 @@ from efface.methods.closed_form.method import (
     text_weights,
 )
 from efface.methods.closed_form.prompts import aligned
-
-if TYPE_CHECKING:
-    from efface.models.model import Model
+from efface.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class TIME(ClosedForm):
         "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 100.0},
     }
 
-    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit; nothing is random in it, and `keep` does not matter to it."""
         names = text_weights(model, self.keys)
         check_texts(model, erase, keep)

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2308.14761
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,9 +27,7 @@ from efface.methods.closed_form.method import (
     text_weights,
 )
 from efface.methods.closed_form.prompts import PAIRS, Rows
-
-if TYPE_CHECKING:
-    from efface.models.model import Model
+from efface.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class UCE(ClosedForm):
         if self.preserve_scale is not None:
             check_scale("preserve_scale", self.preserve_scale)
 
-    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit; nothing is random in it."""
         names = text_weights(model)
         check_texts(model, erase, keep)
@@ -80,7 +78,7 @@ class UCE(ClosedForm):
 
     def _tensor(
         self,
-        model: "Model",
+        model: Model,
         names: Sequence[str],
         pairs: list[tuple[Tensor, Tensor]],
         kept: Kept,

@@ -3,33 +3,33 @@
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from efface.edits.guard import Hooks, same, unguided
+from efface.context import Context, cat
+from efface.edits.edit import Edit
+from efface.edits.guard import Guard, Hooks, MapGuard, same, unguided
 from efface.errors import BadEdit
-from efface.models import schedulers
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from efface.edits.edit import Edit
-    from efface.models.model import Model
+from efface.models.model import Model
 
 
-def attach(edit: "Edit", pipe: "DiffusionPipeline", any_base: bool = False) -> None:
-    """Change the pipeline so that `pipe(prompt)` draws the edited images; see `Edit.attach`."""
-    from efface.models.model import Model
+def attach(edit: Edit, pipe: Any, any_base: bool = False) -> None:
+    """Apply an edit for good to a diffusers pipeline: `pipe(prompt)` then generates the edited images.
 
-    model = Model(pipe)
-    edit.check(model, any_base)
+    any_base: attach it to other weights of the same architecture than those it was made on, too.
+    Raises `BadEdit` when it does not fit or when a guard cannot be attached (nothing is changed then), and `BadModel`
+    for a pipeline of no known family.
+
+    >>> efface.attach(efface.Edit.load("church.safetensors"), pipe)
+    """
     guided = getattr(type(pipe), "do_classifier_free_guidance", None) is not None and hasattr(pipe, "unet")
     if edit.guards and not guided:
         raise BadEdit(f"a guard cannot be attached to a {type(pipe).__name__}: use `applied` on a Model instead")
-    weights = model.weights("")
-    new = edit.new_weights(model, any_base)
+    model = Model(pipe)
+    weights, new = model.weights(""), edit.new_weights(model, any_base)
     with torch.no_grad():
         for name, value in new.items():
             weights[name].copy_(value)
@@ -37,7 +37,7 @@ def attach(edit: "Edit", pipe: "DiffusionPipeline", any_base: bool = False) -> N
         _guard(pipe, edit.guards)
 
 
-def _guard(pipe: Any, guards: tuple[Any, ...]) -> None:
+def _guard(pipe: Any, guards: tuple[Guard | MapGuard, ...]) -> None:
     """Give the pipeline a class of its own whose call runs under the guards."""
     if hasattr(pipe, "_efface_guards"):
         pipe._efface_guards += guards
@@ -48,8 +48,6 @@ def _guard(pipe: Any, guards: tuple[Any, ...]) -> None:
     @torch.no_grad()
     @functools.wraps(plain.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from efface.models.model import Model
-
         model = Model(self)
         hooks = model.guarded(*self._efface_guards).hooks()
         wanted = kwargs.get("output_type", "pil")
@@ -77,12 +75,12 @@ def _filtered(pipe: Any, output: Any, hooks: Hooks, wanted: str) -> Any:
 
 
 @contextmanager
-def _hooked(model: "Model", hooks: Hooks) -> Iterator[None]:
+def _hooked(model: Model, hooks: Hooks) -> Iterator[None]:
     """Let the guards act on every pass of the denoiser inside the block."""
-    before, after = _hook_pair(model, hooks)
+    guarded = _Guarded(model, hooks)
     handles = [
-        model.unet.register_forward_pre_hook(before, with_kwargs=True),
-        model.unet.register_forward_hook(after, with_kwargs=True),
+        model.denoiser.register_forward_pre_hook(guarded.before, with_kwargs=True),
+        model.denoiser.register_forward_hook(guarded.after, with_kwargs=True),
     ]
     try:
         yield
@@ -91,48 +89,53 @@ def _hooked(model: "Model", hooks: Hooks) -> Iterator[None]:
             handle.remove()
 
 
-def _hook_pair(model: "Model", hooks: Hooks) -> tuple[Any, Any]:
-    inside = False  # the guards' own passes go through unguarded
-    seen: tuple[Tensor, Tensor] | None = None  # contexts before and after the guards: the same for all steps
+class _Guarded:
+    """Put the guards before and after the pipeline's own passes of the denoiser; their own passes go through."""
 
-    def eps(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        nonlocal inside
-        inside = True
+    def __init__(self, model: Model, hooks: Hooks):
+        self.model, self.hooks, self.inside = model, hooks, False
+        self.seen: tuple[Tensor, Context] | None = None  # tokens before, context after: the same for all steps
+
+    @property
+    def both(self) -> bool:
+        """Return whether a pass holds both sides of guidance, which the pipeline knows once it is called."""
+        return self.model.pipe.do_classifier_free_guidance
+
+    def eps(self, x: Float[Tensor, "b ch h w"], t: Tensor, c: Context) -> Float[Tensor, "b ch h w"]:
+        """Predict noise without the guards."""
+        self.inside = True
         try:
-            return model.eps(x, t, c)
+            return self.model.eps(x, t, c)
         finally:
-            inside = False
+            self.inside = False
 
-    def before(_module: Any, args: Any, kwargs: Any) -> Any:
-        nonlocal seen
-        if inside:
+    def before(self, _module: Any, args: Any, kwargs: Any) -> Any:
+        """Let the guards change the contexts that the denoiser reads."""
+        if self.inside:
             return None
-        context = kwargs["encoder_hidden_states"]
-        if seen is None or seen[0] is not context:
-            seen = context, _contexts(model, hooks, context)
-        return args, {**kwargs, "encoder_hidden_states": seen[1]}
+        given = self.model.family.context_of(kwargs)
+        if self.seen is None or self.seen[0] is not given.tokens:
+            self.seen = given.tokens, self._context(given)
+        return args, {**kwargs, **self.model.family.arguments(self.seen[1], len(given))}
 
-    def after(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if inside or hooks.guide is unguided:
+    def after(self, _module: Any, args: Any, _kwargs: Any, output: Any) -> Any:
+        """Let the guards change what the denoiser predicts."""
+        if self.inside or self.hooks.guide is unguided:
             return None
         x, t = args[0], torch.as_tensor(args[1])
-        both = model.pipe.do_classifier_free_guidance  # pyright: ignore[reportAttributeAccessIssue]
-        levels = model.levels(t)
-        raw = schedulers.to_eps(output[0], x, *levels, model.prediction)
-        if both:
-            x = x.chunk(2)[0]
-            uncond, cond = raw.chunk(2)
+        schedule = self.model.family.schedule
+        eps = schedule.eps(output[0], x, t)
+        if self.both:
+            half = x.chunk(2)[0]
+            uncond, cond = eps.chunk(2)
         else:
-            uncond, cond = eps(x, t, hooks.null(model.encode([""]))), raw
-        cond, uncond = hooks.guide(eps, x, t, cond, uncond)
-        guided = schedulers.from_eps(torch.cat([uncond, cond]) if both else cond, args[0], *levels, model.prediction)
-        return (guided.to(output[0].dtype), *output[1:])
+            half, cond, uncond = x, eps, self.eps(x, t, self.hooks.null(self.model.null()))
+        cond, uncond = self.hooks.guide(self.eps, half, t, cond, uncond)
+        out = schedule.out(torch.cat([uncond, cond]) if self.both else cond, x, t)
+        return (out.to(output[0].dtype), *output[1:])
 
-    return before, after
-
-
-def _contexts(model: "Model", hooks: Hooks, context: Tensor) -> Tensor:
-    if not model.pipe.do_classifier_free_guidance:  # pyright: ignore[reportAttributeAccessIssue]
-        return hooks.embed(context)
-    null, cond = context.chunk(2)
-    return torch.cat([hooks.null(null), hooks.embed(cond)])
+    def _context(self, given: Context) -> Context:
+        if not self.both:
+            return self.hooks.embed(given)
+        half = len(given) // 2
+        return cat([self.hooks.null(given[:half]), self.hooks.embed(given[half:])])

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor, bmm
 
-if TYPE_CHECKING:
-    from efface.models.model import Model
+from efface.models.model import Model
 
 
 class Recorder:
@@ -45,22 +44,22 @@ class Recorder:
 
 
 @contextmanager
-def recorded(model: "Model") -> Iterator[dict[str, list[Tensor]]]:
+def recorded(model: Model) -> Iterator[dict[str, list[Tensor]]]:
     """Yield a dict that fills inside the block, see `record`."""
-    before = dict(model.unet.attn_processors)
+    before = dict(model.denoiser.attn_processors)
     try:
         yield record(model)
     finally:
-        model.unet.set_attn_processor(before)
+        model.denoiser.set_attn_processor(before)
 
 
-def record(model: "Model") -> dict[str, list[Tensor]]:
+def record(model: Model) -> dict[str, list[Tensor]]:
     """Return a dict that fills, by layer and in order of the calls, with cross-attention maps (b, heads, pixels, len).
 
     Names are those of the modules ("down_blocks.0.….attn2"). The maps carry gradients; clear the lists to free them.
     With gradient checkpointing, which calls layers again in the backward pass, recording must not have ended by then.
     """
-    unet = model.unet
+    unet = model.denoiser
     names = [name for name, module in unet.named_modules() if getattr(module, "is_cross_attention", False)]
     maps: dict[str, list[Tensor]] = {name: [] for name in names}
     own = {f"{name}.processor": Recorder(maps[name]) for name in names}
@@ -68,9 +67,10 @@ def record(model: "Model") -> dict[str, list[Tensor]]:
     return maps
 
 
-def positions(model: "Model", prompt: str, words: str) -> list[int]:
+def positions(model: Model, prompt: str, words: str) -> list[int]:
     """Return the positions of the words among the prompt's tokens, [] where they do not stand."""
-    ids, _, end = model.tokens(prompt)
+    whole = model.tokens(prompt)
+    ids, end = whole.ids, whole.eos
     tokens = model.tokens(words)
     wanted = tokens.ids[1 : tokens.eos]
     starts = (i for i in range(1, end - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted)
@@ -78,13 +78,13 @@ def positions(model: "Model", prompt: str, words: str) -> list[int]:
 
 
 @contextmanager
-def scaled_maps(model: "Model", scale: Float[Tensor, "b len"]) -> Iterator[None]:
+def scaled_maps(model: Model, scale: Float[Tensor, "b len"]) -> Iterator[None]:
     """Multiply cross-attention probabilities by `scale` inside the block, without normalising them again.
 
     This is the re-weighting of prompt-to-prompt (Hertz et al. 2022, https://arxiv.org/abs/2208.01626). One row per
     image of the batch.
     """
-    layers = [m for m in model.unet.modules() if getattr(m, "is_cross_attention", False)]
+    layers = [m for m in model.denoiser.modules() if getattr(m, "is_cross_attention", False)]
     before = [(layer, layer.processor) for layer in layers]
 
     def wrapped(layer: object, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ def folder_latents(model: Model, folder: str | Path, batch: int = 32) -> Float[T
     paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise BadInput(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
-    images = [square(path, image_size(model)) for path in paths]
+    images = [square(path, model.family.image_size) for path in paths]
     with torch.no_grad():
         chunks = torch.stack(images).split(batch)
         return torch.cat([model.encode_images(chunk) for chunk in chunks])
@@ -39,14 +39,8 @@ def square(path: str | Path, size: int) -> Float[Tensor, "3 size size"]:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1) / 255
 
 
-def image_size(model: Model) -> int:
-    """Return the height of the images a model draws, in pixels."""
-    return model.latent_shape[1] * 2 ** (len(model.part("vae").config.block_out_channels) - 1)
-
-
 def noised(
     model: Model, clean: Float[Tensor, "b ch h w"], noise: Float[Tensor, "b ch h w"], t: Int[Tensor, " b"]
 ) -> Float[Tensor, "b ch h w"]:
-    """Return x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε."""
-    alpha, sigma = model.levels(t)
-    return alpha * clean + sigma * noise
+    """Return x_t = alpha x_0 + sigma eps on the model's noise schedule."""
+    return model.family.schedule.noised(clean, noise, t)

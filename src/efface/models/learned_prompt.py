@@ -31,7 +31,7 @@ def inject(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Wher
 
     return [
         module.register_forward_pre_hook(hook, with_kwargs=True)
-        for name, module in model.unet.named_modules()
+        for name, module in model.denoiser.named_modules()
         if getattr(module, "is_cross_attention", False) and name.startswith(blocks)
     ]
 
@@ -42,7 +42,7 @@ def prompted(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Wh
     A view and no hooks for a while: gradient checkpointing runs the layers again, long after the loss was computed.
     """
     pipe = copy.copy(model.pipe)
-    pipe.unet = with_weights(model.unet, {})  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(pipe, model.family.DENOISER, with_weights(model.denoiser, {}))
     view = replace(model, pipe=pipe)
     inject(view, prompt, how, where)
     return view

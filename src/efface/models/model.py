@@ -2,32 +2,25 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from efface.context import Context, cat
 from efface.edits.guard import Guard, Hooks, MapGuard, chain
 from efface.errors import BadInput
-from efface.models import fingerprint, sampling, schedulers, text
+from efface.models import fingerprint, sampling, text
+from efface.models.family import Family, Time, family_of
+from efface.models.share_weights import with_weights
 from efface.query import Query
 from efface.util.files import sha256_text
 from efface.util.progress import progress
-
-if TYPE_CHECKING:
-    import os
-
-    from diffusers import DiffusionPipeline
-
-    from efface.models.files.single_file import Prediction
-
-Time = Tensor | float | int  # a timestep, 0 to 999: one, or one per image
-PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
-DECODE_AREA = 16384  # latent pixels decoded at once: 4 images of 512 pixels, 64 of 64 (of factor 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +28,7 @@ class Model:
     """View a text-to-image pipeline as one callable, eps(x, t, c), and what goes around it.
 
     pipe: the diffusers pipeline.
-    guards: what steps in while images are drawn.
+    guards: what steps in while images are generated.
     name: where it came from ("mini", a path, a hub id).
     origin: for an edited model, the model below and the edit's id.
 
@@ -44,22 +37,22 @@ class Model:
     >>> eps = model.eps(torch.randn(1, *model.latent_shape), 500, c)
     """
 
-    pipe: "DiffusionPipeline" = field(repr=False)
+    pipe: Any = field(repr=False)
     guards: tuple[Guard | MapGuard, ...] = ()
     name: str = ""
     origin: "tuple[Model, str] | None" = field(default=None, repr=False)
-    known_hashes: dict[str, tuple[tuple[int, int], str]] = field(default_factory=dict, init=False, repr=False)
+    known_hashes: fingerprint.Known = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def load(
         cls,
-        where: "str | os.PathLike[str]",
+        where: str | os.PathLike[str],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        tokenizer: "str | os.PathLike[str] | None" = None,
-        prediction: "Prediction" = "",
+        tokenizer: str | os.PathLike[str] | None = None,
+        prediction: Literal["", "epsilon", "v_prediction"] = "",
     ) -> "Model":
-        """Load "mini", a diffusers folder, a hub id, or a single-file .safetensors checkpoint (SD 1.x and 2.x).
+        """Load "mini", a diffusers folder, a hub id, or a single-file .safetensors checkpoint.
 
         tokenizer, prediction: for a single file only. A folder with CLIP's vocabulary, when none is found on this
         machine; and "epsilon" or "v_prediction", when the file does not say which (see `load_single_file`).
@@ -74,116 +67,110 @@ class Model:
             raise BadInput(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
     # --- parts ---
+    @cached_property
+    def family(self) -> Family:
+        """Return what is particular to this kind of pipeline; raises `BadModel` for a kind that is not known."""
+        return family_of(self.pipe)
+
     def part(self, name: str) -> Any:
         """Return a component of the pipeline ("unet", "vae", "text_encoder", "tokenizer", …), or None."""
         return getattr(self.pipe, name, None)
 
     @property
-    def unet(self) -> Any:
-        """Return the denoiser."""
-        return self.part("unet")
+    def denoiser(self) -> Any:
+        """Return the network that predicts noise."""
+        return self.family.denoiser
 
     @property
     def device(self) -> torch.device:
         """Return where the denoiser is."""
-        return self.unet.device
+        return self.denoiser.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Return the precision of the denoiser's weights."""
-        return self.unet.dtype
+        return self.denoiser.dtype
 
     @property
     def width(self) -> int:
-        """Return the number of channels of a text vector as the denoiser reads it."""
-        return self.unet.config.cross_attention_dim
-
-    @property
-    def prediction(self) -> str:
-        """Return what the denoiser predicts: "epsilon", "v_prediction" or "sample"."""
-        return self.part("scheduler").config.prediction_type
+        """Return the number of channels of a token vector as the denoiser reads it."""
+        return self.family.width
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Return (ch, h, w) of the latents."""
-        config = self.unet.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
+        return self.family.latent_shape
 
-    def weights(self, prefix: str = "unet.") -> dict[str, nn.Parameter]:
-        """Return the parameters themselves by name; prefix "" adds the text encoder's and the autoencoder's."""
+    def weights(self, prefix: str | None = None) -> dict[str, nn.Parameter]:
+        """Return the parameters themselves by name, of the denoiser by default.
+
+        prefix: of the names; "" adds the text encoders' and the autoencoder's.
+        """
+        prefix = f"{self.family.DENOISER}." if prefix is None else prefix
         found = {}
-        for part in PARTS:
+        for part in self.family.PARTS:
             module = self.part(part)
-            if module is not None and (part + ".").startswith(prefix.partition(".")[0]):
+            if isinstance(module, nn.Module) and f"{part}.".startswith(prefix.partition(".")[0]):
                 found |= {f"{part}.{name}": parameter for name, parameter in module.named_parameters()}
         return {name: parameter for name, parameter in found.items() if name.startswith(prefix)}
 
-    def cross_attention(self) -> list[str]:
-        """Return the names of the key and value weights that read the text, in module order."""
-        return [
-            f"unet.{name}.{which}.weight"
-            for name, module in self.unet.named_modules()
-            if getattr(module, "is_cross_attention", False)
-            for which in ("to_k", "to_v")
-        ]
+    def text_weights(self) -> list[str]:
+        """Return the names of the weights that read the text's token vectors and nothing else."""
+        return self.family.text_weights()
 
     # --- text ---
-    def encode(self, prompts: Sequence[str]) -> Float[Tensor, "b len dim"]:
+    def encode(self, prompts: Sequence[str]) -> Context:
         """Encode prompts to contexts, as the diffusers pipeline does; warns when a prompt is cut off."""
-        return text.encode(self.part("tokenizer"), self.part("text_encoder"), prompts).to(self.dtype)
+        return self.family.encode(prompts)
+
+    def null(self) -> Context:
+        """Return what the unconditional side of guidance reads, one row."""
+        return self.family.null()
 
     def tokens(self, prompt: str) -> text.Tokens:
         """Return a prompt's token ids and the positions of its last word token and of the end token."""
-        return text.tokens(self.part("tokenizer"), prompt)
+        return self.family.streams(prompt)[0]
 
     # --- noise ---
-    def raw(self, x: Tensor, t: Time, c: Tensor) -> Tensor:
-        """Return what the denoiser predicts (eps or v), fp32, for x as it sees it; c: one context or one per image."""
-        if len(c) != len(x):
-            c = c.expand(len(x), -1, -1)
-        out = self.unet(x.to(self.dtype), t, encoder_hidden_states=c.to(self.dtype), return_dict=False)[0]
-        return out.to(x.dtype)
-
     def levels(self, t: Time) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma) of x_t = alpha x_0 + sigma eps, shaped to broadcast over (b, ch, h, w)."""
-        t = torch.as_tensor(t, device=self.device).reshape(-1, 1, 1, 1)
-        return schedulers.levels(self.part("scheduler").alphas_cumprod, t)
+        return self.family.schedule.levels(torch.as_tensor(t, device=self.device).reshape(-1, 1, 1, 1))
 
-    def eps(self, x: Float[Tensor, "b ch h w"], t: Time, c: Float[Tensor, "c len dim"]) -> Float[Tensor, "b ch h w"]:
+    def predict(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
+        """Return what the denoiser predicts (eps, v or a flow) for x_t; c: one context or one per image."""
+        return self.family.predict(x, t, c)
+
+    def eps(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
         """Predict the noise in x_t, whatever the denoiser was trained to predict; without guards, differentiable.
 
         t: timestep, 0 to 999, one or one per image. c: one context or one per image.
         """
-        raw = self.raw(x, t, c)
-        if self.prediction == "epsilon":
-            return raw
-        return schedulers.to_eps(raw, x, *self.levels(t), self.prediction)
+        return self.family.eps(x, t, c)
 
     def hooks(self) -> Hooks:
         """Return the guards' hooks, fresh, for one trajectory."""
         bare = replace(self, guards=())
         return chain(guard.start(bare) for guard in self.guards)
 
-    def denoise(self, x: Tensor, t: Time, c: Tensor, null: Tensor, hooks: Hooks | None = None) -> tuple[Tensor, Tensor]:
+    def denoise(
+        self, x: Float[Tensor, "b ch h w"], t: Time, c: Context, null: Context, hooks: Hooks | None = None
+    ) -> tuple[Float[Tensor, "b ch h w"], Float[Tensor, "b ch h w"]]:
         """Predict (conditional, unconditional) noise under the guards; differentiable in x, c and the weights.
 
         hooks: from `hooks()`, the same object for all steps of one trajectory; fresh ones by default.
         """
         hooks = self.hooks() if hooks is None else hooks
-        c, null = hooks.embed(c), hooks.null(null)
-        c, null = (context.expand(len(x), -1, -1) for context in (c, null))
-        times = torch.as_tensor(t, device=x.device)
-        uncond, cond = self.eps(
-            torch.cat([x, x]), times.repeat(2) if times.dim() else times, torch.cat([null, c])
-        ).chunk(2)
+        times, schedule = torch.as_tensor(t, device=x.device), self.family.schedule
+        cond, uncond = (
+            schedule.eps(out, x, times)
+            for out in sampling.denoise(self.family, x, times, hooks.embed(c), hooks.null(null))
+        )
         return hooks.guide(self.eps, x, times, cond, uncond)
 
     # --- images ---
     def timesteps(self, steps: int, name: str = "") -> Tensor:
         """Return the timesteps a solver visits, noisiest first."""
-        return schedulers.ready(self.pipe, name, steps, self.device).timesteps
+        return self.family.solver(name, steps).timesteps
 
     def sample(
         self,
@@ -193,62 +180,88 @@ class Model:
         latents: Float[Tensor, "b ch h w"] | None = None,
         grad: bool = False,
     ) -> Float[Tensor, "b ch h w"]:
-        """Draw latents for queries that share steps and solver, or stop half-way: see `sampling.sample`."""
+        """Generate latents for queries that share steps and solver, or stop half-way: see `sampling.sample`."""
         with torch.enable_grad() if grad else torch.inference_mode():
-            x = sampling.sample(self, queries, stop, start, latents)
+            cond, null = self._contexts(queries)
+            x = sampling.sample(self.family, queries, cond, null, self.hooks(), stop, start, latents)
         return x if grad else x.clone()  # the copy, made outside, is a normal tensor
 
     def generate(self, queries: Sequence[Query], batch: int = 32) -> Float[Tensor, "b 3 h w"]:
-        """Draw one image per query, in order, in [0, 1], fp32; queries may differ in every field.
+        """Generate one image per query, in order, in [0, 1], fp32; queries may differ in every field.
 
         An image depends on its query only; between different batch sizes it varies by rounding (about 1e-5 in fp32).
         """
         images: dict[int, Tensor] = {}
         with torch.inference_mode():
-            known = sampling.contexts(self, queries)
+            cond, null = self._contexts(queries) if queries else (None, None)
             for group in progress(sampling.groups(queries, batch), "images"):
-                hooks = self.hooks()
-                chosen = [queries[i] for i in group]
-                latents = sampling.sample(self, chosen, known=known, hooks=hooks)
+                assert cond is not None
+                assert null is not None
+                hooks, chosen = self.hooks(), [queries[i] for i in group]
+                latents = sampling.sample(self.family, chosen, cond[group], null[group], hooks)
                 images |= dict(zip(group, hooks.filter(self.decode(latents)), strict=True))
         if not queries:
             return torch.empty(0, 3, 0, 0)
         return torch.stack([images[i] for i in range(len(queries))]).clone()
 
+    def _contexts(self, queries: Sequence[Query]) -> tuple[Context, Context]:
+        """Return the conditional and the unconditional context of each query; every prompt is encoded once."""
+        prompts = list(dict.fromkeys(query.prompt for query in queries))
+        known = self.encode(prompts)
+        row = {prompt: i for i, prompt in enumerate(prompts)}
+        rows = [known[row[query.prompt] : row[query.prompt] + 1] for query in queries]
+        for i, query in enumerate(queries):
+            if query.context is not None:
+                rows[i] = self._own(query.context, rows[i])
+        return cat(rows), self.null().expand(len(queries))
+
+    def _own(self, given: Context, encoded: Context) -> Context:
+        """Return a query's own context, with the prompt's pooled vector where it has none; raises `BadInput`."""
+        if given.tokens.shape != encoded.tokens.shape:
+            shapes = [list(one.tokens.shape[1:]) for one in (given, encoded)]
+            raise BadInput(f"the context has shape {shapes[0]}, {self.name or 'this model'} reads {shapes[1]}")
+        if encoded.pooled is None or given.pooled is not None:
+            return given.to(encoded)
+        return replace(given.to(encoded), pooled=encoded.pooled)
+
     def decode(self, latents: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Decode latents to images in [0, 1], fp32."""
-        vae = self.part("vae")
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        latents = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
-        few = max(1, DECODE_AREA // (latents.shape[2] * latents.shape[3]))
-        images = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(few)])
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return self.family.decode(latents)
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ch h2 w2"]:
         """Encode images in [0, 1] to the mode of their latents, fp32."""
-        vae = self.part("vae")
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        latents = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode()
-        return (latents.float() - shift) * vae.config.scaling_factor
+        return self.family.encode_images(images)
 
     # --- identity ---
     @cached_property
     def id(self) -> str:
         """Return the sha256 of the weights and the scheduler's configuration, and of edits and guards if any."""
-        return fingerprint.model_id(self)
+        if self.origin is not None:
+            return fingerprint.derived_id(self.origin[0].id, self.origin[1], self.guards)
+        return fingerprint.model_id(self.weights(""), self.part("scheduler").config, self.guards)
 
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
         """Return a short hash of every named weight's values, rounded to bf16 so that the precision the model is
         loaded in does not matter."""
-        return fingerprint.hashes(self, names)
+        return fingerprint.hashes(self.weights(""), names, self.known_hashes)
 
     def fingerprint(self, names: Iterable[str]) -> str:
         """Return one sha256 of the named weights; an edit holds it to know the model it was made on."""
         return sha256_text(json.dumps(self.hashes(sorted(names))))
 
     def base(self, names: Iterable[str]) -> dict[str, Any]:
-        """Describe this model in an edit's provenance, as far as the edit's weights are concerned."""
-        return fingerprint.base(self, names)
+        """Describe this model in an edit's provenance; `hashes` covers the edit's own weights."""
+        shapes = [[name, list(weight.shape)] for name, weight in sorted(self.weights().items())]
+        names = sorted(names)
+        return {
+            "name": self.name,
+            "id": self.id,
+            "fingerprint": self.fingerprint(names),
+            "architecture": sha256_text(json.dumps(shapes)),
+            "cross_attention": self.text_weights(),
+            "blocks": dict(self.family.BLOCKS),
+            "hashes": self.hashes(names),
+        }
 
     # --- variants ---
     def guarded(self, *guards: Guard | MapGuard) -> "Model":
@@ -257,10 +270,8 @@ class Model:
 
     def edited(self, weights: Mapping[str, Tensor], guards: tuple[Guard | MapGuard, ...] = (), id: str = "") -> "Model":
         """Return a model with other values for some weights; it shares all else with this one, which stays as it is."""
-        from efface.models.share_weights import with_weights
-
         pipe = copy.copy(self.pipe)
-        for part in PARTS:
+        for part in self.family.PARTS:
             own = {name.removeprefix(part + "."): w for name, w in weights.items() if name.startswith(part + ".")}
             if own:
                 setattr(pipe, part, with_weights(self.part(part), own))

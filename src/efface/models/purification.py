@@ -11,7 +11,6 @@ from torch import Tensor
 
 from efface.errors import BadInput
 from efface.models.model import Model
-from efface.models.trajectory import ddim_step, ddim_times
 
 
 @torch.no_grad()
@@ -33,16 +32,16 @@ def purify(
     """
     if not 0 <= depth <= 1:
         raise BadInput(f"depth must be between 0 and 1, got {depth}")
-    alphas = model.part("scheduler").alphas_cumprod.tolist()
-    times = ddim_times(steps, len(alphas)).tolist()
+    schedule = model.family.schedule
+    times = schedule.times(steps).tolist()
     turn = round(depth * (steps - 1))
     z = model.encode_images(images)
-    c, null = model.encode([prompt]).float(), model.encode([""]).float()
-    z = ddim_step(z, model.eps(z, times[0], c), 1.0, alphas[times[0]])
+    c, null = model.encode([prompt]).float(), model.null().float()
+    z = schedule.step(z, model.eps(z, times[0], c), None, times[0])
     for low, high in pairwise(times[: turn + 1]):
-        z = ddim_step(z, model.eps(z, low, c), alphas[low], alphas[high])
+        z = schedule.step(z, model.eps(z, low, c), low, high)
     for high, low in pairwise(times[turn::-1]):
         cond, uncond = model.denoise(z, torch.tensor(high, device=z.device), c, null)
-        z = ddim_step(z, uncond + guidance * (cond - uncond), alphas[high], alphas[low])
-    clean = ddim_step(z, model.eps(z, times[0], c), alphas[times[0]], 1.0)
+        z = schedule.step(z, uncond + guidance * (cond - uncond), high, low)
+    clean = schedule.step(z, model.eps(z, times[0], c), times[0], None)
     return model.decode(clean)

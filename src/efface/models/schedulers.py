@@ -1,4 +1,4 @@
-"""Solvers: diffusers' schedulers by short names, and the noise levels of a model."""
+"""Solvers: diffusers' schedulers by short names."""
 
 import copy
 import warnings
@@ -61,33 +61,6 @@ def _calm() -> Iterator[None]:
         yield
 
 
-def levels(alphas_cumprod: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (alpha, sigma) of x_t = alpha x_0 + sigma eps at timesteps t (whole or, as Euler has them, between).
-
-    Between two timesteps sigma/alpha is interpolated linearly.
-    """
-    ratios = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().to(t.device)
-    low = t.floor().long().clamp(0, len(ratios) - 1)
-    high = t.ceil().long().clamp(0, len(ratios) - 1)
-    ratio = ratios[low].lerp(ratios[high], (t - low).to(ratios.dtype)) if t.is_floating_point() else ratios[low]
-    alpha = (1 + ratio**2).rsqrt()
-    return alpha, ratio * alpha
-
-
-def to_eps(raw: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """Turn what the UNet predicts (`kind`: epsilon, v_prediction or sample) into epsilon."""
-    if kind == "v_prediction":
-        return alpha * raw + sigma * x
-    return (x - alpha * raw) / sigma if kind == "sample" else raw
-
-
-def from_eps(eps: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """Turn epsilon into what the UNet predicts and its scheduler expects: the inverse of `to_eps`."""
-    if kind == "v_prediction":
-        return (eps - sigma * x) / alpha
-    return (x - sigma * eps) / alpha if kind == "sample" else eps
-
-
 def noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
-    """Draw standard normal noise (b, *shape) on the CPU in fp32, one generator per image."""
+    """Return standard normal noise (b, *shape) on the CPU in fp32, one generator per image."""
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -1,23 +1,26 @@
-"""Prompts to tokens and to contexts, as the diffusers pipeline does it."""
+"""Prompts to tokens and to token vectors, as the diffusers pipelines do it."""
 
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 
 class Tokens(NamedTuple):
     """Say where a prompt's words are among its tokens.
 
-    ids: all token ids, padded to the model's length.
+    ids: all token ids, padded to the tokenizer's length.
     subject: index of the last token of the text (0, the start token, for "").
     eos: index of the end token.
+    start: where the tokens' stretch of a context begins; 0 unless a family joins several encoders' tokens.
     """
 
     ids: tuple[int, ...]
     subject: int
     eos: int
+    start: int = 0
 
 
 def tokens(tokenizer: Any, prompt: str) -> Tokens:
@@ -28,13 +31,19 @@ def tokens(tokenizer: Any, prompt: str) -> Tokens:
     return Tokens(tuple(ids), count - 2, count - 1)
 
 
-def encode(tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Tensor:
-    """Return the text encoder's last hidden states (b, len, dim); warns when a prompt is cut off."""
+def encode(tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Float[Tensor, "b len dim"]:
+    """Return the text encoder's last hidden states; warns when a prompt is cut off."""
+    warn_if_cut(tokenizer, prompts, stacklevel=4)
     length = tokenizer.model_max_length
-    for prompt, ids in zip(prompts, tokenizer(list(prompts), verbose=False).input_ids, strict=True):
-        if len(ids) > length:
-            warnings.warn(f"prompt cut off: {len(ids)} tokens, {length} fit: {prompt[:60]!r}...", stacklevel=3)
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = batch.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     ids = batch.input_ids.to(encoder.device)
     return encoder(ids, attention_mask=mask if mask is None else mask.to(encoder.device))[0]
+
+
+def warn_if_cut(tokenizer: Any, prompts: Sequence[str], stacklevel: int) -> None:
+    """Warn of every prompt that is longer than the tokenizer's length."""
+    length = tokenizer.model_max_length
+    for prompt, ids in zip(prompts, tokenizer(list(prompts), verbose=False).input_ids, strict=True):
+        if len(ids) > length:
+            warnings.warn(f"prompt cut off: {len(ids)} tokens, {length} fit: {prompt[:60]!r}...", stacklevel=stacklevel)

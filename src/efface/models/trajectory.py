@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from efface.context import Context
 from efface.errors import BadInput
 from efface.models.model import Model
 
@@ -26,18 +27,11 @@ class Partial(NamedTuple):
     row: Int[Tensor, " n"]
 
 
-def ddim_times(steps: int, total: int = 1000) -> Int[Tensor, " steps"]:
-    """Return Stable Diffusion's DDIM time steps in ascending order: 1, 21, …, 981 for 50 of 1,000."""
-    if not 1 <= steps <= total:
-        raise BadInput(f"sampling steps must be between 1 and {total}, got {steps}")
-    return (torch.arange(steps) * (total // steps) + 1).clamp(max=total - 1)
-
-
 @torch.no_grad()
 def partly_denoise(
     model: Model,
-    contexts: Float[Tensor, "c len dim"],
-    null: Float[Tensor, "1 len dim"],
+    contexts: Context,
+    null: Context,
     rng: torch.Generator,
     n: int,
     guidance: float = 3.0,
@@ -57,9 +51,9 @@ def partly_denoise(
     """
     if reuse < 1 or n % reuse:
         raise BadInput(f"reuse must divide the {n} latents of a step, got {reuse}")
-    alphas = model.part("scheduler").alphas_cumprod.tolist()
-    b, total, device = n // reuse, len(alphas), contexts.device
-    times, row = ddim_times(steps, total), torch.randint(len(contexts), (b,), generator=rng).to(device)
+    schedule = model.family.schedule
+    b, total, device = n // reuse, schedule.total, contexts.device
+    times, row = schedule.times(steps), torch.randint(len(contexts), (b,), generator=rng).to(device)
     z = torch.randn(b, *model.latent_shape, generator=rng).to(device)
     stops = torch.randint(steps, (reuse, b), generator=rng)  # index of a level, 0 is the cleanest
     levels, last, kept = stops.flatten(), stops.amin(0), z.repeat(reuse, 1, 1, 1)
@@ -69,18 +63,10 @@ def partly_denoise(
         if len(going):
             t = times[i].to(device).expand(len(going))
             e = _guided(model, z[going], t, row[going], contexts, null, guidance, guide)
-            z[going] = ddim_step(z[going], e, alphas[times[i]], alphas[times[i - 1]])
+            z[going] = schedule.step(z[going], e, int(times[i]), int(times[i - 1]))
     width = total // steps
     t = levels * width + torch.randint(width, levels.shape, generator=rng) if jitter else times[levels]
     return Partial(kept, t.to(device), row.repeat(reuse))
-
-
-def ddim_step(
-    z: Float[Tensor, "b ch h w"], e: Float[Tensor, "b ch h w"], alpha: float, alpha_to: float
-) -> Float[Tensor, "b ch h w"]:
-    """Move z from the level ᾱ to the level ᾱ_to along the predicted noise e; up or down."""
-    clean = (z - (1 - alpha) ** 0.5 * e) / alpha**0.5
-    return alpha_to**0.5 * clean + (1 - alpha_to) ** 0.5 * e
 
 
 def _guided(
@@ -88,8 +74,8 @@ def _guided(
     z: Tensor,
     t: Tensor,
     row: Tensor,
-    contexts: Tensor,
-    null: Tensor,
+    contexts: Context,
+    null: Context,
     guidance: float,
     guide: Any,
 ) -> Tensor:

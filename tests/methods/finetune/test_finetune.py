@@ -6,7 +6,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Run, said
-from efface.methods.finetune.parameters import SETS, select
+from efface.methods.finetune.parameters import select
 from efface.models.model import Model
 
 
@@ -64,10 +64,10 @@ def test_the_model_keeps_flags_and_processors(tiny):
     train(tiny, gradient_checkpointing=True)
     assert {name: p.requires_grad for name, p in tiny.weights("").items()} == flags
     assert all(p.grad is None for p in tiny.weights("").values())
-    assert {type(p) for p in tiny.unet.attn_processors.values()} == {AttnProcessor2_0}
-    assert {type(p) for p in seen[0].student.unet.attn_processors.values()} == {AttnProcessor}
-    assert not tiny.unet.is_gradient_checkpointing
-    assert seen[0].student.unet.is_gradient_checkpointing
+    assert {type(p) for p in tiny.denoiser.attn_processors.values()} == {AttnProcessor2_0}
+    assert {type(p) for p in seen[0].student.denoiser.attn_processors.values()} == {AttnProcessor}
+    assert not tiny.denoiser.is_gradient_checkpointing
+    assert seen[0].student.denoiser.is_gradient_checkpointing
 
 
 def test_gradient_checkpointing_changes_nothing(tiny):
@@ -110,9 +110,9 @@ def test_inside_inference_mode(tiny):
 
 
 def test_parameter_sets(tiny):
-    sizes = {params: len(select(tiny, params)) for params in SETS}
+    sizes = {params: len(select(tiny, params)) for params in tiny.family.SETS}
     assert sizes["x"] + sizes["u"] + 8 == sizes["full"] == len(tiny.weights())  # time embedding, output
-    assert sizes["x-strict"] == len(tiny.cross_attention())
+    assert sizes["x-strict"] == len(tiny.text_weights())
     assert sizes["attn"] == sizes["x"] + sizes["selfattn"]
     assert all(name.startswith("unet.mid_block") for name in select(tiny, "unet.mid_block*"))
     with pytest.raises(BadInput, match="matches no weight"):

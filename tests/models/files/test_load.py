@@ -23,7 +23,7 @@ def test_a_folder_is_loaded_ready_and_quiet(folder: Path, capsys: pytest.Capture
     assert capsys.readouterr() == ("", "")
     assert model.name == str(folder)
     assert not any(weight.requires_grad for weight in model.weights("").values())
-    assert not model.unet.training
+    assert not model.denoiser.training
     assert model.dtype == torch.float32
     assert model.device.type == "cpu"
 

@@ -6,7 +6,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from efface.models.files import sd, sdxl
+from efface.models.families.sd import StableDiffusion
+from efface.models.families.sdxl import SDXL
 from efface.models.files.original_layout import UNET, VAE
 
 PLAIN = {"sample_size": 64, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
@@ -66,7 +67,7 @@ def _stored(kind: str, states: dict[str, dict[str, torch.Tensor]]) -> dict[str, 
     found: dict[str, torch.Tensor] = {}
     for part, state in states.items():
         for name, value in state.items():
-            key, view = (sdxl if kind == "xl" else sd).original_key(f"{part}.{name}", configs)
+            key, view = (SDXL if kind == "xl" else StableDiffusion).original_key(f"{part}.{name}", configs)
             assert key not in found or view in "qkv", key
             if view in "qkv":
                 value = torch.empty(3 * len(value), *value.shape[1:], device="meta")
@@ -91,8 +92,8 @@ def test_names_and_configurations_at_full_size(kind: str):
     if kind == "2.x":  # the layer that is not used
         last = {key.replace(".22.", ".23."): shape for key, shape in shapes.items() if ".resblocks.22." in key}
         shapes |= last
-    family = sdxl if kind == "xl" else sd
-    assert [one.reads(shapes) for one in (sd, sdxl)] == [family is sd, family is sdxl]
+    family = SDXL if kind == "xl" else StableDiffusion
+    assert [one.reads(shapes) for one in (StableDiffusion, SDXL)] == [kind != "xl", kind == "xl"]
     configs = family.configs(shapes, {})
     assert {name: configs["unet"].get(name) for name in KINDS[kind]} == KINDS[kind]
     assert {name: configs["vae"][name] for name in VAE_CONFIG} == VAE_CONFIG
@@ -106,7 +107,7 @@ def test_names_and_configurations_at_full_size(kind: str):
 def test_what_a_closed_form_edit_changes_in_sdxl():
     names = [name for name in _states("xl")["unet"] if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))]
     assert len(names) == 140
-    keys = {name: sdxl.original_key(f"unet.{name}", {"unet": KINDS["xl"]}).key for name in names}
+    keys = {name: SDXL.original_key(f"unet.{name}", {"unet": KINDS["xl"]}).key for name in names}
     first = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     assert keys[first] == f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
     assert len({key.partition(".transformer_blocks.")[0] for key in keys.values()}) == 11

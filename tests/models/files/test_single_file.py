@@ -28,14 +28,14 @@ def test_it_is_the_model_it_was_made_from(version: str, request: pytest.FixtureR
     ours, theirs = loaded.weights(""), model.weights("")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert loaded.prediction == model.prediction
+    assert loaded.family.schedule.output == model.family.schedule.output
     assert loaded.latent_shape == model.latent_shape
     assert torch.equal(loaded.generate(QUERIES), model.generate(QUERIES))
     assert not any(weight.requires_grad for weight in ours.values())
 
 
 def test_an_edit_of_the_folder_fits_the_file(tiny: Model, single_file: Path, folder: Path):
-    names = tiny.cross_attention()
+    names = tiny.text_weights()
     edit = Edit(delta={names[0]: torch.ones(32, 32)}, meta={"base": tiny.base(names[:1])})
     edit.check(Model.load(single_file, tokenizer=folder / "tokenizer"))
 
@@ -61,17 +61,17 @@ def test_what_it_predicts_is_said_by_header_argument_or_version(single_file2: Pa
     words = folder2 / "tokenizer"
     size = {"modelspec.resolution": "16x16"}
     said = rewritten(single_file2, tmp_path / "a.safetensors", {**size, "modelspec.prediction_type": "epsilon"})
-    assert Model.load(single_file2, tokenizer=words).prediction == "v_prediction"
-    assert Model.load(said, tokenizer=words).prediction == "epsilon"
-    assert Model.load(said, tokenizer=words, prediction="v_prediction").prediction == "v_prediction"
-    assert Model.load(single_file2, tokenizer=words, prediction="epsilon").prediction == "epsilon"
+    assert Model.load(single_file2, tokenizer=words).family.schedule.output == "v_prediction"
+    assert Model.load(said, tokenizer=words).family.schedule.output == "epsilon"
+    assert Model.load(said, tokenizer=words, prediction="v_prediction").family.schedule.output == "v_prediction"
+    assert Model.load(single_file2, tokenizer=words, prediction="epsilon").family.schedule.output == "epsilon"
 
 
 def test_the_size_without_a_header_is_stable_diffusions(single_file: Path, folder: Path, tmp_path: Path):
     path = rewritten(single_file, tmp_path / "a.safetensors", {})
     model = Model.load(path, tokenizer=folder / "tokenizer")
     assert model.latent_shape == (4, 64, 64)
-    assert model.prediction == "epsilon"
+    assert model.family.schedule.output == "epsilon"
 
 
 def test_a_folder_named_tokenizer_beside_the_file_is_found(
@@ -80,7 +80,7 @@ def test_a_folder_named_tokenizer_beside_the_file_is_found(
     shutil.copy(single_file, tmp_path / "model.safetensors")
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
     model = Model.load(tmp_path / "model.safetensors")
-    assert torch.equal(model.encode(["a church"]), tiny.encode(["a church"]))
+    assert torch.equal(model.encode(["a church"]).tokens, tiny.encode(["a church"]).tokens)
 
 
 def test_without_a_vocabulary_the_error_says_what_to_pass(single_file: Path, monkeypatch):

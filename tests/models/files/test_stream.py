@@ -49,7 +49,7 @@ def test_only_text_and_keys_and_values_are_read(checkpoint):
     path, words, _ = checkpoint
     model = stream.open_model(path, words)
     read = {name for name, weight in model.weights().items() if not weight.is_meta}
-    assert read == set(model.cross_attention())
+    assert read == set(model.text_weights())
     assert model.part("vae") is None
     assert not any(weight.is_meta for weight in model.weights("text_encoder.").values())
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from efface.attack import Target
 from efface.concept import Concept
+from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
 
 
 def context_shape(target: Target) -> tuple[int, int]:
     """Return (len, dim) of the contexts that the attacked model reads."""
-    _, length, width = target.edited.encode([""]).shape
+    _, length, width = target.edited.encode([""]).tokens.shape
     return length, width
 
 
@@ -30,7 +31,7 @@ def asking(
     seeds = torch.randint(2**62, (len(contexts), draws), generator=rng).tolist()
     plain = replace(like, prompt="", steps=steps or like.steps)
     pairs = zip(contexts, seeds, strict=True)
-    return [replace(plain, embeds=context, seed=seed) for context, row in pairs for seed in row]
+    return [replace(plain, context=Context(one[None]), seed=seed) for one, row in pairs for seed in row]
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -19,10 +19,8 @@ from efface.methods.closed_form.cache import remembered
 from efface.methods.closed_form.least_squares import Fit
 from efface.methods.closed_form.matrices import Factors, Kept, check_scale, weight_gram
 from efface.methods.closed_form.prompts import Rows, Say, Text, check_template, read
+from efface.models.model import Model
 from efface.util.files import sha256_tensors, sha256_text
-
-if TYPE_CHECKING:
-    from efface.models.model import Model
 
 # Prompts like the captions the embedded model learned from: its vectors change with every word around a name.
 MINI = (
@@ -68,7 +66,7 @@ class ClosedForm(Method):
             raise BadInput("at least one template is needed")
 
     @abstractmethod
-    def fit(self, model: "Model", erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit."""
 
     def says(self, concept: Concept, erase: Sequence[Concept] = ()) -> list[tuple[Say, Say]]:
@@ -90,11 +88,13 @@ class ClosedForm(Method):
         return [form for form in forms if not named.search(form)] or ["{}"]
 
 
-def text_weights(model: "Model", keys: bool = True) -> tuple[str, ...]:
+def text_weights(model: Model, keys: bool = True) -> tuple[str, ...]:
     """Return the names of the value (and key) matrices that read the text; raises `BadModel` without any."""
-    names = tuple(n for n in model.cross_attention() if keys or n.endswith(".to_v.weight"))
+    names = tuple(n for n in model.text_weights() if keys or n.endswith(".to_v.weight"))
     if not names:
-        raise BadModel(f"{model.name or 'this model'} has no cross-attention to edit")
+        raise BadModel(
+            f"{model.name or 'this model'} has no weights that read the text alone: there is nothing to edit"
+        )
     weights = model.weights()
     wrong = [n for n in names if weights[n].shape[1] != model.width]
     if wrong:
@@ -102,7 +102,7 @@ def text_weights(model: "Model", keys: bool = True) -> tuple[str, ...]:
     return names
 
 
-def check_texts(model: "Model", erase: Sequence[Concept], keep: Sequence[Concept]) -> None:
+def check_texts(model: Model, erase: Sequence[Concept], keep: Sequence[Concept]) -> None:
     """Raise `BadInput` when two concepts are the same text to the tokenizer, or one has no tokens."""
     seen: dict[tuple[int, ...], str] = {}
     for concept in (*erase, *keep):
@@ -115,7 +115,7 @@ def check_texts(model: "Model", erase: Sequence[Concept], keep: Sequence[Concept
 
 
 def edited_rows(
-    model: "Model", says: Sequence[tuple[Say, Say]], pair: Callable[[Text, Text], tuple[Tensor, Tensor]]
+    model: Model, says: Sequence[tuple[Say, Say]], pair: Callable[[Text, Text], tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (rows, goals) for every prompt and its replacement; each replacement is encoded once."""
     targets = list(dict.fromkeys(new for _, new in says))
@@ -129,7 +129,7 @@ def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Rows, Rows]:
     return torch.cat([rows for rows, _ in pairs]), torch.cat([goals for _, goals in pairs])
 
 
-def kept_rows(model: "Model", says: Sequence[Say], which: str, scale: float) -> Kept:
+def kept_rows(model: Model, says: Sequence[Say], which: str, scale: float) -> Kept:
     """Encode what is to be kept, all rows of each text or the last word's; long lists are remembered."""
     check_scale("preserve_scale", scale)
 
@@ -139,14 +139,13 @@ def kept_rows(model: "Model", says: Sequence[Say], which: str, scale: float) -> 
 
     if len(says) < MANY:
         return Kept.gather(batches(), model.width, scale)
-    parts = ("text_encoder.", "text_encoder_2.")
-    encoders = {n: w for part in parts if model.part(part[:-1]) is not None for n, w in model.weights(part).items()}
+    encoders = {name: weight for name, weight in model.weights("").items() if name.startswith("text_encoder")}
     key = sha256_text(json.dumps([sha256_tensors(encoders), which, [say._asdict() for say in says]]))
     total = remembered(key, lambda: Kept.gather(batches(), model.width).matrix(), disk=True)
     return Kept(torch.zeros(0, model.width, dtype=torch.float64), scale * total)
 
 
-def key_value_gram(model: "Model", names: Sequence[str]) -> Tensor:
+def key_value_gram(model: Model, names: Sequence[str]) -> Tensor:
     """Return G = Σ W₀ᵀW₀ over the named matrices, remembered by their values."""
     weights = model.weights()
     chosen = {name: weights[name] for name in names}

@@ -6,17 +6,15 @@ length and vocabulary works.
 
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from efface.errors import BadInput, BadModel
+from efface.models.model import Model
 from efface.util.progress import progress
-
-if TYPE_CHECKING:
-    from efface.models.model import Model
 
 BATCH = 32  # prompts encoded at once
 
@@ -59,39 +57,32 @@ def check_template(template: str) -> None:
         raise BadInput(f"a template holds the name's place, {{}}, once; got {template!r}")
 
 
-def position(model: "Model", say: Say) -> int:
-    """Return the position of the name's last token; raises `BadInput` for a name without tokens."""
-    word = model.tokens(say.head).subject
-    before = model.tokens(Say(say.template, "").head).subject
+def position(model: Model, say: Say, stream: int = 0) -> int:
+    """Return the position of the name's last token in a stream of text; raises `BadInput` for a name without any."""
+    word = model.family.streams(say.head)[stream].subject
+    before = model.family.streams(Say(say.template, "").head)[stream].subject
     if say.name.strip() and word <= before:
         raise BadInput(f"{say.name!r} has no tokens in this model's vocabulary")
     return word
 
 
-def read(model: "Model", says: Sequence[Say]) -> Iterator[Text]:
-    """Encode prompts in batches, one `Text` each, in order, on the CPU in float32 (or wider)."""
+def read(model: Model, says: Sequence[Say]) -> Iterator[Text]:
+    """Encode prompts in batches, one `Text` for each stream of text, in order, on the CPU in float32 (or wider)."""
     for start in progress(range(0, len(says), BATCH), "texts"):
         part = says[start : start + BATCH]
-        for say, vectors in zip(part, contexts(model, [say.text for say in part]), strict=True):
-            tokens = model.tokens(say.text)
-            yield Text(vectors, position(model, say), tokens.ids[: tokens.eos + 1])
+        for say, vectors in zip(part, vectors_of(model, [say.text for say in part]), strict=True):
+            for i, tokens in enumerate(model.family.streams(say.text)):
+                own = vectors[tokens.start : tokens.start + len(tokens.ids)]
+                yield Text(own, position(model, say, i), tokens.ids[: tokens.eos + 1])
 
 
 @torch.no_grad()
-def contexts(model: "Model", prompts: Sequence[str]) -> Float[Tensor, "b len dim"]:
-    """Encode prompts to what cross-attention reads; of two text encoders (SDXL), both vectors side by side.
+def vectors_of(model: Model, prompts: Sequence[str]) -> Float[Tensor, "b len dim"]:
+    """Encode prompts to the token vectors that the text weights read.
 
     Raises `BadModel` when the model reads another width than its text encoders give.
     """
-    if model.part("text_encoder_2") is None:
-        found = model.encode(prompts)
-    else:
-        found = model.pipe.encode_prompt(
-            prompt=list(prompts),
-            device=model.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )[0]
+    found = model.encode(prompts).tokens
     if found.shape[-1] != model.width:
         raise BadModel(
             f"cross-attention reads vectors of width {model.width}, the text encoder gives {found.shape[-1]}"

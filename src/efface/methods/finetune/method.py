@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from efface import registry
 from efface.concept import Concept
+from efface.context import Context
 from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.method import Fitted, Method
@@ -99,7 +100,7 @@ class Run:
     erase, keep, seed: as given to the method.
     rng: the random numbers of the current step, on the CPU.
     weights: the student's trained parameters by name.
-    null: the context of the empty prompt, (1, len, dim).
+    null: the context of no prompt, one row.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Run:
         self.base = _view(model, {})
         self.student = _view(model, {name: p.data.clone() for name, p in chosen.items()})
         if method.gradient_checkpointing:
-            self.student.unet.enable_gradient_checkpointing()
+            self.student.denoiser.enable_gradient_checkpointing()
         self.weights = {name: p.requires_grad_() for name, p in self.student.weights("").items() if name in chosen}
         # half-precision weights get a float32 master copy, or small steps would round away
         self.masters = {name: _master(p) for name, p in self.weights.items()}
@@ -121,9 +122,10 @@ class Run:
         self.state = State({f"student.{name}": p for name, p in self.masters.items()}, {"main": opt})
         self.average, self.decay, self.means = self.student, 0.0, {}
         self.rng = generator(seed, "setup")
-        self.null = self.contexts([""])
+        with torch.no_grad():
+            self.null = self.base.null().float()
 
-    def contexts(self, texts: Iterable[str]) -> Float[Tensor, "n len dim"]:
+    def contexts(self, texts: Iterable[str]) -> Context:
         """Return the base's contexts of some prompts, without gradient."""
         with torch.no_grad():
             return self.base.encode(list(texts)).float()
@@ -131,6 +133,10 @@ class Run:
     def noise(self, n: int) -> Float[Tensor, "n ch h w"]:
         """Draw n latents of pure noise."""
         return torch.randn(n, *self.base.latent_shape, generator=self.rng).to(self.base.device)
+
+    def times(self, n: int) -> Int[Tensor, " n"]:
+        """Draw n timesteps as training does."""
+        return self.base.family.schedule.random_times(n, self.rng).to(self.base.device)
 
     def pick(self, count: int, n: int) -> Int[Tensor, " n"]:
         """Draw n of the whole numbers below `count`."""
@@ -235,16 +241,16 @@ def said(concept: Concept, say: Literal["name", "texts"]) -> tuple[str, ...]:
 
 def _view(model: Model, values: Mapping[str, Tensor]) -> Model:
     """Return a frozen model with other values for some weights; no tensor is copied."""
-    parts = ("unet", "text_encoder")
+    parts = [part for part in model.family.PARTS if part != "vae" and isinstance(model.part(part), nn.Module)]
     old = {name: p.data for part in parts for name, p in model.weights(f"{part}.").items()}
     view = model.edited(old | dict(values))
     for part in parts:
         view.part(part).requires_grad_(False)
     height, width = model.latent_shape[1:]
-    stock = all(type(p) is AttnProcessor2_0 for p in view.unet.attn_processors.values())
+    stock = all(type(p) is AttnProcessor2_0 for p in getattr(view.denoiser, "attn_processors", {}).values())
     if stock and model.device.type == "cpu" and height * width <= 1024:
         # the backward pass of fused attention is slow on CPUs; at 64x64 latents memory matters more
-        view.unet.set_attn_processor(AttnProcessor())
+        view.denoiser.set_attn_processor(AttnProcessor())
     return view
 
 

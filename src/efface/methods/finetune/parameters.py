@@ -1,6 +1,6 @@
-"""Which weights a method trains: named sets of the UNet's, a pattern, or the text encoder's token embeddings."""
+"""Which weights a method trains: named sets of the family's, a pattern, or the text encoder's token embeddings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -10,30 +10,17 @@ from torch import Tensor, nn
 from efface.errors import BadInput
 from efface.models.model import Model
 
-ENDS = ("unet.time_embedding.", "unet.conv_norm_out.", "unet.conv_out.")
-SETS: dict[str, Callable[[str], bool]] = {
-    "x": lambda name: ".attn2." in name,
-    "x-strict": lambda name: ".attn2.to_k." in name or ".attn2.to_v." in name,
-    "u": lambda name: ".attn2." not in name and not name.startswith(ENDS),
-    "u-linear": lambda name: ".attn2." not in name and "norm" not in name,
-    "selfattn": lambda name: ".attn1." in name,
-    "attn": lambda name: ".attn1." in name or ".attn2." in name,
-    "to_out": lambda name: ".to_out." in name,
-    "full": lambda name: True,
-    "embedding": lambda name: name.endswith("token_embedding.weight"),
-}
-
 
 def select(model: Model, params: str) -> dict[str, nn.Parameter]:
     """Return the weights of a named set, or of the names that match a pattern.
 
     Raises: BadInput if there are none.
     """
-    test = SETS.get(params, lambda name: fnmatch(name, params))
-    weights = model.weights("text_encoder." if params == "embedding" else "unet.")
+    test = model.family.parameter_set(params) or (lambda name: fnmatch(name, params))
+    weights = model.weights("text_encoder." if params == "embedding" else None)
     chosen = {name: p for name, p in weights.items() if test(name)}
     if not chosen:
-        raise BadInput(f"params {params!r} matches no weight (sets: {', '.join(SETS)}; or *attn2*)")
+        raise BadInput(f"params {params!r} matches no weight (sets: {', '.join(model.family.SETS)}; or *attn2*)")
     return chosen
 
 
@@ -43,9 +30,9 @@ def detach_start(model: Model) -> None:
     def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         return torch.cat([out[:, :1].detach(), out[:, 1:]], 1)
 
-    for name in model.cross_attention():
-        path = name.removeprefix("unet.").removesuffix(".weight")
-        model.unet.get_submodule(path).register_forward_hook(hook)
+    for name in model.text_weights():
+        path = name.removeprefix(f"{model.family.DENOISER}.").removesuffix(".weight")
+        model.denoiser.get_submodule(path).register_forward_hook(hook)
 
 
 def only_tokens(model: Model, texts: Sequence[str], optimizer: torch.optim.Optimizer) -> None:

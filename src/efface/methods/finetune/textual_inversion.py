@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from efface.context import Context
 from efface.methods.finetune.method import Run
 from efface.models.images import noised
 from efface.training.loop import State, descend, generator, optimizer
@@ -18,7 +19,7 @@ from efface.training.loop import State, descend, generator, optimizer
 class Inverted(NamedTuple):
     """The context of a prompt with the learned vectors in it, their positions, and that of its end token."""
 
-    context: Float[Tensor, "1 len dim"]
+    context: Context
     at: list[int]
     end: int
 
@@ -54,7 +55,7 @@ def invert(
 
     def loss(step: int) -> Tensor:
         run.rng = generator(run.seed, stage, step)
-        chosen, t, noise = run.pick(len(latents), batch), run.pick(1000, batch), run.noise(batch)
+        chosen, t, noise = run.pick(len(latents), batch), run.times(batch), run.noise(batch)
         return mse_loss(model.eps(noised(model, latents[chosen], noise, t), t, model.encode([words])), noise)
 
     hook = table.register_forward_hook(replaced)

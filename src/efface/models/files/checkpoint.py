@@ -32,7 +32,7 @@ class Checkpoint(ABC):
 
     path: Path
     index: Mapping[str, Any]
-    configs: Mapping[str, dict[str, Any]] = field(repr=False)
+    configs: dict[str, dict[str, Any]] = field(repr=False)
 
     @abstractmethod
     def find(self, names: Sequence[str]) -> dict[str, Place]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import BadModel, unknown
+from efface.models.family import family_of
 from efface.models.files.checkpoint import one_line, silent_libraries
 from efface.util.files import PICKLES
 
@@ -83,6 +84,7 @@ def _neighbours(parent: Path) -> list[str]:
 
 
 def _check_parts(pipe: Any, name: str) -> None:
-    for part in ("unet", "vae", "text_encoder", "tokenizer"):
-        if getattr(pipe, part, None) is None:
-            raise BadModel(f"{name} is a {type(pipe).__name__}, which has no {part}")
+    missing = [part for part in ("vae", "text_encoder", "tokenizer") if getattr(pipe, part, None) is None]
+    if missing:
+        raise BadModel(f"{name} is a {type(pipe).__name__}, which has no {missing[0]}")
+    family_of(pipe)

@@ -14,6 +14,7 @@ from efface.models.files.tensors import View
 
 Shapes = Mapping[str, list[int]]
 Config = Mapping[str, Any]
+Configs = dict[str, dict[str, Any]]  # by part of the pipeline
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 NO_WEIGHT = re.compile(r"(.*\.)?(position_ids|logit_scale)|first_stage_model\.(loss|model_ema)\..+")
@@ -135,7 +136,7 @@ def schedule_config(prediction: str) -> dict[str, Any]:
     return {**betas, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False, "prediction_type": prediction}
 
 
-def size_config(configs: Mapping[str, dict[str, Any]], meta: Mapping[str, str], default: int) -> None:
+def size_config(configs: Configs, meta: Mapping[str, str], default: int) -> None:
     """Put the image size into the configurations: the header's (modelspec.resolution), else `default` latents."""
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     pixels = meta.get("modelspec.resolution", "").partition("x")[0]

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efface.errors import BadFile, BadModel
-from efface.models.files import sd, sdxl
+from efface.models.family import Family, known_families
 from efface.models.files.checkpoint import Checkpoint
 from efface.models.files.tensors import Place
 from efface.models.files.tokenizer import find_tokenizers
 from efface.util.files import check_safetensors, safetensors_meta
 
 Prediction = Literal["", "epsilon", "v_prediction"]
-FAMILIES = (sd, sdxl)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +28,7 @@ class SingleFile(Checkpoint):
     tokenizer: a folder with the vocabulary, or None to look for it.
     """
 
-    family: Any = field(repr=False)
+    family: type[Family] = field(repr=False)
     shapes: Mapping[str, list[int]] = field(repr=False)
     tokenizer: str | os.PathLike[str] | None = None
 
@@ -49,7 +48,7 @@ class SingleFile(Checkpoint):
             raise BadModel(
                 f"{path} is an efface edit, not a model: give the model it was made on, and this as the edit"
             )
-        family = next((family for family in FAMILIES if family.reads(shapes)), None)
+        family = next((family for family in known_families() if family.reads(shapes)), None)
         if family is None:
             raise BadFile(f"{path} is not a Stable Diffusion checkpoint: its tensors are those of no family known")
         try:

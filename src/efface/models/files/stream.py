@@ -18,12 +18,11 @@ from torch import Tensor
 
 from efface.edits.edit import Edit
 from efface.errors import BadEdit, BadInput, BadModel
+from efface.models.family import known_families
 from efface.models.files.checkpoint import Checkpoint, silent_libraries
 from efface.models.files.load import find_checkpoint
 from efface.models.files.tensors import write_copy
 from efface.models.model import Model
-
-DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +77,13 @@ def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
     """
     checkpoint = find_checkpoint(where, tokenizer)
     kinds = checkpoint.kinds()
+    denoisers = {family.DENOISER for family in known_families()}
     with silent_libraries():
         parts: dict[str, Any] = dict.fromkeys(kinds)
         parts |= {name: checkpoint.full(name, torch.float32) for name in kinds if name.startswith("text_encoder")}
-        parts |= {name: checkpoint.empty(name) for name in kinds if name in DENOISERS}
+        parts |= {name: checkpoint.empty(name) for name in kinds if name in denoisers}
         model = StreamedModel(checkpoint.assemble(parts), name=os.fspath(where))
-    names = model.cross_attention()
+    names = model.text_weights()
     if not names:
         raise BadModel(f"{where} has no cross-attention to edit")
     _fill(model, checkpoint, names)

@@ -1,0 +1,65 @@
+"""The digits model: a prompt is one token of 8 numbers; a UNet on pixels predicts v."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from efface.context import Context
+from efface.digits.net import DigitUNet
+from efface.models import text
+from efface.models.family import Family
+from efface.models.schedules import Diffusion
+
+
+@dataclass(frozen=True, eq=False)
+class Digits(Family):
+    """View a digits pipeline."""
+
+    TITLE: ClassVar[str] = "the digits model"
+    BLOCKS: ClassVar[Mapping[str, str]] = {word: word for word in ("down1", "down2", "down3", "mid1", "mid2", "up1")}
+    SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {
+        "full": lambda name: True,
+        "x": lambda name: name.startswith("unet.context."),
+    }
+
+    @classmethod
+    def owns(cls, pipe: Any) -> bool:
+        """Say whether a pipeline is around a `DigitUNet`."""
+        return isinstance(getattr(pipe, "unet", None), DigitUNet)
+
+    def encode(self, prompts: Sequence[str]) -> Context:
+        """Read prompts: a class, 8 numbers, or nothing."""
+        return Context(self.pipe.tokenizer(prompts).input_ids).to(self.denoiser.dtype)
+
+    def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
+        """Refuse to name a token: a prompt is one vector, not words."""
+        return (text.Tokens((), 0, 0),)
+
+    @property
+    def width(self) -> int:
+        """Return the numbers of a prompt."""
+        return self.denoiser.config.cross_attention_dim
+
+    @cached_property
+    def schedule(self) -> Diffusion:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the scheduler's noise schedule."""
+        return Diffusion.of(self.pipe.scheduler)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Return (1, 28, 28): latents are pixels."""
+        config = self.denoiser.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def text_weights(self) -> list[str]:
+        """Return no names: layers with a bias and a non-linearity stand between the token and the denoiser."""
+        return []
+
+    def arguments(self, c: Context, count: int) -> dict[str, Any]:
+        """Return the network's keyword arguments for a context."""
+        return {"encoder_hidden_states": c.tokens}
+
+    def context_of(self, arguments: Mapping[str, Any]) -> Context:
+        """Return the context that the network's keyword arguments say."""
+        return Context(arguments["encoder_hidden_states"])

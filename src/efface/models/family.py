@@ -1,0 +1,173 @@
+"""Family: what efface must know of a kind of pipeline. One file a family in `families/`; its name registers it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from efface import registry
+from efface.context import Context
+from efface.errors import BadModel
+from efface.models import schedulers
+from efface.models.files.original_layout import Configs, Shapes, Stored
+from efface.models.schedules import NoiseSchedule
+from efface.models.text import Tokens
+
+Time = Tensor | float | int  # a timestep, 0 to total - 1: one, or one per image
+DECODE_AREA = 16384  # latent pixels decoded at once: 4 images of 512 pixels, 64 of 64 (of factor 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Family(ABC):
+    """View one pipeline of the family; everything that differs between families is here and nowhere else.
+
+    pipe: the diffusers pipeline, or one with the same parts.
+    """
+
+    pipe: Any
+
+    KIND: ClassVar[str] = "families"
+    TITLE: ClassVar[str] = ""  # how users call it
+    DENOISER: ClassVar[str] = "unet"  # the part that predicts; its weights' names start with this
+    PARTS: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "vae")  # with weights, in the order of a model's id
+    BLOCKS: ClassVar[Mapping[str, str]] = {}  # words for parts of the denoiser -> what its weights' names hold there
+    SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {"full": lambda name: True}  # parameter sets for training
+
+    # --- is it mine ---
+    @classmethod
+    @abstractmethod
+    def owns(cls, pipe: Any) -> bool:
+        """Say whether a pipeline is of this family."""
+
+    # --- single files in the original layout ---
+    @classmethod
+    def reads(cls, shapes: Shapes) -> bool:
+        """Say whether tensors of these names and shapes are a checkpoint of this family in its original layout."""
+        return False
+
+    @classmethod
+    def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
+        """Read the configurations of a pipeline's parts off a checkpoint, and its model_index ("model_index").
+
+        A tokenizer's says {vocab_size, model_max_length, pad_token}. prediction: what the denoiser predicts; by
+        default what the header or a marker says, else what is usual. Raises `BadModel`, and `KeyError` for a tensor
+        that is not there.
+        """
+        raise BadModel(f"{cls.TITLE} has no original layout")
+
+    @classmethod
+    def original_key(cls, name: str, configs: Configs) -> Stored:
+        """Return where a weight is stored; name: "unet.….weight", as in the parts' state dicts."""
+        raise BadModel(f"{cls.TITLE} has no original layout")
+
+    @classmethod
+    def part_of(cls, key: str, configs: Configs) -> str:
+        """Return the part a stored tensor is a weight of; "" for averages, schedules and what else is not read."""
+        return ""
+
+    # --- text ---
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Context:
+        """Encode prompts as the pipeline does, differentiably; warns when a prompt is cut off."""
+
+    def null(self) -> Context:
+        """Return what the unconditional side of guidance reads where no negative prompt is given, one row."""
+        return self.encode([""])
+
+    @abstractmethod
+    def streams(self, prompt: str) -> tuple[Tokens, ...]:
+        """Return a prompt's tokens for each stretch of `Context.tokens` that has a tokenizer of its own."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Return the number of channels of a token vector as the denoiser reads it."""
+
+    # --- noise ---
+    @abstractmethod
+    def arguments(self, c: Context, count: int) -> dict[str, Any]:
+        """Return the keyword arguments of the denoiser that say the context, for `count` images."""
+
+    @abstractmethod
+    def context_of(self, arguments: Mapping[str, Any]) -> Context:
+        """Return the context that keyword arguments of the denoiser say: the inverse of `arguments`."""
+
+    def predict(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
+        """Return the denoiser's output for x_t, in the dtype of x; c: one context, or one per image."""
+        dtype = self.denoiser.dtype
+        arguments = self.arguments(c.expand(len(x)).to(dtype), len(x))
+        return self.denoiser(x.to(dtype), t, **arguments, return_dict=False)[0].to(x.dtype)
+
+    @property
+    @abstractmethod
+    def schedule(self) -> NoiseSchedule:
+        """Return the noise schedule, and what the output of `predict` means."""
+
+    def eps(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
+        """Predict the noise in x_t; differentiable."""
+        return self.schedule.eps(self.predict(x, t, c), x, torch.as_tensor(t, device=x.device))
+
+    def solver(self, name: str, steps: int) -> Any:
+        """Return a fresh diffusers scheduler with its timesteps set, "" for the pipeline's own kind."""
+        return schedulers.ready(self.pipe, name, steps, self.denoiser.device)
+
+    # --- parts and their names ---
+    @property
+    def denoiser(self) -> Any:
+        """Return the network that predicts."""
+        return getattr(self.pipe, self.DENOISER)
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Return (ch, h, w) of the latents."""
+
+    @abstractmethod
+    def text_weights(self) -> list[str]:
+        """Return the names of the weights that read token vectors and nothing else, which a closed form may edit."""
+
+    def parameter_set(self, name: str) -> Callable[[str], bool] | None:
+        """Return the test of a named set of parameters, None for a name that is no set."""
+        return self.SETS.get(name)
+
+    # --- pixels ---
+    @cached_property
+    def image_size(self) -> int:
+        """Return the height of an image in pixels."""
+        return self.latent_shape[1] * 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+
+    def decode(self, latents: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Decode latents to images in [0, 1], fp32."""
+        vae = self.pipe.vae
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        latents = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
+        few = max(1, DECODE_AREA // (latents.shape[2] * latents.shape[3]))
+        images = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(few)])
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ch h2 w2"]:
+        """Encode images in [0, 1] to the mode of their latents, fp32."""
+        vae = self.pipe.vae
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        latents = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode()
+        return (latents.float() - shift) * vae.config.scaling_factor
+
+
+def known_families() -> list[type[Family]]:
+    """Return every family's class."""
+    return [registry.get("families", name) for name in registry.names("families")]
+
+
+def family_of(pipe: Any) -> Family:
+    """Return a view of the pipeline by the family that owns it; raises `BadModel` when none does."""
+    families = known_families()
+    for family in families:
+        if family.owns(pipe):
+            return family(pipe)
+    known = ", ".join(family.TITLE for family in families)
+    raise BadModel(f"a {type(pipe).__name__} is of no family that efface knows (known: {known})")

@@ -1,0 +1,65 @@
+"""What the families with a UNet share: cross-attention to the text, blocks and parameter sets, latents."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from efface.context import Context
+from efface.models.family import Family
+from efface.models.schedules import Diffusion
+
+ENDS = ("unet.time_embedding.", "unet.conv_norm_out.", "unet.conv_out.")
+
+
+@dataclass(frozen=True, eq=False)
+class UNetFamily(Family):
+    """View a pipeline around a `UNet2DConditionModel`; abstract."""
+
+    BLOCKS: ClassVar[Mapping[str, str]] = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+    SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {
+        "x": lambda name: ".attn2." in name,
+        "x-strict": lambda name: ".attn2.to_k." in name or ".attn2.to_v." in name,
+        "u": lambda name: ".attn2." not in name and not name.startswith(ENDS),
+        "u-linear": lambda name: ".attn2." not in name and "norm" not in name,
+        "selfattn": lambda name: ".attn1." in name,
+        "attn": lambda name: ".attn1." in name or ".attn2." in name,
+        "to_out": lambda name: ".to_out." in name,
+        "full": lambda name: True,
+        "embedding": lambda name: name.endswith("token_embedding.weight"),
+    }
+
+    @property
+    def width(self) -> int:
+        """Return the number of channels of a token vector as the denoiser reads it."""
+        return self.denoiser.config.cross_attention_dim
+
+    @cached_property
+    def schedule(self) -> Diffusion:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the scheduler's noise schedule."""
+        return Diffusion.of(self.pipe.scheduler)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Return (ch, h, w) of the latents."""
+        config = self.denoiser.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
+
+    def text_weights(self) -> list[str]:
+        """Return the names of the key and value weights of cross-attention, in module order."""
+        return [
+            f"unet.{name}.{which}.weight"
+            for name, module in self.denoiser.named_modules()
+            if getattr(module, "is_cross_attention", False)
+            for which in ("to_k", "to_v")
+        ]
+
+    def arguments(self, c: Context, count: int) -> dict[str, Any]:
+        """Return the UNet's keyword arguments for a context."""
+        return {"encoder_hidden_states": c.tokens}
+
+    def context_of(self, arguments: Mapping[str, Any]) -> Context:
+        """Return the context that the UNet's keyword arguments say."""
+        return Context(arguments["encoder_hidden_states"])

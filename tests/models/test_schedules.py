@@ -1,0 +1,102 @@
+"""Noise schedules go both ways, agree with diffusers, and a new kind is a few lines."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from efface.errors import BadInput, BadModel
+from efface.models import schedulers
+from efface.models.model import Model
+from efface.models.schedules import OUTPUTS, Diffusion, NoiseSchedule
+from efface.training.loop import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Flow(NoiseSchedule):
+    """Rectified flow: x_t = (1 - s) x_0 + s eps with s = (t + 1) / total, as SD3 and FLUX have it."""
+
+    output: str = "flow"
+    total: int = 1000
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = (t + 1.0) / self.total
+        return 1 - sigma, sigma
+
+
+def diffusion(output: str = "epsilon") -> Diffusion:
+    return Diffusion.of(DDIMScheduler(steps_offset=1, clip_sample=False, prediction_type=output))
+
+
+SCHEDULES = {**{name: diffusion(name) for name in ("epsilon", "v_prediction", "sample")}, "flow": Flow()}
+TIMES = torch.tensor([3, 500, 900])
+
+
+def latents(seed: int) -> Tensor:
+    return torch.randn(3, 4, 8, 8, generator=generator(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_goes_both_ways(name: str):
+    schedule, clean, noise = SCHEDULES[name], latents(0), latents(1)
+    x = schedule.noised(clean, noise, TIMES)
+    alpha, sigma = (level.double().view(3, 1, 1, 1) for level in schedule.levels(TIMES))
+    out = {"epsilon": noise, "v_prediction": alpha * noise - sigma * clean, "sample": clean, "flow": noise - clean}
+    torch.testing.assert_close(schedule.eps(out[name], x, TIMES), noise, atol=1e-4, rtol=1e-4)  # levels are fp32
+    torch.testing.assert_close(schedule.out(noise, x, TIMES), out[name], atol=1e-4, rtol=1e-4)  # levels are fp32
+    torch.testing.assert_close(schedule.clean(noise, x, TIMES), clean, atol=1e-4, rtol=1e-4)  # levels are fp32
+    assert set(OUTPUTS) == set(out)
+
+
+def test_levels_at_whole_timesteps_are_those_of_the_scheduler(tiny: Model):
+    products, t = tiny.part("scheduler").alphas_cumprod, torch.tensor([0, 10, 500, 999])
+    alpha, sigma = tiny.family.schedule.levels(t)
+    assert torch.allclose(alpha, products[t].sqrt(), atol=1e-6)
+    assert torch.allclose(sigma, (1 - products[t]).sqrt(), atol=1e-6)
+
+
+def test_levels_between_timesteps_are_those_of_euler(tiny: Model):
+    scheduler = schedulers.ready(tiny.pipe, "euler", 7, tiny.device)
+    alpha, sigma = tiny.family.schedule.levels(scheduler.timesteps.double())
+    assert torch.allclose((sigma / alpha).float(), scheduler.sigmas[:-1], rtol=1e-4)
+
+
+def test_times_are_those_of_diffusers():
+    scheduler = DDIMScheduler(steps_offset=1)
+    scheduler.set_timesteps(50)
+    assert diffusion().times(50).flip(0).tolist() == scheduler.timesteps.tolist()
+    with pytest.raises(BadInput, match="between 1 and 1000"):
+        diffusion().times(0)
+
+
+def test_a_step_is_that_of_diffusers():
+    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
+    scheduler.set_timesteps(50)
+    schedule, z, e = diffusion(), latents(0).float(), latents(1).float()
+    torch.testing.assert_close(schedule.step(z, e, 501, 481), scheduler.step(e, 501, z).prev_sample)
+    torch.testing.assert_close(schedule.step(schedule.step(z, e, 481, 501), e, 501, 481), z)
+    torch.testing.assert_close(
+        schedule.step(schedule.noised(z, e, torch.full((3,), 500)), e, 500, None), z, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_step_of_a_flow_is_that_of_euler():
+    scheduler, flow, x, v = FlowMatchEulerDiscreteScheduler(), Flow(), latents(0).float(), latents(1).float()
+    scheduler.set_timesteps(sigmas=[0.8, 0.5])
+    theirs = scheduler.step(v, scheduler.timesteps[0], x).prev_sample
+    torch.testing.assert_close(flow.step(x, flow.eps(v, x, torch.tensor(799)), 799, 499), theirs)
+
+
+def test_random_times_are_whole_and_of_their_generator():
+    drawn = diffusion().random_times(4000, generator(1))
+    assert torch.equal(drawn, diffusion().random_times(4000, generator(1)))
+    assert (int(drawn.min()) < 5, int(drawn.max()) > 994, drawn.dtype) == (True, True, torch.int64)
+
+
+def test_what_is_not_known_is_refused():
+    with pytest.raises(BadModel, match="predicts 'noise'; known are epsilon"):
+        Flow("noise")
+    with pytest.raises(BadModel, match="has no alphas_cumprod"):
+        Diffusion.of(FlowMatchEulerDiscreteScheduler())
