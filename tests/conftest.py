@@ -1,4 +1,4 @@
-"""A random Stable Diffusion in miniature, made in the test session: wiring, not meaning, is tested on it."""
+"""Random Stable Diffusions and SDXL in miniature, made in the test session: wiring, not meaning, is tested on them."""
 
 import os
 
@@ -14,9 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from hypothesis import settings
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from efface.models.model import Model
 from efface.util.files import save_safetensors
@@ -52,28 +60,45 @@ def bpe(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocabulary, merges
 
 
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _words(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    vocabulary, merges = bpe(SENTENCE.split())
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16, pad_token=pad)
+
+
+def _text(kind: type, words: CLIPTokenizer, width: int, **config):
+    """Make a text encoder of two layers, with its token embeddings scaled up.
+
+    At the usual initialisation the text barely changes the image.
+    """
+    plain = {"hidden_act": "quick_gelu", "num_attention_heads": 1, "projection_dim": width, **config}
+    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2}
+    text = kind(CLIPTextConfig(vocab_size=len(words), max_position_embeddings=16, **sizes, **ids, **plain))
+    with torch.no_grad():
+        text.get_input_embeddings().weight.mul_(50)
+    return text.eval()
+
+
+def _vae(**config) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        sample_size=16,
+        **config,
+    ).eval()
+
+
 def make_pipe(version: int = 1) -> StableDiffusionPipeline:
     """Make a random pipeline with the layout of Stable Diffusion 1.x, or 2.x (v-prediction, linear projections)."""
     torch.manual_seed(version)  # of this process's own test models; the library itself never does this
-    vocabulary, merges = bpe(SENTENCE.split())
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=1,
-            max_position_embeddings=16,
-            projection_dim=32,
-            hidden_act="gelu" if version == 2 else "quick_gelu",
-            bos_token_id=vocabulary["<|startoftext|>"],
-            eos_token_id=vocabulary["<|endoftext|>"],
-            pad_token_id=vocabulary["<|endoftext|>"],
-        )
-    )
-    with torch.no_grad():  # at the usual initialisation the text barely changes the image
-        text.get_input_embeddings().weight.mul_(50)
+    words = _words()
+    text = _text(CLIPTextModel, words, 32, hidden_act="gelu" if version == 2 else "quick_gelu")
     channels = (64, 64) if version == 2 else (32, 64)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -85,28 +110,56 @@ def make_pipe(version: int = 1) -> StableDiffusionPipeline:
         attention_head_dim=[c // 64 for c in channels] if version == 2 else 8,
         use_linear_projection=version == 2,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        layers_per_block=1,
-        sample_size=16,
-    )
-    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    vae = _vae()
     if version == 2:
-        scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
+        scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
     else:
-        scheduler = PNDMScheduler(**schedule, skip_prk_steps=True, set_alpha_to_one=False)
+        scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False)
     pipe = StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text.eval(),
-        tokenizer=tokenizer,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=words,
         unet=unet.eval(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_xl_pipe() -> StableDiffusionXLPipeline:
+    """Make a random pipeline with the layout of SDXL base: a first level without attention, then 1 and 2 blocks deep.
+
+    The text encoders are 32 and 64 wide, so that contexts are 96 wide; the second's projection is 48 wide.
+    """
+    torch.manual_seed(3)
+    first, second = _words(), _words("!")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=96,
+        attention_head_dim=(1, 1, 1),
+        transformer_layers_per_block=(1, 1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=48 + 6 * 8,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=_text(CLIPTextModel, first, 32),
+        text_encoder_2=_text(CLIPTextModelWithProjection, second, 64, hidden_act="gelu", projection_dim=48),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=unet.eval(),
+        scheduler=EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -125,6 +178,14 @@ def folder2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a diffusers folder with the layout of SD 2.x: v-prediction and linear projections."""
     path = tmp_path_factory.mktemp("models") / "tiny2"
     make_pipe(2).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a diffusers folder with the layout of SDXL base."""
+    path = tmp_path_factory.mktemp("models") / "tiny_xl"
+    make_xl_pipe().save_pretrained(path)
     return path
 
 
@@ -149,6 +210,12 @@ def single_file2(folder2: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def single_file_xl(folder_xl: Path) -> Path:
+    """Return the model of `folder_xl` as one file in the original layout of SDXL."""
+    return _single_file(folder_xl)
+
+
+@pytest.fixture(scope="session")
 def _loaded(folder: Path) -> Model:
     return Model.load(folder)
 
@@ -156,6 +223,11 @@ def _loaded(folder: Path) -> Model:
 @pytest.fixture(scope="session")
 def _loaded2(folder2: Path) -> Model:
     return Model.load(folder2)
+
+
+@pytest.fixture(scope="session")
+def _loaded_xl(folder_xl: Path) -> Model:
+    return Model.load(folder_xl)
 
 
 def _lend(model: Model):
@@ -182,6 +254,12 @@ def tiny(_loaded: Model):
 def tiny2(_loaded2: Model):
     """Return a random tiny Stable Diffusion 2.x with v-prediction."""
     yield from _lend(_loaded2)
+
+
+@pytest.fixture
+def tiny_xl(_loaded_xl: Model):
+    """Return a random tiny SDXL: 16 tokens of 32 + 64 channels, pooled vectors of 48, images 16×16."""
+    yield from _lend(_loaded_xl)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Write a diffusers pipeline in Stable Diffusion's original key layout: the inverse of what efface must read."""
+"""Write a diffusers pipeline in the original key layout of Stable Diffusion and SDXL: the inverse of reading it."""
 
 import re
 
@@ -16,6 +16,8 @@ RESNET = {
 UNET_ENDS = {
     "time_embedding.linear_1.": "time_embed.0.",
     "time_embedding.linear_2.": "time_embed.2.",
+    "add_embedding.linear_1.": "label_emb.0.0.",
+    "add_embedding.linear_2.": "label_emb.0.2.",
     "conv_in.": "input_blocks.0.0.",
     "conv_norm_out.": "out.0.",
     "conv_out.": "out.2.",
@@ -69,14 +71,17 @@ def vae_key(name: str, levels: int) -> str:
     return re.sub(r"\bto_([qkv])\b", r"\1", name)
 
 
-def clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return OpenAI's text encoder as Stable Diffusion 1.x has it."""
-    names = {name: "text_model." + name.removeprefix("text_model.") for name in state}
-    return {f"cond_stage_model.transformer.{names[name]}": tensor for name, tensor in state.items()}
+def clip_tensors(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return OpenAI's text encoder as Stable Diffusion 1.x and SDXL have it, with the positions of old versions."""
+    found = {f"{prefix}text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
+    return found | {f"{prefix}text_model.embeddings.position_ids": torch.arange(16)[None]}
 
 
-def open_clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the text encoder in OpenCLIP's layout, with the last layer that Stable Diffusion 2.x leaves out."""
+def open_clip_tensors(state: dict[str, Tensor], prefix: str, skipped: bool) -> dict[str, Tensor]:
+    """Return a text encoder in OpenCLIP's layout.
+
+    skipped: with one more layer and a projection, as Stable Diffusion 2.x has, which leaves them out.
+    """
     state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
     ends = {
         "embeddings.token_embedding.weight": "token_embedding.weight",
@@ -86,7 +91,7 @@ def open_clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     found = {original: state[ours] for ours, original in ends.items()}
     count = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
-    for i in range(count + 1):
+    for i in range(count + skipped):
         source = f"encoder.layers.{min(i, count - 1)}."
         target = f"transformer.resblocks.{i}."
         for name, tensor in state.items():
@@ -96,12 +101,24 @@ def open_clip_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
             parts = [state[f"{source}self_attn.{which}_proj.{kind}"] for which in "qkv"]
             found[f"{target}attn.in_proj_{kind}"] = torch.cat(parts)
     width = found["ln_final.weight"].shape[0]
-    found["text_projection"] = torch.eye(width)
-    return {f"cond_stage_model.model.{name}": tensor for name, tensor in found.items()}
+    found["text_projection"] = torch.eye(width) if skipped else state["text_projection.weight"].T.contiguous()
+    found["logit_scale"] = torch.tensor(4.6)
+    return {prefix + name: tensor for name, tensor in found.items()}
+
+
+def text_tensors(pipe) -> dict[str, Tensor]:
+    """Return the text encoder or encoders: OpenAI's for 1.x, OpenCLIP's for 2.x, both for SDXL."""
+    state = pipe.text_encoder.state_dict()
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        second = open_clip_tensors(pipe.text_encoder_2.state_dict(), "conditioner.embedders.1.model.", skipped=False)
+        return clip_tensors(state, "conditioner.embedders.0.transformer.") | second
+    if pipe.unet.config.use_linear_projection:
+        return open_clip_tensors(state, "cond_stage_model.model.", skipped=True)
+    return clip_tensors(state, "cond_stage_model.transformer.")
 
 
 def to_original(pipe) -> dict[str, Tensor]:
-    """Return all tensors of a Stable Diffusion pipeline under their original names."""
+    """Return all tensors of a Stable Diffusion or SDXL pipeline under their original names."""
     layers = pipe.unet.config.layers_per_block
     levels = len(pipe.vae.config.block_out_channels)
     unet = {unet_key(name, layers): tensor for name, tensor in pipe.unet.state_dict().items()}
@@ -116,5 +133,4 @@ def to_original(pipe) -> dict[str, Tensor]:
         key = vae_key(name, levels)
         attention = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key)
         found[f"first_stage_model.{key}"] = tensor[:, :, None, None] if attention else tensor
-    state = pipe.text_encoder.state_dict()
-    return found | (open_clip_tensors(state) if pipe.unet.config.use_linear_projection else clip_tensors(state))
+    return found | text_tensors(pipe)

@@ -14,6 +14,7 @@ from efface import registry
 from efface.context import Context
 from efface.errors import BadModel
 from efface.models import schedulers
+from efface.models.files.original_layout import Configs, Shapes, Stored
 from efface.models.schedules import NoiseSchedule
 from efface.models.text import Tokens
 
@@ -42,6 +43,32 @@ class Family(ABC):
     @abstractmethod
     def owns(cls, pipe: Any) -> bool:
         """Say whether a pipeline is of this family."""
+
+    # --- single files in the original layout ---
+    @classmethod
+    def reads(cls, shapes: Shapes) -> bool:
+        """Say whether tensors of these names and shapes are a checkpoint of this family in its original layout."""
+        return False
+
+    @classmethod
+    def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
+        """Read the configurations of a pipeline's parts off a checkpoint, and its model_index ("model_index").
+
+        A tokenizer's says {vocab_size, model_max_length, pad_token}. prediction: what the denoiser predicts; by
+        default what the header or a marker says, else what is usual. Raises `BadModel`, and `KeyError` for a tensor
+        that is not there.
+        """
+        raise BadModel(f"{cls.TITLE} has no original layout")
+
+    @classmethod
+    def original_key(cls, name: str, configs: Configs) -> Stored:
+        """Return where a weight is stored; name: "unet.….weight", as in the parts' state dicts."""
+        raise BadModel(f"{cls.TITLE} has no original layout")
+
+    @classmethod
+    def part_of(cls, key: str, configs: Configs) -> str:
+        """Return the part a stored tensor is a weight of; "" for averages, schedules and what else is not read."""
+        return ""
 
     # --- text ---
     @abstractmethod
@@ -131,9 +158,14 @@ class Family(ABC):
         return (latents.float() - shift) * vae.config.scaling_factor
 
 
+def known_families() -> list[type[Family]]:
+    """Return every family's class."""
+    return [registry.get("families", name) for name in registry.names("families")]
+
+
 def family_of(pipe: Any) -> Family:
     """Return a view of the pipeline by the family that owns it; raises `BadModel` when none does."""
-    families = [registry.get("families", name) for name in registry.names("families")]
+    families = known_families()
     for family in families:
         if family.owns(pipe):
             return family(pipe)

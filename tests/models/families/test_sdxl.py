@@ -23,6 +23,8 @@ from efface.models.family import family_of
 from efface.models.model import Model
 from efface.query import Query
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
+
 CHURCH = Concept("church")
 METHODS = {
     "uce": UCE(),

@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from torch import Tensor
 from efface.edits.edit import Edit
 from efface.errors import BadFile, BadModel
 from efface.models.files import tokenizer
+from efface.models.files.original_layout import UNET
 from efface.models.model import Model
 from efface.query import Query
 from efface.util.files import load_safetensors, save_safetensors
 
+CLIP = "cond_stage_model.transformer.text_model."
 QUERIES = [Query("a church", 0, 3), Query("a dog", 1, 3)]
 
 
@@ -25,7 +28,7 @@ def test_it_is_the_model_it_was_made_from(version: str, request: pytest.FixtureR
     ours, theirs = loaded.weights(""), model.weights("")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert loaded.prediction == model.prediction
+    assert loaded.family.schedule.output == model.family.schedule.output
     assert loaded.latent_shape == model.latent_shape
     assert torch.equal(loaded.generate(QUERIES), model.generate(QUERIES))
     assert not any(weight.requires_grad for weight in ours.values())
@@ -58,17 +61,17 @@ def test_what_it_predicts_is_said_by_header_argument_or_version(single_file2: Pa
     words = folder2 / "tokenizer"
     size = {"modelspec.resolution": "16x16"}
     said = rewritten(single_file2, tmp_path / "a.safetensors", {**size, "modelspec.prediction_type": "epsilon"})
-    assert Model.load(single_file2, tokenizer=words).prediction == "v_prediction"
-    assert Model.load(said, tokenizer=words).prediction == "epsilon"
-    assert Model.load(said, tokenizer=words, prediction="v_prediction").prediction == "v_prediction"
-    assert Model.load(single_file2, tokenizer=words, prediction="epsilon").prediction == "epsilon"
+    assert Model.load(single_file2, tokenizer=words).family.schedule.output == "v_prediction"
+    assert Model.load(said, tokenizer=words).family.schedule.output == "epsilon"
+    assert Model.load(said, tokenizer=words, prediction="v_prediction").family.schedule.output == "v_prediction"
+    assert Model.load(single_file2, tokenizer=words, prediction="epsilon").family.schedule.output == "epsilon"
 
 
 def test_the_size_without_a_header_is_stable_diffusions(single_file: Path, folder: Path, tmp_path: Path):
     path = rewritten(single_file, tmp_path / "a.safetensors", {})
     model = Model.load(path, tokenizer=folder / "tokenizer")
     assert model.latent_shape == (4, 64, 64)
-    assert model.prediction == "epsilon"
+    assert model.family.schedule.output == "epsilon"
 
 
 def test_a_folder_named_tokenizer_beside_the_file_is_found(
@@ -77,7 +80,7 @@ def test_a_folder_named_tokenizer_beside_the_file_is_found(
     shutil.copy(single_file, tmp_path / "model.safetensors")
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
     model = Model.load(tmp_path / "model.safetensors")
-    assert torch.equal(model.encode(["a church"]), tiny.encode(["a church"]))
+    assert torch.equal(model.encode(["a church"]).tokens, tiny.encode(["a church"]).tokens)
 
 
 def test_without_a_vocabulary_the_error_says_what_to_pass(single_file: Path, monkeypatch):
@@ -117,8 +120,92 @@ def test_an_incomplete_file_is_refused(single_file: Path, folder: Path, tmp_path
     assert "\n" not in str(caught.value)
 
 
+CLIP_G = "conditioner.embedders.1.model."
+IN_ORIGINAL = [
+    ("", f"{UNET}time_embed.0.weight", "unet.time_embedding.linear_1.weight"),
+    ("", f"{CLIP}encoder.layers.0.mlp.fc1.bias", "text_encoder.encoder.layers.0.mlp.fc1.bias"),
+    ("_xl", f"{UNET}label_emb.0.2.bias", "unet.add_embedding.linear_2.bias"),
+    ("_xl", f"{UNET}middle_block.0.in_layers.0.weight", "unet.mid_block.resnets.0.norm1.weight"),
+    ("_xl", f"{CLIP_G}ln_final.bias", "text_encoder_2.text_model.final_layer_norm.bias"),
+    ("_xl", "first_stage_model.quant_conv.bias", "vae.quant_conv.bias"),
+]
+
+
+@pytest.mark.parametrize(("version", "key", "name"), IN_ORIGINAL)
+def test_a_weight_missing_left_over_or_of_another_shape_is_refused_by_name(
+    version: str, key: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
+):
+    path = request.getfixturevalue(f"single_file{version}")
+    words = request.getfixturevalue(f"folder{version}") / "tokenizer"
+
+    def load(**changes: Tensor | None) -> None:
+        Model.load(rewritten(path, tmp_path / "a.safetensors", **changes), tokenizer=words)
+
+    with pytest.raises(BadModel, match=f"is not a complete model: it has no {re.escape(name)}$"):
+        load(**{key: None})
+    with pytest.raises(BadModel, match=f"does not hold together: {re.escape(name)} is .3, 5., expected"):
+        load(**{key: torch.ones(3, 5)})
+    stranger = f"{key.rpartition('.')[0]}.stranger"
+    with pytest.raises(BadModel, match=f"is another model: nothing of its .* is {re.escape(stranger)}$"):
+        load(**{stranger: torch.ones(2)})
+
+
+def test_what_checkpoints_hold_beside_the_weights_is_left_alone(single_file: Path, folder: Path, tmp_path: Path):
+    beside = ("alphas_cumprod", "model_ema.decay", "cond_stage_model.logit_scale", "first_stage_model.loss.logvar")
+    path = rewritten(single_file, tmp_path / "a.safetensors", **dict.fromkeys(beside, torch.ones(1)))
+    Model.load(path, tokenizer=folder / "tokenizer")
+
+
+@pytest.mark.parametrize("version", ["", "2", "_xl"])
+def test_diffusers_reads_the_same_weights_out_of_the_file(version: str, request: pytest.FixtureRequest):
+    """An independent reader: diffusers' own conversion, with the configurations of the folder."""
+    path, folder = (request.getfixturevalue(f"{kind}{version}") for kind in ("single_file", "folder"))
+    ours = Model.load(path, tokenizer=folder / "tokenizer").pipe
+    theirs = type(ours).from_single_file(str(path), config=str(folder), local_files_only=True)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if getattr(ours, name, None) is not None:
+            mine, other = (getattr(pipe, name).state_dict() for pipe in (ours, theirs))
+            assert mine.keys() == other.keys()
+            assert all(torch.equal(mine[key], other[key]) for key in mine), name
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler beside numpy 2
+def test_sdxl_is_the_pipeline_it_was_made_from(single_file_xl: Path, folder_xl: Path):
+    file, folder = Model.load(single_file_xl, tokenizer=folder_xl / "tokenizer"), Model.load(folder_xl)
+    ours, theirs = file.weights(""), folder.weights("")
+    assert ours.keys() == theirs.keys()
+    assert any(name.startswith("text_encoder_2.") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for part in ("unet", "vae", "scheduler"):
+        mine, other = (dict(model.part(part).config) for model in (file, folder))
+        beside = {"_name_or_path", "_class_name", "_diffusers_version", "_use_default_values"}
+        different = {key for key in other.keys() - beside if mine.get(key) != other[key]}
+        assert not different, {key: (mine.get(key), other[key]) for key in different}
+    images = [
+        model.pipe(
+            ["a church", "a dog"],
+            num_inference_steps=3,
+            generator=[torch.Generator().manual_seed(i) for i in range(2)],
+            output_type="np",
+        ).images
+        for model in (file, folder)
+    ]
+    assert (images[0] == images[1]).all()
+    other = folder.pipe("a red house", num_inference_steps=3, output_type="np").images
+    assert abs(other - images[0]).max() > 1e-3  # what is compared depends on the prompt
+
+
+def test_what_sdxl_predicts_is_marked_among_the_tensors(single_file_xl: Path, folder_xl: Path, tmp_path: Path):
+    marks = {"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}
+    model = Model.load(
+        rewritten(single_file_xl, tmp_path / "a.safetensors", **marks), tokenizer=folder_xl / "tokenizer"
+    )
+    assert model.part("scheduler").config.prediction_type == "v_prediction"
+    assert model.part("scheduler").config.rescale_betas_zero_snr
+
+
 def test_other_kinds_of_files_are_refused(single_file: Path, tmp_path: Path, tiny: Model):
-    with pytest.raises(BadModel, match="SDXL"):
+    with pytest.raises(BadModel, match="not SDXL base: the first of two text encoders is missing"):
         Model.load(rewritten(single_file, tmp_path / "xl.safetensors", **{"conditioner.embedders.0.x": torch.ones(1)}))
     nine = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 9, 3, 3)}
     with pytest.raises(BadModel, match="reads 9 channels and writes 4"):

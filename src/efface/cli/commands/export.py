@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from efface.cli import check, parse
-from efface.cli.options import AnyBaseFlag, Expression, TokenizerFlag, say
+from efface.cli.options import AnyBaseFlag, Expression, say
 from efface.errors import BadInput, WriteError
 
 ORDER = 70
@@ -18,9 +18,7 @@ Copy = Annotated[
 ]
 
 
-def run(
-    expression: Expression, output: Copy, model: Base, tokenizer: TokenizerFlag = None, any_base: AnyBaseFlag = False
-) -> None:
+def run(expression: Expression, output: Copy, model: Base, any_base: AnyBaseFlag = False) -> None:
     """Write an edit into a copy of a checkpoint; what it does not change is copied as it is, in little memory."""
     where = Path(check.model(model))
     if not where.exists():
@@ -35,5 +33,5 @@ def run(
     parse.check_files([terms])
     from efface.models.files import stream
 
-    stream.write(parse.load(terms), where, output, any_base, tokenizer)
+    stream.write(parse.load(terms), where, output, any_base)
     say(f"wrote {expression} into a copy of {model}", output)

@@ -1,12 +1,29 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet that predicts eps or v."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from efface.context import Context
+from efface.errors import BadModel
 from efface.models import text
+from efface.models.files import original_layout as layout
+from efface.models.files.original_layout import UNET, VAE, Configs, Shapes, Stored
 from efface.models.unet_family import UNetFamily
+
+CLIP = "cond_stage_model.transformer.text_model."  # 1.x: OpenAI's text encoder
+OPEN_CLIP = "cond_stage_model.model."  # 2.x: OpenCLIP's, read before its last layer
+HOMES = {UNET: "unet", VAE: "vae", CLIP: "text_encoder", OPEN_CLIP: "text_encoder"}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +39,53 @@ class StableDiffusion(UNetFamily):
         one = getattr(pipe, "text_encoder_2", None) is None
         return one and hasattr(unet, "attn_processors") and unet.config.get("addition_embed_type") is None
 
+    # --- single files in the original layout ---
+    @classmethod
+    def reads(cls, shapes: Shapes) -> bool:
+        """Say whether a checkpoint of these tensors is of this family."""
+        xl = any(name.startswith("conditioner.") for name in shapes)
+        return f"{UNET}input_blocks.0.0.weight" in shapes and not xl
+
+    @classmethod
+    def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
+        """Read the configurations of a pipeline's parts; 1.x is taken to predict eps and 2.x v, unless told."""
+        if not any(name.startswith((CLIP, OPEN_CLIP)) for name in shapes):
+            raise BadModel("it has no text encoder: give a full checkpoint, not a pruned one")
+        layout.check_latents(shapes)
+        second = f"{OPEN_CLIP}token_embedding.weight" in shapes
+        kind = prediction or layout.prediction(shapes, meta, "v_prediction" if second else "epsilon")
+        encoder = layout.open_clip_config(shapes, OPEN_CLIP) if second else layout.clip_config(shapes, CLIP)
+        encoder["num_hidden_layers"] -= int(second)
+        scheduler = "PNDMScheduler" if kind == "epsilon" else "DDIMScheduler"
+        found = {
+            "model_index": {**INDEX, "scheduler": ["diffusers", scheduler]},
+            "unet": layout.unet_config(shapes),
+            "vae": layout.vae_config(shapes),
+            "text_encoder": encoder,
+            "tokenizer": layout.tokenizer_config(encoder, "!" if second else ""),
+            "scheduler": {**layout.schedule_config(kind), "skip_prk_steps": True},
+        }
+        layout.size_config(found, meta, 96 if kind == "v_prediction" else 64)
+        return found
+
+    @classmethod
+    def original_key(cls, name: str, configs: Configs) -> Stored:
+        """Return where a weight is stored; name: "unet.….weight"."""
+        part, _, rest = name.partition(".")
+        if part == "unet":
+            return layout.unet_key(rest, configs["unet"])
+        if part == "vae":
+            return layout.vae_key(rest, configs["vae"])
+        second = configs["text_encoder"]["hidden_act"] == "gelu"
+        return layout.open_clip_key(rest, OPEN_CLIP) if second else layout.clip_key(rest, CLIP)
+
+    @classmethod
+    def part_of(cls, key: str, configs: Configs) -> str:
+        """Return the part a stored tensor is a weight of; "" for averages, schedules, the layer that 2.x skips."""
+        skipped = f"{OPEN_CLIP}transformer.resblocks.{configs['text_encoder']['num_hidden_layers']}."
+        return "" if key.startswith((skipped, f"{OPEN_CLIP}text_projection")) else layout.part_at(key, HOMES)
+
+    # --- text and noise ---
     def encode(self, prompts: Sequence[str]) -> Context:
         """Encode prompts to the text encoder's last hidden states."""
         return Context(text.encode(self.pipe.tokenizer, self.pipe.text_encoder, prompts).to(self.denoiser.dtype))

@@ -10,8 +10,27 @@ from typing import Any, ClassVar
 import torch
 
 from efface.context import Context
+from efface.errors import BadModel
 from efface.models import text
+from efface.models.files import original_layout as layout
+from efface.models.files.original_layout import UNET, VAE, Configs, Shapes, Stored
 from efface.models.unet_family import UNetFamily
+
+CLIP = "conditioner.embedders.0.transformer.text_model."  # OpenAI's text encoder
+OPEN_CLIP = "conditioner.embedders.1.model."  # OpenCLIP's, with its projection
+HOMES = {UNET: "unet", VAE: "vae", CLIP: "text_encoder", OPEN_CLIP: "text_encoder_2"}
+SIZES = 6  # numbers about the image's size that the denoiser reads, each as a sinusoidal embedding
+INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "force_zeros_for_empty_prompt": True,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +47,49 @@ class SDXL(UNetFamily):
         both = getattr(pipe, "text_encoder_2", None) is not None
         return both and hasattr(unet, "config") and unet.config.get("addition_embed_type") == "text_time"
 
+    # --- single files in the original layout ---
+    @classmethod
+    def reads(cls, shapes: Shapes) -> bool:
+        """Say whether a checkpoint of these tensors is of this family."""
+        return f"{UNET}input_blocks.0.0.weight" in shapes and any(name.startswith("conditioner.") for name in shapes)
+
+    @classmethod
+    def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
+        """Read the configurations of a pipeline's parts; the denoiser is taken to predict eps, unless told."""
+        if not any(name.startswith(CLIP) for name in shapes):
+            raise BadModel("it is not SDXL base: the first of two text encoders is missing (the refiner has one only)")
+        layout.check_latents(shapes)
+        first, second = layout.clip_config(shapes, CLIP), layout.open_clip_config(shapes, OPEN_CLIP)
+        second["projection_dim"] = shapes[f"{OPEN_CLIP}text_projection"][1]
+        kind = prediction or layout.prediction(shapes, meta, "epsilon")
+        schedule = {"timestep_spacing": "leading", "rescale_betas_zero_snr": "ztsnr" in shapes}
+        found = {
+            "model_index": INDEX,
+            "unet": {**layout.unet_config(shapes), **_added(shapes, second["projection_dim"])},
+            "vae": {**layout.vae_config(shapes), "scaling_factor": 0.13025, "force_upcast": True},
+            "text_encoder": first,
+            "text_encoder_2": second,
+            "tokenizer": layout.tokenizer_config(first, "<|endoftext|>"),
+            "tokenizer_2": layout.tokenizer_config(second, "!"),
+            "scheduler": {**layout.schedule_config(kind), **schedule},
+        }
+        layout.size_config(found, meta, 128)
+        return found
+
+    @classmethod
+    def original_key(cls, name: str, configs: Configs) -> Stored:
+        """Return where a weight is stored; name: "unet.….weight"."""
+        part, _, rest = name.partition(".")
+        if part in ("unet", "vae"):
+            return (layout.unet_key if part == "unet" else layout.vae_key)(rest, configs[part])
+        return layout.clip_key(rest, CLIP) if part == "text_encoder" else layout.open_clip_key(rest, OPEN_CLIP)
+
+    @classmethod
+    def part_of(cls, key: str, configs: Configs) -> str:
+        """Return the part a stored tensor is a weight of; "" for averages and schedules."""
+        return layout.part_at(key, HOMES)
+
+    # --- text and noise ---
     def encode(self, prompts: Sequence[str]) -> Context:
         """Encode prompts: the last hidden states but one of both encoders side by side, and the second's pooled one."""
         for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2):
@@ -56,3 +118,10 @@ class SDXL(UNetFamily):
     def context_of(self, arguments: Mapping[str, Any]) -> Context:
         """Return the context that the UNet's keyword arguments say."""
         return Context(arguments["encoder_hidden_states"], arguments["added_cond_kwargs"]["text_embeds"])
+
+
+def _added(shapes: Shapes, pooled: int) -> dict[str, Any]:
+    """Read what the denoiser reads beside the tokens: the pooled vector, and sizes."""
+    width = shapes[f"{UNET}label_emb.0.0.weight"][1]
+    sizes = {"addition_time_embed_dim": (width - pooled) // SIZES, "projection_class_embeddings_input_dim": width}
+    return {"addition_embed_type": "text_time", **sizes}

@@ -1,7 +1,7 @@
 """Read a few tensors out of a checkpoint on disk, and write a copy in which a few tensors have other values.
 
-A checkpoint is a diffusers folder or one .safetensors file in Stable Diffusion's original layout. Nothing but the
-tensors asked for is read, and copies are made in blocks.
+A checkpoint is a diffusers folder or one .safetensors file. Nothing but the tensors asked for is read, and copies
+are made in blocks.
 """
 
 import json
@@ -9,65 +9,36 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from efface.errors import BadEdit, BadFile, BadModel, WriteError
+from efface.errors import BadFile, WriteError
 from efface.util.files import check_safetensors, opened, writing
 
 BLOCK = 1 << 24  # bytes copied at once
-ATTENTION = re.compile(r"(down|up|mid)_block(?:s\.(\d+))?\.attentions\.(\d+)\.(.+)")
 
 Value = Callable[[str, Tensor], Tensor]  # (weight name, old value) -> new value
+View = Literal["whole", "q", "k", "v", "transposed", "matrix"]
+VIEWS: Mapping[View, Callable[[Tensor], Tensor]] = {  # how a weight lies in the stored tensor; all share its memory
+    "whole": lambda stored: stored,
+    "q": lambda stored: stored.chunk(3)[0],
+    "k": lambda stored: stored.chunk(3)[1],
+    "v": lambda stored: stored.chunk(3)[2],
+    "transposed": lambda stored: stored.T,
+    "matrix": lambda stored: stored[:, :, 0, 0] if stored.dim() == 4 else stored,  # a convolution of 1 × 1
+}
 
 
 class Place(NamedTuple):
-    """Say where a weight is: in which file, under which key."""
+    """Say where a weight is: in which file, under which key, and how it lies in that tensor."""
 
     file: Path
     key: str
-
-
-def original_key(name: str, layers: int) -> str:
-    """Return the original key of a weight inside a UNet's attention blocks ("unet.down_blocks.0.attentions.0.…").
-
-    layers: residual blocks per level. Raises `BadEdit` for any other weight.
-    """
-    match = ATTENTION.fullmatch(name.removeprefix("unet."))
-    if match is None or not name.startswith("unet."):
-        raise BadEdit(f"a single-file checkpoint can be edited in its attention weights only, not in {name}")
-    way, block, number, rest = match[1], int(match[2] or 0), int(match[3]), match[4]
-    stage = {
-        "down": f"input_blocks.{1 + block * (layers + 1) + number}.1",
-        "up": f"output_blocks.{block * (layers + 1) + number}.1",
-        "mid": "middle_block.1",
-    }[way]
-    return f"model.diffusion_model.{stage}.{rest}"
-
-
-def places(where: Path, names: Sequence[str], layers: int) -> dict[str, Place]:
-    """Find weights in a checkpoint by their names ("unet.….weight"); raises `BadModel` when one is missing.
-
-    layers: residual blocks per level of the UNet.
-    """
-    if where.is_file():
-        header = check_safetensors(where)
-        found = {name: Place(where, original_key(name, layers)) for name in names}
-        found = {name: place for name, place in found.items() if place.key in header}
-    else:
-        found = {}
-        for part in sorted({name.partition(".")[0] for name in names}):
-            for file in weight_files(where / part):
-                keys = check_safetensors(file)
-                found |= {f"{part}.{key}": Place(file, key) for key in keys if f"{part}.{key}" in set(names)}
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise BadModel(f"{where} has no weight {missing[0]}")
-    return found
+    view: View = "whole"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -75,23 +46,23 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises `BadFile` when there are none.
     """
-    every = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in every if file.stem.count(".") == 0]  # not model.fp16.safetensors
-    shards = [file for file in plain if re.search(r"-\d+-of-\d+$", file.stem)]
-    whole = [file for file in plain if file not in shards]
-    chosen = whole[:1] or shards or every[:1]
-    if not chosen:
+    sets: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        sets.setdefault(re.sub(r"-\d+-of-\d+", "-of", file.stem), []).append(file)
+    if not sets:
         raise BadFile(f"{folder} holds no .safetensors file")
-    return chosen
+    plain = [name for name in sets if "." not in name]  # not model.fp16.safetensors
+    whole = [name for name in plain if not name.endswith("-of")]
+    return sets[(whole or plain or list(sets))[0]]
 
 
 def read(where: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, value) of the weights at some places, one file after the other."""
+    """Yield (name, value) of the weights at some places, one file after the other; raises `BadFile`."""
     for file in dict.fromkeys(place.file for place in where.values()):
         with opened(file) as tensors:
             for name, place in where.items():
                 if place.file == file:
-                    yield name, tensors.get_tensor(place.key)
+                    yield name, VIEWS[place.view](tensors.get_tensor(place.key))
 
 
 def write_copy(where: Path, out: Path, at: Mapping[str, Place], value: Value, meta: Mapping[str, str]) -> None:
@@ -101,22 +72,14 @@ def write_copy(where: Path, out: Path, at: Mapping[str, Place], value: Value, me
     """
     if where.is_file():
         with writing(out) as temporary:
-            _copy_file(where, temporary, {name: place.key for name, place in at.items()}, value, meta)
+            _copy_file(where, temporary, at, value, meta)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WriteError(f"cannot write {out}: it exists already")
     temporary = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}.", suffix=".tmp", dir=out.parent))
-        changed = {place.file for place in at.values()}
-        for file in sorted(path for path in where.rglob("*") if path.is_file()):
-            copy = temporary / file.relative_to(where)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if file in changed:
-                keys = {name: place.key for name, place in at.items() if place.file == file}
-                _copy_file(file, copy, keys, value, meta)
-            else:
-                shutil.copyfile(file, copy)
+        _copy_folder(where, temporary, at, value, meta)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o777 & ~umask)
@@ -129,7 +92,18 @@ def write_copy(where: Path, out: Path, at: Mapping[str, Place], value: Value, me
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy_file(source: Path, target: Path, keys: Mapping[str, str], value: Value, meta: Mapping[str, str]) -> None:
+def _copy_folder(source: Path, target: Path, at: Mapping[str, Place], value: Value, meta: Mapping[str, str]) -> None:
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        own = {name: place for name, place in at.items() if place.file == file}
+        if own:
+            _copy_file(file, copy, own, value, meta)
+        else:
+            shutil.copyfile(file, copy)
+
+
+def _copy_file(source: Path, target: Path, at: Mapping[str, Place], value: Value, meta: Mapping[str, str]) -> None:
     """Copy one safetensors file block by block, then write the new values over the old ones."""
     entries = check_safetensors(source)
     with open(source, "rb") as old, open(target, "wb") as new:
@@ -139,9 +113,13 @@ def _copy_file(source: Path, target: Path, keys: Mapping[str, str], value: Value
         raw += b" " * (-len(raw) % 8)  # data starts at a multiple of eight
         new.write(len(raw).to_bytes(8, "little") + raw)
         shutil.copyfileobj(old, new, BLOCK)
-        for name, before in read({name: Place(source, key) for name, key in keys.items()}):
-            after = value(name, before).to(before.dtype).contiguous()
-            new.seek(8 + len(raw) + entries[keys[name]]["data_offsets"][0])
+        for key, stored in read({place.key: Place(source, place.key) for place in at.values()}):
+            after = stored.clone().contiguous()
+            for name, place in at.items():
+                if place.key == key:  # several weights may lie in one stored tensor
+                    part = VIEWS[place.view](after)
+                    part.copy_(value(name, part.clone()))
+            new.seek(8 + len(raw) + entries[key]["data_offsets"][0])
             new.write(after.view(-1).view(torch.uint8).numpy().data)
         new.flush()
         os.fsync(new.fileno())

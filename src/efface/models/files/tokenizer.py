@@ -1,9 +1,11 @@
 """CLIP's vocabulary for checkpoints that come without one: found on this machine, else asked of the hub."""
 
+import copy
 import gzip
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,29 @@ HUB_ID = "openai/clip-vit-large-patch14"
 PACKAGED = (("open_clip", "bpe_simple_vocab_16e6.txt.gz"), ("clip", "bpe_simple_vocab_16e6.txt.gz"))
 
 
-def find_tokenizer(checkpoint: Path, given: str | os.PathLike[str] | None, size: int, pad: str = "") -> Any:
-    """Return the CLIPTokenizer for a checkpoint whose text encoder knows `size` tokens.
+def find_tokenizers(
+    checkpoint: Path, given: str | os.PathLike[str] | None, wanted: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the CLIPTokenizers of a checkpoint's text encoders, which share one vocabulary.
 
     Looks at the folder given, a folder "tokenizer" beside the checkpoint, the hub's cache, the vocabulary that the
-    packages open_clip and clip carry, and the hub, in this order. pad: the padding token, where CLIP's own
-    vocabulary is used ("" for its end token). Raises `BadModel` when there is none, or one of another size.
+    packages open_clip and clip carry, and the hub, in this order.
+    wanted: for every tokenizer by name, {vocab_size, model_max_length, pad_token}. A pad_token of "" stands for that
+    of the folder, or CLIP's. Raises `BadModel` when there is none, or one of another size.
     """
     folder = Path(given) if given is not None else checkpoint.parent / "tokenizer"
-    if given is not None or folder.is_dir():
-        found = _from_folder(folder)
-    else:
-        found = _cached() or _packaged() or _from_hub(checkpoint)
-        if pad:
-            found.pad_token = pad
-    if len(found) != size:
-        raise BadModel(f"the tokenizer has {len(found)} tokens, {checkpoint} needs {size}: pass its own as tokenizer=")
+    own = given is not None or folder.is_dir()
+    first = _from_folder(folder) if own else _cached() or _packaged() or _from_hub(checkpoint)
+    found = {name: copy.deepcopy(first) for name in wanted}
+    for name, want in wanted.items():
+        if len(first) != want["vocab_size"]:
+            raise BadModel(
+                f"the tokenizer has {len(first)} tokens, {checkpoint} needs {want['vocab_size']}: pass its own as "
+                "tokenizer="
+            )
+        found[name].model_max_length = want["model_max_length"]
+        if want["pad_token"] and not (own and len(wanted) == 1):
+            found[name].add_special_tokens({"pad_token": want["pad_token"]})
     return found
 
 

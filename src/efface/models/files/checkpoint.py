@@ -1,0 +1,151 @@
+"""A checkpoint on disk: which parts it has, where their weights are, and how a pipeline is put together from them.
+
+Parts with weights are built empty and filled from the files, tensor by tensor, so that a weight that is missing, of
+another shape or not of the model is refused by name. (Left to themselves, transformers fills gaps at random.)
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from efface.errors import BadModel
+from efface.models.files.tensors import Place, read
+
+LIBRARIES = ("diffusers", "transformers")
+NOT_READ = ("safety_checker", "image_encoder", "feature_extractor")  # no part of what is edited or measured
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint(ABC):
+    """View a checkpoint on disk; nothing is read but headers and configurations.
+
+    path: the folder or file.
+    index: its model_index, what kind of object each part is: {"unet": ["diffusers", "UNet2DConditionModel"], …}.
+    configs: the configuration of every part that has weights.
+    """
+
+    path: Path
+    index: Mapping[str, Any]
+    configs: dict[str, dict[str, Any]] = field(repr=False)
+
+    @abstractmethod
+    def find(self, names: Sequence[str]) -> dict[str, Place]:
+        """Return where weights are, by name ("unet.….weight"), those that the checkpoint has."""
+
+    @abstractmethod
+    def strays(self, names: Collection[str]) -> list[str]:
+        """Return what is stored beside these weights, all there are in some parts, as if it were one of them."""
+
+    @abstractmethod
+    def assemble(self, parts: Mapping[str, Any]) -> Any:
+        """Return a pipeline of these parts and its own tokenizers and scheduler; None leaves a part out."""
+
+    def kinds(self) -> dict[str, type[Any]]:
+        """Return the classes of the parts that have weights, by name, without what efface has no use for."""
+        found = {name: _class(self.path, *entry) for name, entry in self.index.items() if _is_entry(name, entry)}
+        return {name: kind for name, kind in found.items() if issubclass(kind, nn.Module)}
+
+    def places(self, names: Sequence[str]) -> dict[str, Place]:
+        """Return where weights are, by name; raises `BadModel` when one is missing."""
+        found = self.find(names)
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise BadModel(f"{self.path} is not a complete model: it has no {missing[0]}{_more(missing)}")
+        return found
+
+    def empty(self, part: str) -> Any:
+        """Build a part without values for its weights, in evaluation mode and without gradients."""
+        from accelerate import init_empty_weights
+
+        kind, config = self.kinds()[part], self.configs[part]
+        try:
+            with init_empty_weights(include_buffers=False):
+                module = kind.from_config(config) if hasattr(kind, "from_config") else kind(_transformer(kind, config))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise BadModel(f"{self.path} has no usable configuration of its {part}: {one_line(error)}") from error
+        return module.eval().requires_grad_(False)
+
+    def full(self, part: str, dtype: torch.dtype) -> Any:
+        """Build a part with all of its weights; raises `BadModel` for one missing, left over or of another shape."""
+        module = self.empty(part)
+        own = {f"{part}.{name}": value for name, value in module.state_dict(keep_vars=True).items()}
+        first = {id(value): name for name, value in reversed(own.items())}  # of tied weights, one may be stored
+        found = self.find(list(own))
+        for name, value in own.items():
+            if name in found:
+                first[id(value)] = name
+        self.places(list(first.values()))
+        strays = self.strays(own)
+        if strays:
+            raise BadModel(f"{self.path} is another model: nothing of its {part} is {strays[0]}{_more(strays)}")
+        self.fill(module, part, {name: found[name] for name in first.values()}, dtype)
+        if hasattr(module, "tie_weights"):
+            module.tie_weights()
+        return module
+
+    def fill(self, module: nn.Module, part: str, at: Mapping[str, Place], dtype: torch.dtype) -> None:
+        """Read weights into a part in a dtype; raises `BadModel` for one of another shape."""
+        for name, value in read(at):
+            home, _, leaf = name.removeprefix(f"{part}.").rpartition(".")
+            owner = module.get_submodule(home)
+            old = getattr(owner, leaf)
+            if value.shape != old.shape:
+                shapes = f"{list(value.shape)}, expected {list(old.shape)}"
+                raise BadModel(f"{self.path} does not hold together: {name} is {shapes}")
+            value = (value.to(dtype) if value.is_floating_point() else value).contiguous()
+            setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value)
+
+    def pipeline(self, dtype: torch.dtype) -> Any:
+        """Load the whole checkpoint as a diffusers pipeline; raises `BadFile` and `BadModel`."""
+        with silent_libraries():
+            return self.assemble({part: self.full(part, dtype) for part in self.kinds()})
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    return name not in NOT_READ and isinstance(entry, list | tuple) and len(entry) == 2 and entry[0] in LIBRARIES
+
+
+def _class(path: Path, library: str, name: str) -> type[Any]:
+    import diffusers
+    import transformers
+
+    kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name, None)
+    if not isinstance(kind, type):
+        raise BadModel(f"{path} names the class {name}, which {library} does not have")
+    return kind
+
+
+def _transformer(kind: Any, config: Mapping[str, Any]) -> Any:
+    """Return a configuration object of transformers."""
+    return kind.config_class.from_dict({key: value for key, value in config.items() if key != "model_type"})
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def one_line(error: Exception) -> str:
+    """Return another library's message on one line, cut to 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep the libraries' own progress bars off the terminal."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
+    for log in logs:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.enable_progress_bar()
