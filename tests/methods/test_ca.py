@@ -44,7 +44,7 @@ def test_the_start_token_gets_no_gradient(tiny, detach):
     if detach:
         detach_start(model)
     context = tiny.encode(["church"])
-    context[:, 1:] = 0
+    context.tokens[:, 1:] = 0
     weights = [model.weights()[name].requires_grad_() for name in model.text_weights()]
     model.eps(torch.randn(1, *tiny.latent_shape), torch.tensor([500]), context).square().sum().backward()
     assert all(bool(w.grad.any()) != detach for w in weights)

@@ -63,8 +63,8 @@ def test_inversion_learns_vectors_in_the_words_place(tiny):
     assert found.at == [4, 5, 6, 7]
     assert found.end == 11
     plain = tiny.encode(["a photo of a a a a by a house"]).tokens
-    assert torch.allclose(found.context[:, :4], plain[:, :4], atol=1e-5)  # a causal encoder
-    assert not torch.allclose(found.context[:, 4:], plain[:, 4:], atol=1e-2)
+    assert torch.allclose(found.context.tokens[:, :4], plain[:, :4], atol=1e-5)  # a causal encoder
+    assert not torch.allclose(found.context.tokens[:, 4:], plain[:, 4:], atol=1e-2)
     assert torch.equal(tiny.encode(["a photo of a a a a by a house"]).tokens, plain)  # the hook is gone
     assert all(p.grad is None for p in tiny.weights("").values())
 
