@@ -1,0 +1,222 @@
+"""Every kind of extension is one new file: it is written into a copy of the package, found, and used."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import efface
+
+ROOT = Path(efface.__file__).parent
+
+
+class Extension(NamedTuple):
+    """A throw-away extension: where its one file goes, what it says, and a script that finds and uses it."""
+
+    file: str
+    source: str
+    script: str
+
+
+DATACLASS = "from dataclasses import dataclass\n"
+EXTENSIONS = {
+    "method": Extension(
+        "methods/throwaway.py",
+        f'''"""Throw-away: changes nothing."""
+
+{DATACLASS}
+from efface.edits.edit import Edit
+from efface.method import Method
+
+
+@dataclass(frozen=True)
+class Throwaway(Method):
+    """Change nothing.
+
+    strength: of no effect
+    """
+
+    strength: float = 1.0
+
+    def fit(self, model, erase, keep, seed):
+        return Edit()
+''',
+        """
+assert registry.get("methods", "throwaway")().strength == 1.0
+assert "throwaway" in run("list", "methods") and "--strength" in run("erase", "throwaway", "--help")
+""",
+    ),
+    "attack": Extension(
+        "attacks/throwaway.py",
+        f'''"""Throw-away: finds what it was given."""
+
+{DATACLASS}
+from efface.attack import Attack, Finding
+
+
+@dataclass(frozen=True)
+class Throwaway(Attack):
+    """Return the queries."""
+
+    def search(self, target, concept, queries, seed):
+        return Finding(queries)
+''',
+        """
+from efface.query import Query
+found = registry.get("attacks", "throwaway")()(None, "church", Query("a church"))
+assert found.queries == (Query("a church"),) and "throwaway" in run("list", "attacks")
+""",
+    ),
+    "metric": Extension(
+        "metrics/throwaway.py",
+        f'''"""Throw-away: how bright an image is."""
+
+{DATACLASS}
+from efface.metric import Metric
+
+
+@dataclass(frozen=True)
+class Throwaway(Metric):
+    """Return the mean of each image."""
+
+    def measure(self, samples):
+        return samples.images.mean((1, 2, 3))
+''',
+        """
+import torch
+from efface.metric import Samples
+assert registry.get("metrics", "throwaway")()(Samples(torch.ones(2, 3, 4, 4))).tolist() == [1.0, 1.0]
+assert "throwaway" in run("list", "metrics")
+""",
+    ),
+    "judge": Extension(
+        "judges/throwaway.py",
+        '''"""Throw-away: sees the same in every image."""
+
+from efface.judge import Judge, Profile
+
+
+class Throwaway(Judge):
+    """Judge the model "nowhere"."""
+
+    MODELS = ("nowhere",)
+    classes = ("church",)
+    profile = Profile(evaluator="throwaway")
+
+    def objects(self, images):
+        return images.new_ones(len(images), 1)
+
+    @classmethod
+    def load(cls, model, name=""):
+        return cls()
+''',
+        """
+from efface.judge import judge_of
+assert judge_of("nowhere").index("church") == 0 and "throwaway" in run("list", "judges")
+""",
+    ),
+    "family": Extension(
+        "models/families/throwaway.py",
+        '''"""Throw-away: Stable Diffusion under another name."""
+
+from typing import ClassVar
+
+from efface.models.unet_family import UNetFamily
+
+
+class Throwaway(UNetFamily):
+    """View a pipeline that says so itself."""
+
+    TITLE: ClassVar[str] = "the throw-away family"
+
+    @classmethod
+    def owns(cls, pipe):
+        return getattr(pipe, "throwaway", False)
+
+    def encode(self, prompts):
+        raise AssertionError(prompts)
+
+    def streams(self, prompt):
+        raise AssertionError(prompt)
+''',
+        """
+from types import SimpleNamespace
+from efface.models.family import family_of
+assert family_of(SimpleNamespace(throwaway=True)).TITLE == "the throw-away family"
+""",
+    ),
+    "report section": Extension(
+        "report/sections/throwaway.py",
+        '''"""Throw-away: one sentence."""
+
+ORDER = 99
+
+
+def render(page):
+    """Return a sentence."""
+    return "<p>thrown away</p>"
+''',
+        """
+from efface.report.page import sections
+assert sections()[-1].render(None) == "<p>thrown away</p>"
+""",
+    ),
+    "command": Extension(
+        "cli/commands/throwaway.py",
+        '''"""`efface throwaway`."""
+
+import typer
+
+ORDER = 99
+
+
+def run() -> None:
+    """Say a word."""
+    typer.echo("away")
+''',
+        """
+assert run("throwaway") == "away\\n" and "throwaway" in run("--help")
+""",
+    ),
+}
+HEAD = """
+import contextlib, io
+from efface import registry
+from efface.cli.app import run as command
+
+def run(*args):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        command(list(args))
+    return out.getvalue()
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """Return a copy of the package's code, with links to its weights and other large files."""
+    root = tmp_path / "efface"
+    for path in sorted(ROOT.rglob("*")):
+        copy = root / path.relative_to(ROOT)
+        if path.is_dir() or "__pycache__" in path.parts:
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".py":
+            shutil.copyfile(path, copy)
+        else:
+            copy.symlink_to(path)
+    return root
+
+
+@pytest.mark.parametrize("kind", EXTENSIONS)
+def test_one_new_file_is_a_new_extension(package: Path, kind: str):
+    extension = EXTENSIONS[kind]
+    (package / extension.file).write_text(extension.source, encoding="utf-8")
+    script = HEAD + extension.script
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
