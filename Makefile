@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ENV    := HF_HUB_OFFLINE=1
-SRC    := src tests docs benchmarks
+SRC    := src experiments tests docs benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow check format docs bench mini-data mini clean
@@ -41,14 +41,14 @@ docs: $(STAMP)  ## build the documentation into site/
 	$(ENV) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP) ## run every benchmark of benchmarks/ and keep its record there
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "$$file"; $(ENV) $(BIN)/python "$$file"; done
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "$$file"; $(ENV) PYTHONPATH=. $(BIN)/python "$$file"; done
 
-mini-data: $(STAMP) ## fetch and draw the artwork that the embedded model learns from
-	$(BIN)/python -m efface.mini.build data
+mini-data: $(STAMP) ## fetch and rasterise the artwork that the embedded model learns from
+	$(BIN)/python -m experiments.mini data
 
 mini: $(STAMP)  ## train the embedded model and its judges again (hours; resumable)
-	$(BIN)/python -m efface.mini.build all
+	$(BIN)/python -m experiments.mini all
 
 clean:          ## remove what make has made, except .venv
 	rm -rf site demo dist build .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

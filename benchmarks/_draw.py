@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-LEFT, RIGHT, ROW = 210, 560, 34
+LEFT, RIGHT, ROW = 290, 480, 34
 
 
 def svg(record: dict[str, Any]) -> str:
-    """Return a chart with logarithmic seconds: efface's bar over the baseline's, for every case that has both."""
-    cases = [case for case in record["cases"] if "baseline_seconds" in case]
-    low = math.floor(math.log10(min(case["seconds"] for case in cases)))
-    high = math.ceil(math.log10(max(case["baseline_seconds"] for case in cases)))
+    """Return a chart of processor seconds, logarithmic: efface's bar over the baseline's, for every case with both."""
+    cases = [case for case in record["cases"] if "baseline_cpu_seconds" in case]
+    low = math.floor(math.log10(min(case["cpu_seconds"] for case in cases)))
+    high = math.ceil(math.log10(max(case["baseline_cpu_seconds"] for case in cases)))
 
     def x(seconds: float) -> float:
         return LEFT + (math.log10(seconds) - low) / (high - low) * RIGHT
@@ -25,13 +25,14 @@ def svg(record: dict[str, Any]) -> str:
     for i, case in enumerate(cases):
         y = 44 + ROW * i
         parts.append(f'<text x="{LEFT - 10}" y="{y + 17}" text-anchor="end">{case["case"]}</text>')
-        for key, dy, color in (("seconds", 0, "#2a7f9e"), ("baseline_seconds", 13, "#b9b2a6")):
+        for key, dy, color in (("cpu_seconds", 0, "#2a7f9e"), ("baseline_cpu_seconds", 13, "#b9b2a6")):
             parts.append(
                 f'<rect x="{LEFT}" y="{y + dy}" width="{x(case[key]) - LEFT:.1f}" height="11" fill="{color}"/>'
             )
-        ratio = f"{case['ratio']:,.0f}×"
-        parts.append(f'<text x="{x(case["baseline_seconds"]) + 6:.0f}" y="{y + 23}">{ratio}</text>')
-    note = f"efface (blue) and the baseline (grey); {record['host']['cpu']}, {record['threads']} thread"
+        ratio = f"{case['ratio']:,.0f}×" if case["ratio"] >= 10 else f"{case['ratio']:.1f}×"
+        parts.append(f'<text x="{x(case["baseline_cpu_seconds"]) + 6:.0f}" y="{y + 23}">{ratio}</text>')
+    host = f"{record['host']['cpu']}, {record['threads']} thread"
+    note = f"processor seconds of efface (blue) and of the baseline (grey); {host}"
     parts.append(f'<text x="{LEFT}" y="{bottom + 22}">{note}</text>')
     size = f'width="{LEFT + RIGHT + 70}" height="{bottom + 36}"'
     style = 'font-family="sans-serif" font-size="13" fill="#777"'

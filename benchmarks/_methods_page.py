@@ -1,23 +1,22 @@
 """Turn the record of methods.py into docs/methods/results.md, its chart, and a sheet of pictures for each method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from efface.edits.edit import Edit
+from efface.evaluation.compare import check_comparable
 from efface.evaluation.evaluate import images
-from efface.evaluation.prompts import hints
-from efface.evaluation.stats import wilson
+from efface.evaluation.prompts import implicit_prompts
+from efface.evaluation.record import Scored
+from efface.evaluation.summary import Share
 from efface.query import Query
 from efface.report import grid
 from efface.util.files import writing
 from methods import FIVE, SETUP, drawn, jobs, mini, plan
 
 DOCS = Path(__file__).parent.parent / "docs"
-Record = dict[str, Any]
-Score = tuple[float, float, float, int]  # share, its interval, n
 
 INTRO = """# Every method on mini
 
@@ -36,53 +35,59 @@ beside it, an upper bound. Memory is what erasing took beyond the loaded model.
 """
 
 
-def score(
-    rows: Sequence[Record], group: str, top: str = "top1", gone: bool = False, when: str = "after"
-) -> Score | None:
-    """Pool a proportion over records: the share right, or with `gone` the share not."""
-    sides = [r["result"]["groups"][group][when] for r in rows if group in r["result"]["groups"]]
-    n = sum(side["n"] for side in sides)
-    hits = sum(round(side[top] * side["n"]) for side in sides)
-    if not n:
+def score(rows: Sequence[Scored], group: str, side: str = "after", gone: bool = False) -> Share | None:
+    """Pool a share over records: of the images judged right, or with `gone` of the others. side: as in `Summary`."""
+    found = [getattr(row.summaries[group], side) for row in rows if group in row.summaries]
+    total = sum(found, Share(hits=0, n=0))
+    if not total.n:
         return None
-    hits = n - hits if gone else hits
-    low, high = wilson(hits, n)
-    return hits / n, low, high, n
+    return total.rest if gone else total
 
 
-def percent(value: Score | None, interval: bool = True) -> str:
-    """Write a proportion in per cent."""
-    if value is None:
+def percent(share: Share | None, interval: bool = True) -> str:
+    """Write a share in per cent."""
+    if share is None:
         return ""
-    ends = f" [{100 * value[1]:.0f}, {100 * value[2]:.0f}]" if interval else ""
-    return f"{100 * value[0]:.1f}{ends}"
+    ends = f" [{100 * share.interval.low:.0f}, {100 * share.interval.high:.0f}]" if interval else ""
+    return f"{100 * share.value:.1f}{ends}"
 
 
-def others(rows: Sequence[Record]) -> str:
-    """Return the group of what no one protected: all that is unrelated where nothing was kept."""
-    return "unprotected" if all("unprotected" in r["result"]["groups"] for r in rows) else "unrelated"
+def others(rows: Sequence[Scored]) -> str:
+    """Return the group of what was not preserved: all that is unrelated where nothing was to be."""
+    return "unpreserved" if all("unpreserved" in row.summaries for row in rows) else "unrelated"
 
 
-def mean(rows: Sequence[Record], value: Callable[[Record], float]) -> float:
-    return sum(map(value, rows)) / len(rows)
+def mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
 
 
-def seconds(rows: Sequence[Record]) -> list[float]:
+def seconds(rows: Sequence[Scored]) -> list[float]:
     """Return processor seconds, or wall seconds (more, beside other jobs) where nothing else is on record."""
-    return [r["cpu_seconds"] for r in rows if "cpu_seconds" in r] or [r["seconds"] for r in rows]
+    costs = [row.erasing for row in rows if row.erasing]
+    return [cost.cpu_seconds for cost in costs if cost.cpu_seconds is not None] or [cost.seconds for cost in costs]
 
 
-COLUMNS: dict[str, Callable[[list[Record]], str]] = {
+def memory(rows: Sequence[Scored]) -> list[float]:
+    """Return what erasing took beyond the loaded model, MB."""
+    return [c.peak_mb - c.loaded_mb for c in (row.erasing for row in rows) if c and c.peak_mb and c.loaded_mb]
+
+
+def ssim(rows: Sequence[Scored]) -> float:
+    return mean(found.value for found in (row.mean("ssim", "unrelated") for row in rows) if found)
+
+
+COLUMNS: dict[str, Callable[[Sequence[Scored]], str]] = {
     "erased, ESR-1": lambda rows: percent(score(rows, "target", gone=True)),
-    "ESR-5": lambda rows: percent(score(rows, "target", "top5", gone=True), False),
+    "ESR-5": lambda rows: percent(score(rows, "target", "after5", gone=True), False),
     "by keywords": lambda rows: percent(score(rows, "implicit", gone=True)),
     "related, PSR-1": lambda rows: percent(score(rows, "related")),
     "others, PSR-1": lambda rows: percent(score(rows, others(rows))),
-    "PSR-5": lambda rows: percent(score(rows, others(rows), "top5"), False),
-    "SSIM": lambda rows: f"{mean(rows, lambda r: r['ssim']['mean']):.3f}",
-    "weights changed": lambda rows: f"{100 * mean(rows, lambda r: r['share']):.1f} %",
+    "PSR-5": lambda rows: percent(score(rows, others(rows), "after5"), False),
+    "SSIM": lambda rows: f"{ssim(rows):.3f}",
+    "weights changed": lambda rows: f"{100 * mean(row.whole['changed_weights'] for row in rows):.1f} %",
     "seconds": lambda rows: f"{median(seconds(rows)):.1f}",
-    "MB": lambda rows: f"{median(r['peak_mb'] - r['loaded_mb'] for r in rows):.0f}",
+    "MB": lambda rows: f"{median(memory(rows)):.0f}",
 }
 
 
@@ -90,39 +95,40 @@ SHORT = ("erased, ESR-1", "by keywords", "related, PSR-1", "others, PSR-1", "sec
 
 
 def section(
-    title: str, rows: list[Record], settings: Sequence[str], columns: Sequence[str] = tuple(COLUMNS)
+    title: str, rows: Sequence[Scored], settings: Sequence[str], columns: Sequence[str] = tuple(COLUMNS)
 ) -> list[str]:
     """Return one table: a row for each method and preset, over the settings that are on record."""
-    rows = [r for r in rows if r["setting"] in settings]
+    rows = [row for row in rows if row.name in settings]
     if not rows:
         return []
     shown = [name for name in columns if any(COLUMNS[name]([r]) for r in rows)]
     lines = [f"## {title}", "", f"| method | preset | {' | '.join(shown)} |", "|---|---" + "|---" * len(shown) + "|"]
-    seen = [r["result"]["groups"] for r in rows]
+    seen = [row.summaries for row in rows]
     untouched = {"erased, ESR-1": "target", "related, PSR-1": "related", "others, PSR-1": others(rows)}
     before = {
-        name: percent(score(rows, group, gone=name.startswith("erased"), when="before"), False)
+        name: percent(score(rows, group, "before", gone=name.startswith("erased")), False)
         for name, group in untouched.items()
         if any(group in groups for groups in seen)
     }
     lines.append("| *untouched* | | " + " | ".join(before.get(name, "") for name in shown) + " |")
     for entry in SETUP["method"]:
-        own = [r for r in rows if (r["method"], r["preset"]) == (entry["name"], entry.get("preset", ""))]
+        own = [row for row in rows if (row.edit.method, row.edit.preset) == (entry["name"], entry.get("preset", ""))]
         if own:
             missing = "" if len(own) == len(settings) else f" ({len(own)} of {len(settings)})"
             cells = " | ".join(COLUMNS[name](own) for name in shown)
             lines.append(f"| `{entry['name']}`{missing} | {entry.get('preset', '')} | {cells} |")
-    counts = ", ".join(f"{group} {score(rows[:1], group)[3]}" for group in seen[0] if score(rows[:1], group))  # type: ignore[index]
+    counts = ", ".join(f"{group} {summary.after.n}" for group, summary in seen[0].items())
     return [*lines, "", f"Images a concept and method: {counts}.", ""]
 
 
-def write(rows: list[Record]) -> None:
+def write(rows: Sequence[Scored]) -> None:
     """Write the page and the chart."""
     if not rows:
         return
-    profile = rows[0]["result"]["profile"]
+    check_comparable(rows)
+    sampling = rows[0].sampling
     what = (
-        f"Images: {profile['steps']} steps of {profile['solver']}, guidance {profile['guidance']:g}, bfloat16. "
+        f"Images: {sampling.steps} steps of {sampling.solver}, guidance {sampling.guidance:g}, bfloat16. "
         "Presets called `mini` were chosen once for all concepts on "
         f"{', '.join(SETUP['development'])}, which are in no table. Half of the other objects are kept (for a style, "
         "of the other styles too)."
@@ -141,7 +147,7 @@ def write(rows: list[Record]) -> None:
     readme(rows)
 
 
-def readme(rows: list[Record]) -> None:
+def readme(rows: Sequence[Scored]) -> None:
     """Put a short table between the markers of the README."""
     path = DOCS.parent / "README.md"
     begin, end = "<!-- methods: begin -->\n", "<!-- methods: end -->"
@@ -151,7 +157,7 @@ def readme(rows: list[Record]) -> None:
         temporary.write_text(head + begin + "\n".join(lines) + end + rest.split(end)[1])
 
 
-def chart(rows: list[Record]) -> None:
+def chart(rows: Sequence[Scored]) -> None:
     """Draw erased against kept, one mark for each method, over objects."""
     import matplotlib as mpl
 
@@ -162,13 +168,13 @@ def chart(rows: list[Record]) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     marks = cycle("osD^vP*Xhp<>8dHs1")
     for entry in SETUP["method"]:
-        own = [r for r in rows if (r["method"], r["preset"]) == (entry["name"], entry.get("preset", ""))]
-        own = [r for r in own if r["setting"] in SETUP["objects"]]
+        own = [row for row in rows if (row.edit.method, row.edit.preset) == (entry["name"], entry.get("preset", ""))]
+        own = [row for row in own if row.name in SETUP["objects"]]
         x, y = (score(own, "target", gone=True), score(own, others(own))) if own else (None, None)
         if x and y:
-            ends = [[[abs(v[0] - v[1])], [abs(v[2] - v[0])]] for v in (x, y)]
+            ends = [[[abs(s.value - s.interval.low)], [abs(s.interval.high - s.value)]] for s in (x, y)]
             label = f"{entry['name']} {entry.get('preset', '')}"
-            axes.errorbar(x[0], y[0], xerr=ends[0], yerr=ends[1], fmt=next(marks), label=label, elinewidth=0.7)
+            axes.errorbar(x.value, y.value, xerr=ends[0], yerr=ends[1], fmt=next(marks), label=label, elinewidth=0.7)
     axes.set(xlabel="erased: ESR-1 of the concept", ylabel="kept: PSR-1 of unprotected objects")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
@@ -181,7 +187,7 @@ def sheets(setting: str = "church") -> None:
     known = mini()[1]
     concept = known[setting]
     far = [c for c in known.values() if c.kind == "object" and c.name not in (setting, *concept.related)]
-    rows = [concept.texts[0], hints(concept.keywords)[0], *(known[n].texts[0] for n in concept.related[:2])]
+    rows = [concept.texts[0], implicit_prompts(concept.keywords)[0], *(known[n].texts[0] for n in concept.related[:2])]
     rows += [c.texts[0] for c in far[1 :: len(far) // 3][:3]]
     queries = [Query(prompt, seed, **plan().sampling) for prompt in rows for seed in range(4)]
     draw = lambda edit: images(drawn(), edit, queries, any_base=True).unflatten(0, (len(rows), 4))  # noqa: E731

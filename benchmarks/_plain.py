@@ -1,103 +1,128 @@
-"""What efface's closed-form algebra is measured against: plain float64 solves, and the way published code does it."""
+"""What efface's closed-form methods are measured against: each method computed as its published code does it.
 
-import time
-from collections.abc import Callable
+The same texts are encoded as often and the same products are formed as often, in float32, and nothing is slower than
+there: UCE of 2023 and RECE encode every text and compute every matrix's values anew for each matrix, UCE of 2025 and
+TIME do so once per text. The code is efface's own; `benchmarks/closed_form.md` names the files it follows.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from _sd14 import HEIGHTS, LENGTH, WIDTH, matrices, problem, texts
+from torch import Tensor
+
+Weights = list[Tensor]
+Pair = tuple[Tensor, Tensor]  # source rows, target rows
 
 
-def timed(work: Callable[[], Any], times: int = 3) -> tuple[float, float, Any]:
-    """Return (best wall seconds, its CPU seconds, last result)."""
-    found = []
-    for _ in range(times):
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = work()
-        found.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return *min(found), result
+def encoded(pipe: Any, *prompts: str) -> list[Tensor]:
+    """Return the text vectors (77, 768) of prompts that are encoded together."""
+    length = pipe.tokenizer.model_max_length
+    batch = pipe.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return list(pipe.text_encoder(batch.input_ids)[0])
 
 
-def plain_map(c: Any, g: Any, k: Any, ridge: float, scale: float) -> Any:
-    """Return T by the formula, in float64, with an inverse."""
-    import torch
-
-    eye = torch.eye(WIDTH, dtype=torch.float64)
-    top, bottom = ridge * eye, ridge * eye
-    for start in range(0, len(c), 4096):
-        x, y = c[start : start + 4096].double(), g[start : start + 4096].double()
-        top, bottom = top + y.T @ x, bottom + x.T @ x
-    for start in range(0, len(k), 4096):
-        x = k[start : start + 4096].double()
-        top, bottom = top + scale * x.T @ x, bottom + scale * x.T @ x
-    return torch.linalg.solve(bottom, top.T).T
+def last(pipe: Any, prompt: str) -> int:
+    """Return the position of a prompt's last word, 0 where it has none."""
+    return len(pipe.tokenizer(prompt).input_ids) - 2
 
 
-def plain_rece(c: Any, empty: Any, base: list[Any], epochs: int) -> Any:
-    """Return RECE's T by dense float64 algebra."""
-    import torch
+def new_matrix(weight: Tensor, terms: Sequence[tuple[Tensor, Tensor, float]], ridge: float) -> Tensor:
+    """Return the edited matrix: sums of materialised outer products, one of them per row, and an inverse.
 
-    system = sum(w.double().T @ w.double() for w in base)
-    change = plain_map(c[2:], empty[: LENGTH - 2], empty, 0.5, 1.0)
-    eye = torch.eye(WIDTH, dtype=torch.float64)
-    for _ in range(epochs):
-        back = change.T @ system
-        derived = torch.linalg.solve(0.1 * eye + back @ change, back @ c.double().T).T
-        change = change @ plain_map(derived, empty, empty, 0.1, 0.1)
-    return change
-
-
-def edit_layer(weights: list[Any], index: int, pairs: list[tuple[Any, Any, float]], ridge: float) -> Any:
-    """Edit one matrix in float32: all layers' values for each text, batched outer products, one inverse."""
-    weight = weights[index]
-    top, bottom = ridge * weight, ridge * torch.eye(WIDTH)
-    for old, new, scale in pairs:
-        values = [new @ layer.T for layer in weights]
-        top = top + scale * (values[index][:, :, None] @ old[:, None, :]).sum(0)
-        bottom = bottom + scale * (old[:, :, None] @ old[:, None, :]).sum(0)
+    terms: source rows, the values wanted for them by this matrix, the weight.
+    """
+    top, bottom = ridge * weight, ridge * torch.eye(weight.shape[1], dtype=weight.dtype)
+    for rows, values, scale in terms:
+        top += scale * (values[:, :, None] @ rows[:, None, :]).sum(0)
+        bottom += scale * (rows[:, :, None] @ rows[:, None, :]).sum(0)
     return top @ torch.inverse(bottom)
 
 
-def baseline_solve(case: dict[str, Any], ridge: float, scale: float) -> dict[str, Any]:
-    """Time the baseline: in full for one concept, else from two texts in one layer of each height."""
-    small = {**case, "erase": min(2, case["erase"]), "keep": min(2, case.get("keep", 0))}
-    c, g, k = problem(small)
-    edits = [(x, y, 1.0) for x, y in zip(c.chunk(small["erase"]), g.chunk(small["erase"]), strict=True)]
-    keeps = [(x, x, scale) for x in k.chunk(small["keep"])] if small["keep"] else []
-    weights = matrices()
-    if case["erase"] == 1:
-        seconds = timed(lambda: [edit_layer(weights, i, edits + keeps, ridge) for i in range(len(HEIGHTS))], 1)[0]
-        return {"baseline_seconds": seconds, "baseline": "measured in full"}
-    inverse = timed(lambda: torch.inverse(torch.eye(WIDTH) + weights[0].T @ weights[0]))[0]
-    total = 0.0
-    for index in (0, 10, 20):
-        one = timed(lambda i=index: edit_layer(weights, i, edits, ridge), 1)[0]
-        held = timed(lambda i=index: edit_layer(weights, i, keeps, ridge), 1)[0] if keeps else inverse
-        per_layer = (one - inverse) / small["erase"] * case["erase"] + inverse
-        per_layer += (held - inverse) / max(1, small["keep"]) * case.get("keep", 0)
-        total += per_layer * HEIGHTS.count(HEIGHTS[index])
-    how = "extrapolated from two texts of each kind in one layer of each height"
-    return {"baseline_seconds": total, "baseline": how}
+def all_values(weights: Weights, rows: Tensor) -> Weights:
+    """Return the values of some rows by every matrix."""
+    return [rows @ weight.T for weight in weights]
 
 
-def baseline_rece(epochs: int, base: list[Any]) -> dict[str, Any]:
-    """Time the baseline's UCE edit and one epoch in full; epochs cost the same."""
-    c, empty = texts(1, 2)[0], texts(1, 99)[0]
-    layers = range(len(HEIGHTS))
+def uce_2023(
+    pipe: Any, weights: Weights, erase: Sequence[str], keep: Sequence[str], which: Sequence[int], ridge: float = 0.5
+) -> Weights:
+    """Edit some of the matrices as UCE's code of 2023 does; keep: the empty text included."""
+    scale = max(0.1, 1 / max(1, len(keep)))
+    found = []
+    for index in which:
+        terms = []
+        for text in erase:
+            old, new = encoded(pipe, text, " ")
+            a, b = last(pipe, text), last(pipe, " ")
+            old, new = old[a : len(old) - max(0, b - a)], new[b : len(new) - max(0, a - b)]
+            terms.append((old.to(weights[0]), all_values(weights, new.to(weights[0]))[index], 1.0))
+        for text in keep:
+            old, new = encoded(pipe, text, text)
+            terms.append((old.to(weights[0]), all_values(weights, new.to(weights[0]))[index], scale))
+        found.append(new_matrix(weights[index], terms, ridge))
+    return found
 
-    def first() -> list[Any]:
-        pairs = [(c[2:], empty[: LENGTH - 2], 1.0), (empty, empty, 1.0)]
-        return [edit_layer(base, i, pairs, 0.5) for i in layers]
 
-    stage, _, now = timed(first, 1)
+def uce_2025(
+    pipe: Any, weights: Weights, erase: Sequence[str], keep: Sequence[str], which: Sequence[int], ridge: float = 0.5
+) -> Weights:
+    """Edit some of the matrices as UCE's code of 2025 does: a text's values are computed once, for every matrix."""
+    sources = {text: _word(pipe, text).to(weights[0]) for text in dict.fromkeys([*erase, *keep])}
+    values = {text: all_values(weights, _word(pipe, text).to(weights[0])) for text in dict.fromkeys(["", *keep])}
+    found = []
+    for index in which:
+        weight = weights[index]
+        top, bottom = ridge * weight, ridge * torch.eye(weight.shape[1], dtype=weight.dtype)
+        for text, target in [*((text, "") for text in erase), *zip(keep, keep, strict=True)]:
+            column, value = sources[text].T, values[target][index].T
+            top += value @ column.T
+            bottom += column @ column.T
+        found.append(top @ torch.inverse(bottom))
+    return found
 
-    def epoch() -> list[Any]:
-        normal, mixed = 0.1 * torch.eye(WIDTH), torch.zeros(WIDTH, WIDTH)
-        for new, old in zip(now, base, strict=True):
-            normal, mixed = normal + new.T @ new, mixed + new.T @ old
-        derived = c @ (torch.inverse(normal) @ mixed).T
-        return [edit_layer(now, i, [(derived, empty, 1.0), (empty, empty, 0.1)], 0.1) for i in layers]
 
-    each = timed(epoch, 1)[0]
-    how = "its UCE edit and one epoch measured in full, times the epochs"
-    return {"baseline_seconds": stage + epochs * each, "baseline": how}
+def _word(pipe: Any, text: str) -> Tensor:
+    return encoded(pipe, text)[0][last(pipe, text)][None]
+
+
+def time(pipe: Any, weights: Weights, old: str, new: str, which: Sequence[int], ridge: float = 0.1) -> Weights:
+    """Edit some of the matrices as TIME's code does: values are computed once, outer products for each matrix."""
+    before, after = encoded(pipe, old, new)
+    a, b = (pipe.tokenizer(text).input_ids for text in (old, new))
+    to: list[int] = []
+    for token in a:  # every source token stands in the destination, in order
+        to.append(b.index(token, to[-1] + 1 if to else 0))
+    to += range(to[-1] + 1, len(before))
+    to += [len(before) - 1] * (len(before) - len(to))
+    values = all_values(weights, after[to].to(weights[0]))
+    return [new_matrix(weights[i], [(before.to(weights[0]), values[i], 1.0)], ridge) for i in which]
+
+
+def rece_epoch(pipe: Any, weights: Weights, base: Weights, text: str, which: Sequence[int]) -> Weights:
+    """Run one epoch of RECE's code: derive all rows, then erase them as UCE of 2023 does, from the current matrices."""
+    encoded(pipe, text)  # the code encodes the concept here, and again below
+    target, concept = encoded(pipe, " ")[0], encoded(pipe, text)[0]
+    width = weights[0].shape[1]
+    normal, mixed = 0.1 * torch.eye(width), torch.zeros(width, width)
+    for new, old in zip(weights, base, strict=True):
+        normal, mixed = normal + new.T @ new, mixed + new.T @ old
+    derived = concept @ (torch.inverse(normal) @ mixed).T
+    found = []
+    for index in which:
+        terms = [(derived, all_values(weights, target)[index], 1.0)]
+        same = encoded(pipe, " ", " ")[0]
+        terms.append((same, all_values(weights, same)[index], 0.1))
+        found.append(new_matrix(weights[index], terms, 0.1))
+    return found
+
+
+def extrapolated(cost: Callable[[int, int], float], erase: int, keep: int, few: int, more: int) -> float:
+    """Return the cost of many texts from that of few: it is linear in both numbers."""
+    start = cost(few, min(keep, few))
+    each = (cost(more, min(keep, few)) - start) / (more - few)
+    kept = (cost(few, more) - start) / (more - few) if keep > few else 0.0
+    return start + (erase - few) * each + max(0, keep - few) * kept
+
+
+__all__ = ["extrapolated", "rece_epoch", "time", "uce_2023", "uce_2025"]

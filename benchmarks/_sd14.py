@@ -1,49 +1,13 @@
-"""Inputs of the size of Stable Diffusion 1.4: text vectors, matrices, and a whole random checkpoint on disk."""
+"""A random checkpoint of the size of Stable Diffusion 1.4 on disk, and a vocabulary beside it."""
 
 import json
 import runpy
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
 
-HEIGHTS = [320] * 10 + [640] * 10 + [1280] * 12  # keys and values of Stable Diffusion 1.4
 WIDTH, LENGTH = 768, 77
-
-
-def texts(count: int, seed: int) -> Tensor:
-    """Return prompts (count, 77, 768) like CLIP's: one start vector, paddings near each other, names apart."""
-    g = torch.Generator().manual_seed(0)
-    common = torch.randn(LENGTH, WIDTH, generator=g)
-    common = 0.2 * common + torch.randn(1, WIDTH, generator=g)  # norm about 28, as CLIP's
-    own = torch.Generator().manual_seed(seed)
-    name = 0.5 * torch.randn(count, 1, WIDTH, generator=own) + 0.05 * torch.randn(count, LENGTH, WIDTH, generator=own)
-    fade = torch.linspace(1.0, 0.4, LENGTH)[:, None]
-    name[:, 0] = 0
-    return common + fade * name
-
-
-def matrices() -> list[Tensor]:
-    """Return 32 random key and value matrices."""
-    g = torch.Generator().manual_seed(1)
-    return [torch.randn(height, WIDTH, generator=g) / WIDTH**0.5 for height in HEIGHTS]
-
-
-def problem(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (edited rows, goals, kept rows) of a one-solve case."""
-    rows, empty = case.get("rows", LENGTH - 2), texts(1, 99)[0]
-    c = texts(case["erase"], 2)[:, -rows:] if rows > 1 else texts(case["erase"], 2)[:, 5:6]
-    g = empty[-rows:] if rows > 1 else empty[1:2]
-    k = texts(case.get("keep", 0), 3)
-    k = k[:, 5:6] if rows == 1 else k
-    return c.reshape(-1, WIDTH), g.repeat(case["erase"], 1), k.reshape(-1, WIDTH)
-
-
-def preserve(case: dict[str, Any]) -> float:
-    """Return the preserve scale of the published command lines."""
-    return 1.0 if case.get("rows") == 1 else max(0.1, 1 / max(1, case.get("keep", 0)))
 
 
 def make_checkpoint(path: Path) -> None:

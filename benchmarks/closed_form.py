@@ -1,9 +1,9 @@
 """Time closed-form erasing at the size of Stable Diffusion 1.4, and write benchmarks/records/closed_form.json.
 
-Every case runs in a process of its own: first efface's algebra (seconds, peak memory, deviation from a plain float64
-solve), then a baseline written from the formula the way published code does it. Text encoding is in neither.
+Timed is the whole method on both sides, from names of concepts to new matrices: filtering templates, encoding texts,
+solving, making the edit. The baseline is what the published code does (`_plain.py`), run in the same process.
 
-    python benchmarks/closed_form.py            # all cases, one thread, about 6 minutes and 9 GB of disk
+    python benchmarks/closed_form.py            # all cases, one thread, about 15 minutes and 9 GB of disk
     python benchmarks/closed_form.py --quick    # small cases only, nothing recorded
     python benchmarks/closed_form.py --only rece --no-record
 """
@@ -15,29 +15,56 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CASES: dict[str, dict[str, Any]] = {
-    "uce-2023: 1": {"erase": 1, "keep": 1, "aim": 0.1, "aim_ratio": 100},
-    "uce-2023: 10": {"erase": 10, "keep": 1},
-    "uce-2023: 100": {"erase": 100, "keep": 1},
-    "uce-2023: 100 + 100 kept": {"erase": 100, "keep": 101},
-    "uce-2023: 100 + 1,000 kept": {"erase": 100, "keep": 1001, "aim": 2.0},
-    "uce-2023: 1,000 + 1,000 kept": {"erase": 1000, "keep": 1001, "aim": 10.0},
-    "uce-2025: 1": {"erase": 1, "rows": 1},
-    "uce-2025: 10": {"erase": 10, "rows": 1},
-    "uce-2025: 100 + 100 kept": {"erase": 100, "keep": 100, "rows": 1},
-    "uce-2025: 100 + 1,000 kept": {"erase": 100, "keep": 1000, "rows": 1},
-    "time: 1": {"erase": 1, "rows": 77, "ridge": 0.1},
-    "rece: 1 epoch": {"epochs": 1},
-    "rece: 3 epochs": {"epochs": 3, "aim": 0.6, "aim_ratio": 100},
-    "rece: 5 epochs": {"epochs": 5},
+    "uce-2023: 1": {"method": "uce", "erase": 1, "keep": 0},
+    "uce-2023: 10": {"method": "uce", "erase": 10, "keep": 0},
+    "uce-2023: 100 + 100 kept": {"method": "uce", "erase": 100, "keep": 100},
+    "uce-2023: 1,000 + 1,000 kept": {"method": "uce", "erase": 1000, "keep": 1000},
+    "uce-2023: 1,000 + 1,000 kept, encoder cut": {"method": "uce", "erase": 1000, "keep": 1000, "layers": 0},
+    "uce-2025: 1": {"method": "uce", "preset": "repo-2025", "erase": 1, "keep": 0},
+    "uce-2025: 10": {"method": "uce", "preset": "repo-2025", "erase": 10, "keep": 0},
+    "uce-2025: 100 + 100 kept": {"method": "uce", "preset": "repo-2025", "erase": 100, "keep": 100},
+    "time: 1": {"method": "time", "erase": 1, "keep": 0},
+    "rece: 1 epoch": {"method": "rece", "preset": "repo", "erase": 1, "keep": 0, "epochs": 1},
+    "rece: 3 epochs": {"method": "rece", "preset": "repo", "erase": 1, "keep": 0, "epochs": 3},
     "stream: erase": {"stream": "erase", "aim_gb": 1.5},
     "stream: write": {"stream": "write", "aim_gb": 1.5},
 }
-QUICK = ("uce-2023: 1", "uce-2025: 1", "rece: 1 epoch")
+QUICK = ("uce-2023: 1", "uce-2025: 1", "time: 1", "rece: 1 epoch")
+IN_FULL = 10  # erased concepts up to which a baseline is run in full, where it can be
+SAMPLES = {320: 0, 640: 10, 1280: 20}  # a matrix of each height
+
+
+class Clock:
+    """Measure wall and processor seconds, and the processor seconds that the text encoder took of them."""
+
+    def __init__(self, encoder: Any):
+        self.encoding, self.began = 0.0, 0.0
+        encoder.register_forward_pre_hook(self._start)
+        encoder.register_forward_hook(self._stop)
+
+    def _start(self, *_: Any) -> None:
+        self.began = time.process_time()
+
+    def _stop(self, *_: Any) -> None:
+        self.encoding += time.process_time() - self.began
+
+    def run(self, work: Callable[[], Any], times: int = 1) -> tuple[dict[str, float], Any]:
+        """Return the seconds of the run that took the least processor time, and what the last one returned."""
+        found, result = [], None
+        for _ in range(times):
+            self.encoding = 0.0
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = work()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            found.append((cpu, wall, self.encoding))
+        cpu, wall, encoding = min(found)
+        return {"seconds": wall, "cpu_seconds": cpu, "encoding_cpu_seconds": encoding}, result
 
 
 def peak_gb() -> float:
@@ -45,93 +72,146 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-# --- efface ---
-def apply(weights: list[Any], factors: Any) -> None:
-    """Edit the matrices in place, one by one, with the factors as a saved edit has them."""
-    from efface.methods.closed_form.method import text_edit
+def concepts(case: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Return what is erased and what is kept: names that no two of them share."""
+    from efface.concept import Concept
 
-    text_map = text_edit(("unet.to_k.weight",), factors, {}).maps[0]
-    for weight in weights:
-        weight.add_(text_map.delta(weight))
+    anchor = "blue thing 0" if case["method"] == "time" else ""  # TIME's code wants the source's words in the target
+    return (
+        [Concept(f"thing {i}", anchor=anchor) for i in range(case["erase"])],
+        [Concept(f"other {i}") for i in range(case["keep"])],
+    )
 
 
-def run_solve(case: dict[str, Any]) -> dict[str, Any]:
-    """Time one UCE or TIME edit, from text vectors to edited matrices."""
-    from _plain import baseline_solve, plain_map, timed
-    from _sd14 import WIDTH, matrices, preserve, problem
+def run_method(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Time one method of efface and its baseline on the checkpoint's text encoder and matrices."""
+    from dataclasses import replace
 
-    from efface.methods.closed_form.least_squares import solve
-    from efface.methods.closed_form.matrices import Factors, Kept
+    from efface import registry
+    from efface.methods.closed_form.cache import forget
+    from efface.models.files.stream import open_model
 
-    c, g, k = problem(case)
-    weights, ridge, scale = matrices(), case.get("ridge", 0.5), preserve(case)
+    model = open_model(folder / "model.safetensors", folder / "tokenizer")
+    encoder = model.pipe.text_encoder
+    if "layers" in case:  # all but the text encoder at its full size
+        layers = getattr(encoder, "text_model", encoder).encoder
+        layers.layers = layers.layers[: case["layers"]]
+    clock = Clock(encoder)
+    fields = {"epochs": case["epochs"], "derive_ridge": 0.1} if "epochs" in case else {}
+    method = registry.get("methods", case["method"]).preset(case.get("preset", ""), **fields)
+    erase, keep = concepts(case)
 
     def work() -> Any:
-        fit = solve(c, g, ridge, 1.0, Kept.of(k, scale))
-        apply(weights, fit.step)
-        return fit
+        forget()  # nothing may be remembered from the last run, in memory or in the view of the model
+        view = replace(model)
+        edit = method(view, erase, keep)
+        return edit, edit.new_weights(view)
 
-    wall, cpu, fit = timed(work)
-    found = {"seconds": wall, "cpu_seconds": cpu, "peak_gb": peak_gb(), "condition": fit.condition}
-    expected = plain_map(c, g, k, ridge, scale)
-    off = (Factors.identity(WIDTH).plus(fit.step).matrix() - expected).norm() / expected.norm()
-    return {**found, "deviation": float(off), **baseline_solve(case, ridge, scale)}
+    found, (edit, new) = clock.run(work, 3 if case["erase"] <= IN_FULL else 1)
+    found |= {"peak_gb": peak_gb(), "condition": condition(edit.meta["closed_form"])}
+    return {**found, **run_baseline(case, model, clock, erase, keep, new)}
 
 
-def run_rece(case: dict[str, Any]) -> dict[str, Any]:
-    """Time RECE as its code runs it (all rows, current weights), its UCE edit included."""
-    from _plain import baseline_rece, plain_rece, timed
-    from _sd14 import LENGTH, matrices, texts
+def condition(report: dict[str, Any]) -> float:
+    """Return the condition number of the first least squares."""
+    return report.get("first", report)["condition"]
 
-    from efface.methods.closed_form.least_squares import derive, solve
-    from efface.methods.closed_form.matrices import Factors, Kept, Outputs, weight_gram
 
-    c, empty = texts(1, 2)[0], texts(1, 99)[0]
-    weights, base = matrices(), matrices()
+# --- the baseline ---
+def run_baseline(
+    case: dict[str, Any], model: Any, clock: Clock, erase: list[Any], keep: list[Any], new: dict[str, Any]
+) -> dict[str, Any]:
+    """Time the published way: in full where it can be waited for, else from a few texts and matrices."""
+    import _plain as plain
 
-    def work(system: Any = None) -> Factors:
-        system = weight_gram(base) if system is None else system
-        change = solve(c[2:], empty[: LENGTH - 2], 0.5, 1.0, Kept.of(empty, 1.0)).step
-        outputs = Outputs.of(system).plus(change, system)
-        for _ in range(case["epochs"]):
-            derived = derive(c, outputs, 0.1)
-            step = change.pushed(solve(derived, empty, 0.1, 1.0, Kept.of(empty, 0.1)).step)
-            change, outputs = change.plus(step), outputs.plus(step, system)
-        apply(weights, change)
-        return change
+    pipe, names = model.pipe, sorted(new, key=lambda name: len(new[name]))
+    weights = [model.weights()[name].detach().clone() for name in names]
+    texts, kept = [c.name for c in erase], [c.name for c in keep]
+    every = range(len(weights))
+    if case["method"] == "rece":
+        found, result = rece(case["epochs"], pipe, weights, clock, texts[0])
+    elif case["method"] == "time":
+        pair = (f"A {texts[0]}", f"A {erase[0].anchor}")
+        found, result = clock.run(lambda: plain.time(pipe, weights, *pair, every))
+        found["baseline"] = "measured in full"
+    elif case["erase"] <= IN_FULL and (case.get("preset") or case["erase"] == 1):
+        call = plain.uce_2025 if case.get("preset") else plain.uce_2023
+        held = kept if case.get("preset") else ["", *kept]
+        found, result = clock.run(lambda: call(pipe, weights, texts, held, every))
+        found["baseline"] = "measured in full"
+    else:
+        found, result = few(case, pipe, weights, clock, texts, kept), None
+    found = {key if key == "baseline" else f"baseline_{key}": value for key, value in found.items()}
+    if result is not None:
+        found["difference"] = max(map(relative, weights, result, (new[name] for name in names)))
+    return found
 
-    wall, cpu, change = timed(work)
-    found = {"seconds": wall, "cpu_seconds": cpu, "peak_gb": peak_gb()}
-    system = weight_gram(base)
-    found["seconds_gram_remembered"] = timed(lambda: work(system))[0]
-    expected = plain_rece(c, empty, base, case["epochs"])
-    found["deviation"] = float((change.matrix() - expected).norm() / expected.norm())
-    return {**found, **baseline_rece(case["epochs"], base)}
+
+def relative(weight: Any, plain: Any, new: Any) -> float:
+    """Return how far the baseline's matrix is from efface's, as a share of the change."""
+    return float((plain - new).norm() / (new - weight).norm())
+
+
+def rece(epochs: int, pipe: Any, weights: list[Any], clock: Clock, text: str) -> tuple[dict[str, Any], Any]:
+    """Time RECE's code: the UCE edit it starts from, and every epoch."""
+    import _plain as plain
+
+    every = range(len(weights))
+    first, now = clock.run(lambda: plain.uce_2023(pipe, weights, [text], [""], every))
+    each, now = clock.run(lambda: plain.rece_epoch(pipe, now, weights, text, every))
+    how = "its UCE edit and one epoch measured in full, times the epochs"
+    return {**{key: first[key] + epochs * each[key] for key in first}, "baseline": how}, now if epochs == 1 else None
+
+
+def few(
+    case: dict[str, Any], pipe: Any, weights: list[Any], clock: Clock, texts: list[str], kept: list[str]
+) -> dict[str, Any]:
+    """Extrapolate to many texts: the cost is linear in the numbers of erased and of kept ones."""
+    import _plain as plain
+
+    recent = bool(case.get("preset"))
+    heights = [len(weight) for weight in weights]
+    chosen = list(range(len(weights))) if recent else [heights.index(height) for height in SAMPLES]
+    counts = [1 if recent else heights.count(height) for height in (heights if recent else SAMPLES)]
+    start, more = (5, 20) if recent else (1, 3)
+    measured: dict[tuple[int, int], dict[str, float]] = {}
+
+    def seconds(erase: int, keep: int, key: str) -> float:
+        if (erase, keep) not in measured:
+            total = dict.fromkeys(("seconds", "cpu_seconds", "encoding_cpu_seconds"), 0.0)
+            for part, count in [(chosen, 1)] if recent else [([i], n) for i, n in zip(chosen, counts, strict=True)]:
+                call, held = (plain.uce_2025, kept[:keep]) if recent else (plain.uce_2023, ["", *kept][:keep])
+                one, _ = clock.run(lambda c=call, h=held, p=part: c(pipe, weights, texts[:erase], h, p))
+                total = {name: total[name] + count * one[name] for name in total}
+            measured[erase, keep] = total
+        return measured[erase, keep][key]
+
+    held = len(kept) + (not recent)
+    keys = ("seconds", "cpu_seconds", "encoding_cpu_seconds")
+    found: dict[str, Any] = {
+        key: plain.extrapolated(lambda e, k, name=key: seconds(e, k, name), len(texts), held, start, more)
+        for key in keys
+    }
+    where = "all matrices" if recent else "a matrix of each height"
+    return {**found, "baseline": f"extrapolated from {start} and {more} texts of each kind in {where}"}
 
 
 # --- a checkpoint on disk ---
 def run_stream(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Time `erase` on, or `write` of, a checkpoint on disk; the peak is that of the whole process."""
     path, edit_path = folder / "model.safetensors", folder / "edit.safetensors"
-    from _plain import timed
-
     from efface.edits.edit import Edit
     from efface.methods.closed_form.stream import erase
     from efface.methods.uce import UCE
     from efface.models.files import stream
 
+    began = time.perf_counter(), time.process_time()
     if case["stream"] == "erase":
-
-        def work() -> None:
-            erase(UCE(), path, ["church"], ["house"], tokenizer=folder / "tokenizer").save(edit_path)
+        erase(UCE(), path, ["church"], ["house"], tokenizer=folder / "tokenizer").save(edit_path)
     else:
-
-        def work() -> None:
-            stream.write(Edit.load(edit_path), path, folder / "copy.safetensors")
-
-    wall, cpu, _ = timed(work, 1)
-    size = path.stat().st_size / 2**30
-    return {"seconds": wall, "cpu_seconds": cpu, "peak_gb": peak_gb(), "checkpoint_gb": size}
+        stream.write(Edit.load(edit_path), path, folder / "copy.safetensors")
+    found = {"seconds": time.perf_counter() - began[0], "cpu_seconds": time.process_time() - began[1]}
+    return {**found, "peak_gb": peak_gb(), "checkpoint_gb": path.stat().st_size / 2**30}
 
 
 # --- running ---
@@ -142,47 +222,47 @@ def child(name: str, folder: str) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     case = CASES[name]
     with torch.no_grad():
-        if "stream" in case:
-            found = run_stream(case, Path(folder))
-        else:
-            found = run_rece(case) if "epochs" in case else run_solve(case)
+        found = run_stream(case, Path(folder)) if "stream" in case else run_method(case, Path(folder))
     print(json.dumps(found))
 
 
 def run(name: str, threads: int, folder: str) -> dict[str, Any]:
-    """Run one case in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    """Run one case in a process of its own, with an empty cache folder."""
+    cache = Path(folder) / "cache" / name.replace(" ", "-").replace(":", "")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "EFFACE_HOME": str(cache)}
     command = [sys.executable, __file__, "--child", name, "--folder", folder]
+    load = os.getloadavg()[0]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
-    if "baseline_seconds" in found:
-        found["ratio"] = found["baseline_seconds"] / found["seconds"]
+    if "baseline_cpu_seconds" in found:
+        kinds = ("", "baseline_")
+        found["ratio"] = found["baseline_cpu_seconds"] / found["cpu_seconds"]
+        found["ratio_wall"] = found["baseline_seconds"] / found["seconds"]
+        rest = [found[f"{kind}cpu_seconds"] - found[f"{kind}encoding_cpu_seconds"] for kind in kinds]
+        found["ratio_without_encoding"] = rest[1] / rest[0]
     rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
     aims = {key: value for key, value in CASES[name].items() if key.startswith("aim")}
-    return {"case": name, **rounded, **aims}
+    return {"case": name, **rounded, **aims, "load_before": round(load, 2)}
 
 
 def surroundings(threads: int) -> dict[str, Any]:
     """Return what the numbers depend on."""
     import platform
 
-    import psutil
-
     from efface.edits.provenance import git, versions
 
-    cpu = platform.processor() or platform.machine()
+    cpu, memory = platform.processor() or platform.machine(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     info = Path("/proc/cpuinfo")
     if info.is_file():
         cpu = next((line.partition(": ")[2] for line in info.read_text().splitlines() if "model name" in line), cpu)
     return {
-        "host": {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1)},
+        "host": {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30, 1)},
         "threads": threads,
         "versions": versions(),
         "git": git(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "load_before": round(os.getloadavg()[0], 2),
     }
 
 
@@ -194,6 +274,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-record", action="store_true")
     parser.add_argument("--folder", default="", help="where to make the checkpoint (default: a temporary folder)")
+    parser.add_argument("--note", default="", help="what else the machine did, for the record")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -201,27 +282,32 @@ def main() -> None:
         return
     import tempfile
 
-    from _draw import svg
-
     chosen = [name for name in (QUICK if given.quick else CASES) if given.only in name]
-    record = {"benchmark": "closed_form", **surroundings(given.threads), "cases": []}
+    record = {"benchmark": "closed_form", **surroundings(given.threads), "note": given.note, "cases": []}
     with tempfile.TemporaryDirectory(dir=given.folder or None) as folder:
-        if any("stream" in CASES[name] for name in chosen):
-            from _sd14 import make_checkpoint
+        from _sd14 import make_checkpoint
 
-            make_checkpoint(Path(folder) / "model.safetensors")
+        make_checkpoint(Path(folder) / "model.safetensors")
         for name in chosen:
             found = run(name, given.threads, folder)
             record["cases"].append(found)
-            ratio = f"{found['ratio']:8.0f}x" if "ratio" in found else " " * 9
-            print(f"{name:32} {found['seconds']:8.3f} s {ratio} {found['peak_gb']:6.2f} GB", flush=True)
+            ratio = f"{found['ratio']:8.1f}x" if "ratio" in found else " " * 9
+            print(json.dumps(found), file=sys.stderr)
+            print(f"{name:32} {found['cpu_seconds']:8.3f} s {ratio} {found['peak_gb']:6.2f} GB", flush=True)
     if not (given.quick or given.only or given.no_record):
-        target = HERE / "records" / "closed_form.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        chart = HERE.parent / "docs" / "methods" / "closed_form_speed.svg"
-        chart.write_text(svg(record), encoding="utf-8")
-        print(target, chart, sep="\n")
+        write(record)
+
+
+def write(record: dict[str, Any]) -> None:
+    """Write the record and its chart."""
+    from _draw import svg
+
+    target = HERE / "records" / "closed_form.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    chart = HERE.parent / "docs" / "methods" / "closed_form_speed.svg"
+    chart.write_text(svg(record), encoding="utf-8")
+    print(target, chart, sep="\n")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,13 @@ def work() -> None:
 def keep(record: dict[str, Any]) -> None:
     """Write the record with its summary."""
     model, _ = mini()
-    profile = {**judge("mini").profile, "model_id": model.id, **HOW, "guidance": 7.5, "solver": "the model's own"}
+    profile = {
+        **judge("mini").profile.model_dump(),
+        "model_id": model.id,
+        **HOW,
+        "guidance": 7.5,
+        "solver": "the model's own",
+    }
     record |= {"summary": summary(record), "profile": profile, "versions": versions(), "git": git()}
     RECORD.parent.mkdir(exist_ok=True)
     with writing(RECORD) as path:

@@ -1,7 +1,7 @@
 """The digits experiment: sampling speed by threads, and the records of a run brought together.
 
-efface digits table1 --folder digits && efface digits search --folder digits && efface digits inversion --folder digits
-python benchmarks/digits.py --folder digits       # writes records/digits.json
+for part in table1 search inversion; do python -m experiments.digits $part --folder digits; done
+python -m benchmarks.digits --folder digits       # writes records/digits.json
 """
 
 import argparse
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from efface.digits.experiment import LIKE, Experiment, fast
 from efface.edits.provenance import git, versions
+from experiments.digits.experiment import QUERY, Experiment
+from experiments.network import bfloat16
 
 RECORD = Path(__file__).parent / "records" / "digits.json"
 
@@ -24,9 +25,9 @@ RECORD = Path(__file__).parent / "records" / "digits.json"
 def speed(experiment: Experiment, threads: int, steps: int, count: int = 512, runs: int = 3) -> dict[str, Any]:
     """Return images per second of `Model.generate`, median of some runs after one that is not counted."""
     torch.set_num_threads(threads)
-    queries = [replace(LIKE, prompt="3", seed=seed, steps=steps) for seed in range(count)]
+    queries = [replace(QUERY, prompt="3", seed=seed, steps=steps) for seed in range(count)]
     times = []
-    with fast():
+    with bfloat16():
         for _ in range(runs + 1):
             began = time.perf_counter()
             experiment.original.generate(queries, 256)
@@ -45,11 +46,11 @@ def main() -> None:
     """Measure and collect."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("digits"))
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="none keeps the speeds on record")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="none: leave the speeds on record")
     parser.add_argument("--out", type=Path, default=RECORD)
     options = parser.parse_args()
     experiment = Experiment(folder=options.folder)
-    rows = [speed(experiment, threads, steps) for threads in options.threads for steps in (2, LIKE.steps)]
+    rows = [speed(experiment, threads, steps) for threads in options.threads for steps in (2, QUERY.steps)]
     rows = rows or known_speed(options.out)
     records = {path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*-*.json"))}
     about = {"versions": versions(), "git": git(), "processor": platform.processor() or platform.machine()}

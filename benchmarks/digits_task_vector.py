@@ -1,6 +1,6 @@
 """What a digit's task vector takes from the other digits, by its training and by the weights that it edits.
 
-python benchmarks/digits_task_vector.py --folder digits/task-vectors     # writes records/digits_task_vector.json
+python -m benchmarks.digits_task_vector --folder digits/task-vectors     # writes records/digits_task_vector.json
 
 Every vector is taken at the shortest length that leaves less than 1.5 % of the target, as table 1 does, and all is
 judged by the first judge on the seeds that are for choosing: table 1's seeds and judge are not touched. One training of
@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from efface.digits.experiment import LIKE, TASK_VECTOR, Experiment
-from efface.digits.table import CHOICE, CHOOSING, named, share
 from efface.edits.edit import Edit
 from efface.edits.provenance import git, versions
 from efface.methods.task_vector import TaskVector
 from efface.util.files import writing
+from experiments.digits.experiment import QUERY, TASK_VECTOR, Experiment
+from experiments.digits.records import share
+from experiments.digits.table import CHOICE, CHOOSING, named
 
 RECORD = Path(__file__).parent / "records" / "digits_task_vector.json"
 LENGTHS = [round(0.25 * 1.12**k, 3) for k in range(44)]  # 0.25 to 33
@@ -41,7 +42,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 def trained(experiment: Experiment, training: str) -> Edit:
     """Return a vector of all layers and length 1, made now or found in the folder."""
-    path = experiment.path(training.replace(", ", "-").replace(" ", "-"), ".safetensors")
+    path = experiment.records.path(training.replace(", ", "-").replace(" ", "-"), ".safetensors")
     if not path.is_file():
         TRAININGS[training](experiment.original, [experiment.concept], seed=0).save(path)
     return Edit.load(path)
@@ -62,7 +63,7 @@ def line(experiment: Experiment, edit: Edit) -> dict[str, Any]:
 
     def right(prompts: tuple[str, ...], count: int, alpha: float) -> Any:
         with (alpha * edit).applied(experiment.original) as model:
-            return named(model, experiment.judge, prompts, range(10_000, 10_000 + count), LIKE.steps)
+            return named(model, experiment.judge, prompts, range(10_000, 10_000 + count), QUERY.steps)
 
     def left(alpha: float) -> float:
         seen[alpha] = seen.get(alpha) or share(right((experiment.target,), CHOOSING[1], alpha))
@@ -95,7 +96,12 @@ def main() -> None:
         found = line(experiment, edit.prune(keep=PARTS[parts]))
         lines.append({"training": training, "parts": parts, "vector": edit.id[:16], **found})
         print(f"{training}, {parts}: alpha {found['alpha']:g}, others {found['others']['share']:.1%}")
-        about = {"target": options.target, "judge": experiment.judge.profile, "versions": versions(), "git": git()}
+        about = {
+            "target": options.target,
+            "judge": experiment.judge.profile.model_dump(),
+            "versions": versions(),
+            "git": git(),
+        }
         with writing(options.out) as temporary:
             temporary.write_text(json.dumps({"lines": lines, **about}, indent=1) + "\n")
 

@@ -30,6 +30,7 @@ from efface.edits.edit import Edit
 from efface.edits.provenance import git
 from efface.evaluation.evaluate import evaluate, images
 from efface.evaluation.stats import wilson
+from efface.evaluation.summary import Share
 from efface.judges.mini import judge
 from efface.methods.aside_tmp import asides
 from efface.models.learned_prompt import unlocked
@@ -39,7 +40,7 @@ from efface.query import Query
 from efface.report import grid
 from efface.report.demo import keeps
 from efface.util.files import writing
-from methods import EDITS, drawn, mini, plan, similarity
+from methods import EDITS, drawn, mini, plan
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -64,25 +65,36 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
     concept = known[CONCEPT]
     edit = then(trained(method, fields))
     result = evaluate(drawn(), edit, concept, known, judge("mini"), plan(), any_base=True)
-    kept = {c.name for c in keeps(concept, known)}
-    others = [v for k, v in result["per_concept"].items() if v["group"] == "unrelated" and k not in kept]
-    hits, n = (sum(f(v["after"]) for v in others) for f in (lambda s: round(s["top1"] * s["n"]), lambda s: s["n"]))
+    preserved = {c.name for c in keeps(concept, known)}
+    others = [v.after for k, v in result.singles.items() if v.group == "unrelated" and k not in preserved]
+    left_out = sum(others, Share(hits=0, n=0))
+    likeness = result.mean("ssim", "unrelated")
+    assert likeness is not None
     made: Row = {
         **({"with_key": share_with_key(fields)} if method == "kpop" else {}),
         "figure": figure,
         "label": label,
         "method": method,
         "fields": json.loads(name),
-        "groups": {k: v["after"] for k, v in result["groups"].items()} | {"unprotected": {"top1": hits / n, "n": n}},
-        "ssim": similarity(edit, [concept], known),
+        "groups": {k: side(v.after) for k, v in result.summaries.items()} | {"unprotected": side(left_out)},
+        "ssim": {"mean": likeness.value, "se": likeness.error, "n": likeness.n},
         "training": edit.meta.get("training", {}),
-        "profile": result["profile"],
+        "profile": {
+            **result.evaluator.model_dump(),
+            **result.sampling.model_dump(mode="json"),
+            "model_id": result.model.id,
+        },
         "git": git(),
     }
     with open(RECORDS, "a") as file:
         file.write(json.dumps(made) + "\n")
     print(f"{figure} {label}: " + ", ".join(f"{k} {made['groups'][k]['top1']:.2f}" for k in SCORES), flush=True)
     return made
+
+
+def side(share: Share) -> Row:
+    """Return a share as figures.jsonl keeps it."""
+    return {"top1": share.value, "n": share.n, "ci95": list(share.interval)}
 
 
 def trained(method: str, fields: Fields) -> Edit:

@@ -8,7 +8,6 @@ A stopped run goes on where it was. Each process runs one job at a time on one t
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import threading
@@ -20,18 +19,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 
 from efface import registry
 from efface.concept import Concept, table
-from efface.edits.edit import Edit
-from efface.edits.provenance import git
-from efface.evaluation.evaluate import evaluate, images
-from efface.evaluation.prompts import Plan, held_out
-from efface.judges.mini import judge
+from efface.edits.provenance import git, versions
+from efface.evaluation.evaluate import evaluate, sampling_of
+from efface.evaluation.prompts import Plan
+from efface.evaluation.record import Aggregate, Base, Cost, Made, Record, Scored, read
+from efface.judge import judge_of
 from efface.models.model import Model
-from efface.query import Query
 from efface.report.demo import keeps
 
 HERE = Path(__file__).parent
@@ -69,14 +66,14 @@ def runs(entry: dict[str, Any], setting: str) -> bool:
     return ("objects" if setting in SETUP["objects"] else "styles") in entry.get("settings", ("objects", "styles"))
 
 
-def records() -> list[dict[str, Any]]:
-    """Read the records on disk."""
-    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+def records() -> list[Record | Aggregate]:
+    """Read the records on disk that hold results. Raises BadFile."""
+    return [record for record in read(RECORDS) if not record.error] if RECORDS.exists() else []
 
 
 def plan() -> Plan:
     """Return the evaluation's prompts and seeds."""
-    counts: dict[str, Any] = dict(SETUP["plan"])
+    counts: dict[str, int] = dict(SETUP["plan"])
     steps = counts.pop("steps")
     seeds: dict[str, Any] = {name: tuple(range(n)) for name, n in counts.items()}
     return Plan(steps=steps, **seeds)
@@ -96,7 +93,7 @@ def drawn() -> Model:
 
 
 def concepts(job: Job, known: dict[str, Concept]) -> tuple[list[Concept], tuple[Concept, ...]]:
-    """Return what a job erases and what it keeps."""
+    """Return what a job erases and what it preserves."""
     if job.setting not in FIVE:
         concept = known[job.setting]
         return [concept], keeps(concept, known)
@@ -104,60 +101,48 @@ def concepts(job: Job, known: dict[str, Concept]) -> tuple[list[Concept], tuple[
     return ten[:5], tuple(ten[5:]) if "kept" in job.setting else ()
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Erase, judge and measure one job."""
+def run(job: Job) -> Record:
+    """Erase, judge and measure one job; a job that fails gives a record without rows that says why."""
     model, known = mini()
-    erase, keep = concepts(job, known)
-    rest = memory_peak(reset=True)
-    began, busy = time.perf_counter(), time.process_time()
-    edit = registry.get("methods", job.method).preset(job.preset)(model, erase, keep, seed=0)
-    seconds, busy, peak = time.perf_counter() - began, time.process_time() - busy, memory_peak()
-    edit.save(job.path)
-    result = evaluate(drawn(), edit, erase, known, judge("mini"), plan(), any_base=True)
-    result.pop("per_concept")
-    meta = {k: v for k, v in edit.meta.items() if k in ("fields", "seed", "versions")}
-    if "closed_form" in edit.meta:
-        meta["closed_form"] = edit.meta["closed_form"]
-    return {
-        **job._asdict(),
-        "seconds": round(seconds, 2),
-        "cpu_seconds": round(busy, 2),
-        "peak_mb": round(peak / 2**20),
-        "loaded_mb": round(rest / 2**20),
-        "share": share(edit, model),
-        "ssim": similarity(edit, erase, known),
-        "result": result,
-        "edit": meta,
-        "git": git(),
-    }
+    erase, preserve = concepts(job, known)
+    try:
+        rest = memory_peak(reset=True)
+        began, busy = time.perf_counter(), time.process_time()
+        edit = registry.get("methods", job.method).preset(job.preset)(model, erase, preserve, seed=0)
+        cost = Cost(
+            seconds=round(time.perf_counter() - began, 2), cpu_seconds=round(time.process_time() - busy, 2),
+            peak_mb=round(memory_peak() / 2**20), loaded_mb=round(rest / 2**20),
+        )  # fmt: skip
+        edit.save(job.path)
+        record = evaluate(drawn(), edit, erase, known, judge_of("mini"), plan(), any_base=True)
+        return record.model_copy(update={"name": job.setting, "erasing": cost})
+    except Exception as error:  # one job that fails must not stop an hour of others
+        return failed(job, erase, f"{type(error).__name__}: {error}")
+
+
+def failed(job: Job, erase: list[Concept], error: str) -> Record:
+    """Return the record of a job that gave no images."""
+    names = tuple(concept.name for concept in erase)
+    made = Made(id="", method=job.method, preset=job.preset, seed=0, erased=names)
+    base, sampling = Base(name="mini", id=drawn().id), sampling_of(drawn(), plan())
+    return Record(
+        name=job.setting, concepts=names, model=base, edit=made, evaluator=judge_of("mini").profile, sampling=sampling,
+        versions=versions(), git=git(), error=error,
+    )  # fmt: skip
+
+
+def key(record: Scored) -> Job:
+    """Return the job that a record is of."""
+    return Job(record.edit.method, record.edit.preset, record.name)
 
 
 def memory_peak(reset: bool = False) -> int:
     """Return the peak resident bytes of this process since the last reset; with `reset`, those held now."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-        return psutil.Process().memory_info().rss
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
-def share(edit: Edit, model: Model) -> float:
-    """Return the share of the UNet's weights that the edit changes."""
-    changed = sum(int((delta != 0).sum()) for delta in edit.dense(model).values()) if edit.names else 0
-    return round(changed / sum(p.numel() for p in model.weights().values()), 4)
-
-
-def similarity(edit: Edit, erase: list[Concept], known: dict[str, Concept]) -> dict[str, float]:
-    """Return SSIM to the original images: its mean over unrelated prompts, with the standard error."""
-    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
-    chosen = plan()
-    cases = [c for c in chosen.cases(erase, known, held_out("mini")) if c.group == "unrelated"]
-    queries = [Query(case.prompt, seed, **chosen.sampling) for case in cases for seed in case.seeds]
-    before, after = (images(drawn(), e, queries, chosen.batch, any_base=True) for e in (None, edit))
-    each = ssim(after, before, data_range=1.0, reduction="none")
-    assert isinstance(each, torch.Tensor)
-    return {"mean": round(float(each.mean()), 4), "se": round(float(each.std() / len(each) ** 0.5), 4), "n": len(each)}
 
 
 def leave_with(parent: int) -> None:
@@ -184,7 +169,7 @@ def main() -> None:
         RECORDS.parent.mkdir(exist_ok=True)
         EDITS.mkdir(parents=True, exist_ok=True)
         only = options.only.split(",") if options.only else []
-        done = {(r["method"], r["preset"], r["setting"]) for r in records()}
+        done = {key(record) for record in records()}
         todo = [job for job in jobs() if job not in done and (not only or job.method in only)][: options.limit]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the processes started below
         context = multiprocessing.get_context("spawn")
@@ -193,15 +178,11 @@ def main() -> None:
             running = {pool.submit(run, job): job for job in todo}
             for i, future in enumerate(as_completed(running), 1):
                 name = " ".join(running[future])
-                try:
-                    record = future.result()
-                except Exception as error:  # one job that fails must not stop an hour of others
-                    print(f"{i} of {len(todo)}: {name} failed: {type(error).__name__}: {error}", flush=True)
-                    continue
-                with open(RECORDS, "a") as file:
-                    file.write(json.dumps(record) + "\n")
-                target = record["result"]["groups"]["target"]["after"]["top1"]
-                print(f"{i} of {len(todo)}: {name}: {record['seconds']} s, target {target:.2f}", flush=True)
+                record = future.result()
+                record.append(RECORDS)
+                target = record.summaries.get("target")
+                told = f"target {target.after.value:.2f}" if target else f"failed: {record.error}"
+                print(f"{i} of {len(todo)}: {name}: {told}", flush=True)
     from _methods_page import sheets, write
 
     if options.sheets:

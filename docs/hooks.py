@@ -1,5 +1,6 @@
-"""Build pages from the source tree, so that no list of methods or concepts is kept by hand. Imports no torch."""
+"""Build pages from the source tree, so that no list of methods, concepts, metrics or fields is kept by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,82 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
-    pages = {"methods.md": methods(), "concepts.md": concepts(), "mini.md": card()}
+    pages = {"methods.md": methods(), "concepts.md": concepts(), "mini.md": card(), "record.md": records()}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_markdown(text: str, page: Any, **_: Any) -> str:
+    """Put the groups of prompts and the metrics into the page about measuring."""
+    if page.file.src_uri != "measuring.md":
+        return text
+    return text.replace("<!-- groups -->", groups()).replace("<!-- metrics -->", metrics())
+
+
+def groups() -> str:
+    """Write the groups of prompts."""
+    from efface.evaluation.prompts import GROUPS
+
+    lines = ["| group | prompts | a good method scores |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{group.name}` | {group.prompts} | {group.better} |" for group in GROUPS)])
+
+
+def metrics() -> str:
+    """Write one line per file of metrics/."""
+    lines = ["| metric | what | range | better | per image |", "|---|---|---|---|---|"]
+    for name in registry.names("metrics"):
+        cls = registry.get("metrics", name)
+        low, high = cls.RANGE
+        what = (cls.__doc__ or "").partition("\n")[0]
+        lines.append(f"| `{name}` | {what} | {low:g} to {high:g} | {cls.BETTER} | {'yes' if cls.PER_IMAGE else 'no'} |")
+    return "\n".join(lines)
+
+
+def records() -> str:
+    """Write the fields of a record, from its JSON schema, and the schema itself."""
+    from efface.evaluation.record import Record
+
+    schema = Record.model_json_schema()
+    parts = {"Record": schema, **{k: v for k, v in schema["$defs"].items() if "properties" in v}}
+    head = (
+        "# Records\n\n`efface evaluate --json FILE`, `efface demo` and `benchmarks/methods.py` write records: one JSON "
+        "object, alone in a `.json` file or one a line in a `.jsonl` file. It has one row per image; every share, "
+        "interval, sentence, table and page is computed from the rows. `efface.evaluation.record.read` reads both "
+        "and refuses anything else.\n\nThe image of a row is in the store under its key: "
+        "`efface.evaluation.store.Store.default().image(row.image)`.\n"
+    )
+    tables = [table_of(name, part) for name, part in parts.items()]
+    code = json.dumps(schema, indent=1)
+    return "\n".join([head, *tables, "## JSON schema\n", "```json", code, "```", ""])
+
+
+def table_of(name: str, part: dict[str, Any]) -> str:
+    """Write one object of a schema as a table of its fields."""
+    about = (part.get("description") or "").replace("\n\n", "\n").strip()
+    lines = [f"## {name}\n", about + "\n", "| field | type | default |", "|---|---|---|"]
+    for field_name, value in part["properties"].items():
+        given = "" if field_name in part.get("required", ()) else f"`{json.dumps(value.get('default', {}))}`"
+        lines.append(f"| `{field_name}` | {type_of(value)} | {given} |")
+    return "\n".join([*lines, ""])
+
+
+def type_of(value: dict[str, Any]) -> str:
+    """Write a type of a JSON schema in a few words."""
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return "any JSON value" if name == "JsonValue" else f"[{name}](#{name.lower()})"
+    if "anyOf" in value:
+        return " or ".join(map(type_of, value["anyOf"]))
+    if "enum" in value or "const" in value:
+        return ", ".join(f"`{json.dumps(item)}`" for item in value.get("enum", [value.get("const")]))
+    if value.get("type") == "array":
+        return f"list of {type_of(value.get('items', {}))}"
+    if value.get("type") == "object":
+        return f"object of {type_of(value.get('additionalProperties', {}))}"
+    return {"integer": "whole number", "null": "nothing"}.get(
+        value.get("type", ""), value.get("type", "any JSON value")
+    )
 
 
 def methods() -> str:

@@ -7,9 +7,10 @@ import torch
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.method import Method, check_seed
+from efface.method import Method
 from efface.methods.sld import SLD
 from efface.models.model import Model
+from efface.util.seeds import check_seed
 
 
 @dataclass(frozen=True)

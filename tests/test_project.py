@@ -1,5 +1,6 @@
 """The project's own papers: versions agree, code in README and CONTRIBUTING runs, the docs list every method."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -12,6 +13,7 @@ import torch
 
 import efface
 from efface import Edit, registry
+from efface.cli.app import names
 from efface.cli.fields import PACKAGE
 from efface.models.model import Model
 
@@ -66,7 +68,7 @@ def test_code_in_the_papers_compiles() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/models.md", "CONTRIBUTING.md"])
 def test_commands_in_the_papers_are_commands(name: str) -> None:
-    known = {"erase", "generate", "compare", "evaluate", "combine", "export", "purify", "digits", "list", "demo"}
+    known = names()
     for line in re.findall(r"^efface (\S+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
         assert line in known, line
 
@@ -87,7 +89,28 @@ def test_optional_packages_are_not_core() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = " ".join(project["dependencies"])
     assert not re.search("torchvision|gradio|ray|pytest", core)
-    assert set(project["optional-dependencies"]) == {"eval", "app", "cluster", "mini", "docs", "dev"}
+    assert set(project["optional-dependencies"]) == {"eval", "mini", "docs", "dev"}
+
+
+def test_every_core_package_is_imported_by_the_library() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    modules = {"pillow": "PIL"}
+    core = [re.split(r"[<>=!~\[ ;]", line)[0] for line in project["dependencies"]]
+    imported: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    unused = [name for name in core if modules.get(name, name) not in imported]
+    assert not unused
+
+
+def test_every_extra_holds_something_that_is_used() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"app", "cluster"}.isdisjoint(extras)
+    assert any(line.startswith("psutil") for line in extras["dev"])  # benchmarks/ and a slow test measure memory
 
 
 def test_docs_page_lists_every_method(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -101,10 +103,34 @@ def test_build_refuses_unknown_fields_and_wrong_types():
         registry.build(SLD, warmup=1.5)
     with pytest.raises(BadInput, match="legacy should be bool"):
         registry.build(SLD, legacy="true")
-    with pytest.raises(UnknownName, match="unknown rows 'tial'; did you mean 'tail'"):
-        registry.make("methods", "uce", rows="tial")
     assert registry.build(SLD, scale=3).scale == 3.0
     assert registry.make("methods", "negative", prompt="x") == NegativePrompt("x")
+
+
+@dataclass(frozen=True)
+class Worded:
+    """Take listed words."""
+
+    one: Literal["tail", "all"] = "tail"
+    maybe: Literal["near", "far"] | None = None
+    several: tuple[Literal["red", "blue"], ...] = ("red",)
+    free: str = "any"
+
+    def __post_init__(self) -> None:
+        registry.check_choices(self)
+
+
+def test_words_are_checked_where_a_value_is_made():
+    values: dict[str, Any] = {"one": "all", "maybe": "far", "several": ["red", "blue"], "free": "none"}
+    assert registry.build(Worded, **values).several == ("red", "blue")
+    wrong = [({"one": "tial"}, "unknown value of one 'tial'; did you mean 'tail'? (known: all, tail)")]
+    wrong += [({"maybe": "fra"}, "unknown value of maybe 'fra'; did you mean 'far'? (known: far, near)")]
+    wrong += [({"several": ("red", "blu")}, "unknown value of several 'blu'; did you mean 'blue'? (known: blue, red)")]
+    for given, message in wrong:
+        for make in (Worded, partial(registry.build, Worded)):
+            with pytest.raises(UnknownName) as error:
+                make(**given)
+            assert str(error.value) == message
 
 
 def test_json_round_trip():

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,20 +12,12 @@ from efface import registry
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.errors import BadInput, unknown
-from efface.method import check_seed
+from efface.judge import Judge
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.seeds import check_seed
 
 A = TypeVar("A", bound="Attack")
-
-
-@runtime_checkable
-class Sees(Protocol):
-    """Say what a picture shows: the part of a judge that an attack may use."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    def objects(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +30,14 @@ class Target:
     """
 
     edited: Model
-    judge: Sees
+    judge: Judge
     original: Model | None = None
 
     def seen(self, images: Float[Tensor, "n 3 h w"], concept: Concept) -> Float[Tensor, " n"]:
         """Return the judge's probability that each picture shows the concept; raises `UnknownName`."""
-        classes = tuple(self.judge.classes)
-        if concept.name not in classes:
-            raise unknown("class of the judge", concept.name, classes)
-        return self.judge.objects(images)[:, classes.index(concept.name)]
+        kind = "style" if concept.kind == "style" else "object"
+        column = self.judge.index(concept.name, kind)
+        return self.judge.probabilities(images, kind)[:, column]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +69,10 @@ class Attack(ABC):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     QUICK: ClassVar[dict[str, Any]] = {}
 
+    def __post_init__(self) -> None:
+        """Refuse a word that a field does not know; an attack that checks more calls this first."""
+        registry.check_choices(self)
+
     def __call__(
         self, target: Target, concept: Concept | str, queries: Sequence[Query] | Query, seed: int = 0
     ) -> Finding:
@@ -105,4 +100,4 @@ class Attack(ABC):
         return registry.build(cls, **{**(cls.PRESETS[name] if name else {}), **override})
 
 
-__all__ = ["Attack", "Finding", "Sees", "Target"]
+__all__ = ["Attack", "Finding", "Target"]

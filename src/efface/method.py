@@ -13,17 +13,10 @@ from efface.edits.guard import Guard, Hooks
 from efface.edits.provenance import stamp
 from efface.errors import BadInput, unknown
 from efface.models.model import Model
+from efface.util.seeds import check_seed
 
-MAX_SEED = 2**63 - 1
 M = TypeVar("M", bound="Method")
 Fitted = Edit | tuple[Edit, Mapping[str, Edit]]  # an edit, alone or with by-products by name
-
-
-def check_seed(seed: int) -> int:
-    """Return the seed; raises `BadInput` outside 0 .. 2^63 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise BadInput(f"a seed is a whole number from 0 to 2^63 - 1, got {seed!r}")
-    return seed
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,10 @@ class Method(ABC):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     QUICK: ClassVar[dict[str, Any]] = {}
     BY_PRODUCTS: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a word that a field does not know; a method that checks more calls this first."""
+        registry.check_choices(self)
 
     def __call__(
         self,
@@ -115,4 +112,4 @@ def _concepts(values: Sequence[Concept | str]) -> tuple[Concept, ...]:
     return tuple(dict.fromkeys(Concept.of(value) for value in values))
 
 
-__all__ = ["MAX_SEED", "Guard", "Hooks", "InferenceMethod", "Method", "check_seed"]
+__all__ = ["Guard", "Hooks", "InferenceMethod", "Method"]

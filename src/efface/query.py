@@ -8,8 +8,7 @@ from typing import Any
 from efface.context import Context
 from efface.errors import BadInput
 from efface.util.files import sha256_tensors
-
-MAX_SEED = 2**63 - 1
+from efface.util.seeds import check_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +20,7 @@ class Query:
     steps: of the solver, 1 or more.
     guidance: classifier-free guidance scale; 1 means none.
     context: one row that takes the place of the encoded prompt; without a pooled vector the prompt's own is used.
-    solver: "" for the model's own, else a name in `efface.models.schedulers.SOLVERS`.
+    solver: "" for the model's own, else a name in `efface.models.solvers.SOLVERS`.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
     """
@@ -36,8 +35,7 @@ class Query:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise BadInput(f"a prompt is a string, got {self.prompt!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
-            raise BadInput(f"a seed is a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+        check_seed(self.seed)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
             raise BadInput(f"steps is a whole number from 1 to 1000, got {self.steps!r}")
         if not math.isfinite(self.guidance):

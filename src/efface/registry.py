@@ -6,26 +6,42 @@ Listing reads file names and docstrings only; torch is imported when a class is 
 import ast
 import inspect
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from efface.concept import Concept
 from efface.errors import BadInput, unknown
 
 KINDS = ("methods", "attacks", "metrics", "judges", "families")
 ROOT = Path(__file__).parent
+PLAIN = (float, int, bool, str)
 
 
-class Field(NamedTuple):
-    """Describe one hyper-parameter: its name, type, default and the help from the class docstring."""
+@dataclass(frozen=True)
+class Field:
+    """One hyper-parameter, as a class has it or as its source says it (`efface.cli.fields`).
+
+    type: float, int, bool or str, of one element when `many`. default: None where there is none.
+    choices: the words it takes, when they are listed.
+    """
 
     name: str
-    type: Any
-    default: Any
-    help: str
+    type: type
+    default: Any = None
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    optional: bool = False
+
+    @property
+    def flag(self) -> str:
+        """Return the name of its flag on the command line."""
+        return "--" + self.name.replace("_", "-")
 
 
 def _folder(kind: str) -> Path:
@@ -94,27 +110,43 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         value = tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if get_origin(hint) is Literal and value not in get_args(hint):
-        raise unknown(name, str(value), map(str, get_args(hint)))
-    plain = {int, float, str, bool}
-    if hint in plain and (type(value) is not hint):
+    if hint in PLAIN and (type(value) is not hint):
         raise BadInput(f"{name} should be {hint.__name__}, got {value!r}")
     return value
 
 
-def describe(cls: type[Any]) -> list[Field]:
-    """Return (name, type, default, help) for every field of a registered class."""
-    hints = get_type_hints(cls)
-    helps = _helps(cls)
-    return [
-        Field(f.name, hints[f.name], _default(f), helps.get(f.name, ""))
-        for f in fields(cls)
-        if f.init and get_origin(hints[f.name]) is not ClassVar
-    ]
+@cache
+def describe(cls: type[Any]) -> tuple[Field, ...]:
+    """Return every field of a registered class that its constructor takes."""
+    hints, texts = get_type_hints(cls), _helps(cls)
+    return tuple(_field(f, hints[f.name], texts.get(f.name, "")) for f in fields(cls) if f.init)
 
 
-def _default(field: Any) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
+def check_choices(value: Any) -> None:
+    """Refuse a dataclass with a word that a field does not know: what `Literal` says. Raises `UnknownName`."""
+    for field in describe(type(value)):
+        check_choice(field, getattr(value, field.name), field.name)
+
+
+def check_choice(field: Field, given: Any, called: str) -> None:
+    """Refuse a word, or one of many, that a field with listed choices does not know. Raises `UnknownName`."""
+    if not field.choices or (field.optional and given is None):
+        return
+    for word in given if field.many and isinstance(given, tuple | list) else [given]:
+        if word not in field.choices:
+            raise unknown(f"value of {called}", str(word), field.choices)
+
+
+def _field(field: Any, hint: Any, text: str) -> Field:
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    default = None if default is MISSING else default
+    optional = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
+    if optional:
+        (hint, *_) = (one for one in get_args(hint) if one is not NoneType)
+    many = get_origin(hint) in (tuple, list, Sequence)
+    hint = get_args(hint)[0] if many else hint
+    choices = tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
+    return Field(field.name, hint if hint in PLAIN else str, default, text, choices, many, optional)
 
 
 def _helps(cls: type[Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from efface.attack import Target
 from efface.attacks.grid import Grid, points
 from efface.errors import BadInput
 from efface.query import Query
-from efface.training.loop import checkpoints
+from efface.training.checkpoints import checkpoints
 
 LIKE = Query("0", steps=2, guidance=1.0)
 
@@ -18,28 +18,28 @@ def normalised(rows):
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-@pytest.mark.parametrize(("levels", "width"), [(2, 3), (3, 4), (4, 3), (5, 3), (6, 3), (7, 3)])
-def test_every_direction_of_the_grid_once(levels, width):
-    values = [round(value, 9) for value in torch.linspace(-1, 1, levels, dtype=torch.float64).tolist()]
-    whole = torch.tensor(list(itertools.product(values, repeat=width)), dtype=torch.float64)
+@pytest.mark.parametrize(("values", "width"), [(2, 3), (3, 4), (4, 3), (5, 3), (6, 3), (7, 3)])
+def test_every_direction_of_the_grid_once(values, width):
+    spaced = [round(value, 9) for value in torch.linspace(-1, 1, values, dtype=torch.float64).tolist()]
+    whole = torch.tensor(list(itertools.product(spaced, repeat=width)), dtype=torch.float64)
     wanted = {tuple(row) for row in (normalised(whole) + 0.0).round(decimals=5).add(0.0).tolist()}
-    found = points(levels, width)
+    found = points(values, width)
     directions = [tuple(row) for row in (normalised(found.double()) + 0.0).round(decimals=5).add(0.0).tolist()]
     assert len(directions) == len(set(directions))
     assert set(directions) == wanted
 
 
 def test_how_many_prompts_there_are():
-    assert [len(points(levels, 8)) for levels in (2, 3, 4, 5)] == [256, 6561, 65536 - 256, 390_625 - 6560]
+    assert [len(points(values, 8)) for values in (2, 3, 4, 5)] == [256, 6561, 65536 - 256, 390_625 - 6560]
 
 
 def test_it_finds_the_best_point_of_the_grid(lamp):
-    grid = Grid(levels=3, steps=(1, 2), draws=(1, 2), keep=(50, 5))
+    grid = Grid(values=3, steps=(1, 2), images=(1, 2), survivors=(50, 5))
     found = grid(Target(lamp.model, lamp.judge), "0", LIKE)
     everything = normalised(points(3, 8))
     best = everything[(everything @ lamp.w).argmax()]
-    assert found.queries[0].embeds is not None
-    torch.testing.assert_close(found.queries[0].embeds[0], best)
+    assert found.queries[0].context is not None
+    torch.testing.assert_close(found.queries[0].context.tokens[0, 0], best)
     assert list(found.scores) == sorted(found.scores, reverse=True)
     assert len(found.queries) == 5
     assert found.cost["images"] == 6561 + 50 * 2 == lamp.judge.seen
@@ -49,7 +49,7 @@ def test_it_finds_the_best_point_of_the_grid(lamp):
 
 
 def test_a_stopped_search_goes_on_where_it_was(lamp, tmp_path):
-    grid = Grid(levels=2, steps=(1, 2), draws=(1, 2), keep=(16, 4), chunk=64)
+    grid = Grid(values=2, steps=(1, 2), images=(1, 2), survivors=(16, 4), chunk=64)
     whole = grid(Target(lamp.model, lamp.judge), "0", LIKE, seed=3)
     drawn, lamp.judge.seen = lamp.judge.seen, 0
     objects = lamp.judge.objects
@@ -71,19 +71,19 @@ def test_a_stopped_search_goes_on_where_it_was(lamp, tmp_path):
 
 def test_bad_settings(lamp, tiny):
     for fields, message in [
-        ({"keep": (4, 8, 2)}, "must not grow"),
-        ({"draws": (1,)}, "one number a rung"),
-        ({"draws": (1, 0, 1)}, "at least 1"),
-        ({"levels": 1}, "levels is at least 2"),
+        ({"survivors": (4, 8, 2)}, "must not grow"),
+        ({"images": (1,)}, "one number a round"),
+        ({"images": (1, 0, 1)}, "at least 1"),
+        ({"values": 1}, "values is at least 2"),
     ]:
         with pytest.raises(BadInput, match=message):
             Grid(**fields)
-    with pytest.raises(BadInput, match="too large"):
-        Grid(levels=2)(Target(tiny, lamp.judge), "0", LIKE)  # contexts of 16 tokens
-    with pytest.raises(BadInput, match="too large"):
-        Grid(levels=7)(Target(lamp.model, lamp.judge), "0", LIKE)
+    with pytest.raises(BadInput, match="at least two queries"):
+        Grid(values=2)(Target(tiny, lamp.judge), "0", LIKE)  # contexts of 16 tokens
+    with pytest.raises(BadInput, match="at most 4,000,000 can be tried"):
+        Grid(values=7)(Target(lamp.model, lamp.judge), "0", LIKE)
     with pytest.raises(BadInput, match="at least one query"):
-        Grid(levels=2)(Target(lamp.model, lamp.judge), "0", ())
+        Grid(values=2)(Target(lamp.model, lamp.judge), "0", ())
 
 
 @pytest.mark.parametrize("name", registry.names("attacks"))

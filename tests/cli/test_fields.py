@@ -6,22 +6,33 @@ from typing import Any
 import pytest
 
 from efface import registry
-from efface.cli.erase import OWN, command
+from efface.cli.commands.erase import OWN, command
 from efface.cli.fields import check_choices, check_preset, sheet
 from efface.errors import BadInput, UnknownName
 
 METHODS = registry.names("methods")
+REGISTERED = [(kind, name) for kind in ("methods", "attacks") for name in registry.names(kind)]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_source_and_class_agree(name: str) -> None:
-    cls: Any = registry.get("methods", name)
-    read = {f.name: f for f in sheet("methods", name).fields}
-    live = {f.name: f for f in registry.describe(cls)}
-    assert list(read) == [f.name for f in dataclasses.fields(cls) if f.init]
-    assert {n: f.default for n, f in read.items()} == {n: f.default for n, f in live.items()}
-    assert {n: f.help for n, f in read.items()} == {n: f.help for n, f in live.items()}
-    assert sheet("methods", name).presets == cls.PRESETS
+@pytest.mark.parametrize(("kind", "name"), REGISTERED)
+def test_source_and_class_agree(kind: str, name: str) -> None:
+    cls: Any = registry.get(kind, name)
+    read = sheet(kind, name)
+    assert [f.name for f in read.fields] == [f.name for f in dataclasses.fields(cls) if f.init]
+    assert read.fields == registry.describe(cls)
+    assert read.presets == cls.PRESETS
+
+
+@pytest.mark.parametrize(("kind", "name"), REGISTERED)
+def test_a_word_that_a_field_does_not_know_is_refused_where_the_value_is_made(kind: str, name: str) -> None:
+    """Every class checks its words when it is made, also those that check more."""
+    cls: Any = registry.get(kind, name)
+    for field in registry.describe(cls):
+        if field.choices:
+            made = cls()
+            object.__setattr__(made, field.name, "no word")  # past the type check of the tests
+            with pytest.raises(UnknownName, match=f"unknown value of {field.name} 'no word'"):
+                made.__post_init__()
 
 
 @pytest.mark.parametrize("name", METHODS)

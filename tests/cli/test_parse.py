@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.cli import parse
-from efface.cli.parse import MAX_SEED, Term
+from efface.cli.parse import Term
 from efface.errors import BadInput, UnknownName
+from efface.util.seeds import MAX_SEED
 
 
 @pytest.mark.parametrize(
@@ -26,11 +27,28 @@ def test_seeds(text: str, expected: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "4:4", "5:2", "-1", "-2:2", "1.5", "0:", "1,1", "0:3,2", str(MAX_SEED + 1), "0:9999999999999"]
+    "text",
+    [
+        "",
+        "a",
+        "4:4",
+        "5:2",
+        "-1",
+        "-2:2",
+        "1.5",
+        "0:",
+        "1,1",
+        "0:3,2",
+        str(MAX_SEED + 1),
+        "0:9999999999999",
+        "0:" + "9" * 5000,
+        "9" * 5000,
+    ],
 )
 def test_seeds_refused(text: str) -> None:
-    with pytest.raises(BadInput, match="--seeds"):
+    with pytest.raises(BadInput, match="--seeds") as error:
         parse.seeds(text)
+    assert len(str(error.value)) < 250
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=9, unique=True))

@@ -1,4 +1,4 @@
-"""A digits model that takes no training: what it draws is a known function of the prompt."""
+"""A digits model that takes no training: what it shows is a known function of the prompt."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from torch import nn
 from efface.digits import pipeline
 from efface.digits.net import DigitUNet
 from efface.digits.prompts import normalised, spread
-from efface.digits.training import seeded
+from efface.judge import Judge, Profile
 from efface.models.model import Model
 
 NAMES = tuple("0123456789")
@@ -29,10 +29,10 @@ class Lamp(DigitUNet):
         return (light[:, None, None, None] + 0 * sample,)
 
 
-class Brightness:
+class Brightness(Judge):
     """Judge a picture "0" with a probability that is its brightness."""
 
-    classes, styles, profile = NAMES, (), {}
+    classes, profile = NAMES, Profile(evaluator="brightness")
 
     def __init__(self) -> None:
         self.seen = 0
@@ -57,8 +57,9 @@ def lamp() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def raw() -> Model:
     """Return an untrained digits model."""
-    unet = DigitUNet(channels=(8, 16), emb=16, groups=4)
-    seeded(unet, 0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = DigitUNet(channels=(8, 16), emb=16, groups=4)
     for block in unet.modules():  # the second convolution of a block starts at zero, which would hide the prompt
         if hasattr(block, "conv2"):
             nn.init.kaiming_uniform_(block.conv2.weight, generator=torch.Generator().manual_seed(1))

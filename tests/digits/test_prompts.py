@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from efface.digits.prompts import Reader, normalised, said, spread
+from efface.digits.prompts import Reader, as_prompt, normalised, spread
 from efface.errors import BadInput, UnknownName
 
 
@@ -25,9 +25,9 @@ def test_a_prompt_is_a_class_or_8_numbers_or_nothing():
     assert ids[2, 0].tolist() == [1] + [0] * 7  # normalised
 
 
-def test_what_is_said_is_read_back():
+def test_a_vector_is_read_back_from_its_prompt():
     vector = normalised(torch.randn(8, generator=torch.Generator().manual_seed(0)))
-    torch.testing.assert_close(Reader((), torch.zeros(0, 8)).vector(said(vector)), vector, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Reader((), torch.zeros(0, 8)).vector(as_prompt(vector)), vector, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["1 2 3", "1 2 3 4 5 6 7 nan", "1 2 3 4 5 6 7 8 9"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from efface.concept import Concept
-from efface.errors import BadInput
+from efface.errors import BadInput, UnknownName
 from efface.methods.esd import ESD
 from efface.training.loop import Diverged
 
@@ -91,5 +91,5 @@ def test_bad_input(tiny):
     for name in ("around", "source", "say"):
         method = fast()
         object.__setattr__(method, name, "far")  # past the type check of the tests
-        with pytest.raises(BadInput, match=f"{name} must be one of"):
+        with pytest.raises(UnknownName, match=f"unknown value of {name} 'far'"):
             method.__post_init__()

@@ -111,11 +111,11 @@ def test_evaluate_counts_what_gets_through(mini, tmp_path, monkeypatch):
     """Black pictures are of no object named church; what is not blanked is judged as before."""
     monkeypatch.setenv("EFFACE_HOME", str(tmp_path))
     table = {"church": Concept("church", related=("castle",)), "castle": Concept("castle"), "guitar": Concept("guitar")}
-    plan = Plan(steps=8, seeds=(0, 1), near=(0, 1), focus=(0, 1, 2), hints=(), styled=())
-    found = evaluate(mini, SafetyFilter()(mini, CHURCH), CHURCH, table, judge("mini"), plan)["groups"]
-    assert found["target"]["before"]["top1"] > 0.6
-    assert found["target"]["after"]["top1"] == 0
-    assert found["unrelated"]["change"]["top1"] == 0
+    plan = Plan(steps=8, seeds=(0, 1), related_seeds=(0, 1), target_seeds=(0, 1, 2), implicit_seeds=(), styled_seeds=())
+    found = evaluate(mini, SafetyFilter()(mini, CHURCH), CHURCH, table, judge("mini"), plan).summaries
+    assert found["target"].before.value > 0.6
+    assert found["target"].after.value == 0
+    assert found["unrelated"].change.value == 0
 
 
 class Detector:

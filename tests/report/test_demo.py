@@ -11,19 +11,22 @@ from efface import Concept, Edit
 from efface.cli import parse
 from efface.errors import BadModel
 from efface.evaluation.prompts import Plan
+from efface.evaluation.record import Record, read
 from efface.evaluation.store import Store
+from efface.judge import Judge, Profile
 from efface.models.model import Model
-from efface.report.demo import RECIPES, Recipe, _flags, choose, demo, keeps
+from efface.report.demo import RECIPES, Recipe, _flags, demo, keeps
+from efface.report.pictures import choose, lines
 
 OBJECTS = ("church", "house", "castle", "guitar", "dog", "wolf", "fox", "cat")
 TABLE = {n: Concept(n, keywords=("red", "blue", "moon", "cross")) for n in OBJECTS}
 TABLE["church"] = Concept("church", related=("house", "castle"), keywords=("red", "blue", "moon", "cross"))
 TABLE |= {"neon": Concept("neon", kind="style")}
-PLAN = Plan(focus=(0, 1, 2), near=(0,), seeds=(0,), hints=(0,), styled=(0,), steps=1)
+PLAN = Plan(target_seeds=(0, 1, 2), related_seeds=(0,), seeds=(0,), implicit_seeds=(0,), styled_seeds=(0,), steps=1)
 
 
-class Random:
-    classes, styles, profile = OBJECTS, ("plain", "neon"), {"evaluator": "random"}
+class Random(Judge):
+    classes, styles, profile = OBJECTS, ("plain", "neon"), Profile(evaluator="random")
 
     def objects(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
         maps = torch.randn(3 * 16 * 16, len(OBJECTS), generator=torch.Generator().manual_seed(0))
@@ -40,25 +43,31 @@ def test_demo_writes_a_page_and_the_edits(tiny: Model, tmp_path: Path) -> None:
     assert page == tmp_path / "index.html"
     text = page.read_text()
     assert all(recipe.title in text for recipe in recipes)
-    assert text.count("<img") == 7 * (1 + len(recipes)) * 3  # rows × columns × seeds
+    shown = (
+        3 + 1 + 1 + 2 + 3
+    )  # seeds of the target; of one prompt asked in a style, implicit; two related, three others
+    assert text.count("<img") == shown * (1 + len(recipes))
     assert any("UCE" in line for line in told)
     for recipe in recipes:
         edit = Edit.load(tmp_path / f"church-{recipe.method}.safetensors")
         assert edit.meta["method"] == recipe.method
+        (record,) = read(tmp_path / f"church-{recipe.method}.json")
+        assert record.edit.id == edit.id
+        assert record.edit.method == recipe.method
         assert [c["name"] for c in edit.meta["keep"]] == [c.name for c in keeps(TABLE["church"], TABLE)]
 
 
 def test_the_commands_on_the_page_give_the_plan(tmp_path: Path) -> None:
     """Read the page's flags as the command line does and build the plan again."""
     plan = Plan(
-        focus=(0, 1, 2), near=(5,), seeds=(0, 3), hints=(1, 2), styled=(4,), steps=7, guidance=3.5, solver="ddim"
-    )
+        target_seeds=(0, 1, 2), related_seeds=(5,), seeds=(0, 3), implicit_seeds=(1, 2), styled_seeds=(4,), steps=7,
+        guidance=3.5, solver="ddim",
+    )  # fmt: skip
     words = _flags(plan).split()
-    read = dict(zip(words[::2], words[1::2], strict=True))
-    names = {"target-seeds": "focus", "related-seeds": "near", "seeds": "seeds", "hint-seeds": "hints"}
-    seeds = {field: parse.seeds(read[f"--{flag}"]) for flag, field in {**names, "styled-seeds": "styled"}.items()}
-    sampling = {"steps": int(read["--steps"]), "guidance": float(read["--guidance"]), "solver": read["--solver"]}
-    assert Plan(**seeds, **sampling) == plan
+    read_back = dict(zip(words[::2], words[1::2], strict=True))
+    seeds = {name: parse.seeds(read_back["--" + name.replace("_", "-")]) for name in Plan.SEEDS}
+    sampling = {"steps": int(read_back["--steps"]), "guidance": float(read_back["--guidance"])}
+    assert Plan(**seeds, **sampling, solver=read_back["--solver"]) == plan
 
 
 def test_a_second_demo_draws_nothing(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,12 +79,31 @@ def test_a_second_demo_draws_nothing(tiny: Model, tmp_path: Path, monkeypatch: p
     assert again.read_text().count("<img") == before.count("<img")
 
 
-def test_grid_shows_the_erased_two_related_and_three_unrelated() -> None:
-    rows = choose(TABLE["church"], TABLE)
-    groups = [group for group, _, _ in rows]
-    assert groups == ["erased", "only hinted at", "related", "related", "unrelated", "unrelated", "unrelated"]
-    assert len({name for _, name, _ in rows}) == 6
-    assert not {name for group, name, _ in rows if group == "unrelated"} & {"church", "house", "castle", "neon"}
+def test_pictures_show_the_erased_two_related_and_three_unrelated(tiny: Model, tmp_path: Path) -> None:
+    """They are read from the record and the store; what left the store is left out."""
+    store = Store(tmp_path / "s")
+    demo(tmp_path, tiny, TABLE["church"], TABLE, Random(), PLAN, [RECIPES[0]], store)
+    (record,) = read(tmp_path / "church-uce.json")
+    assert isinstance(record, Record)
+    chosen = choose(record)
+    groups = [one.group for one in chosen]
+    assert groups == [
+        "erased",
+        "erased, asked for in a style",
+        "implicit prompts",
+        *["related"] * 2,
+        *["unrelated"] * 3,
+    ]
+    labels = [one.label for one in chosen if one.group == "unrelated"]
+    assert len(set(labels)) == 3
+    assert not set(labels) & {"church", "house", "castle", "neon"}
+    shown = lines([record], store)
+    assert [len(line.cells) for line in shown] == [2] * 8
+    assert [len(line.cells[0]) for line in shown] == [3, 1, 1, 1, 1, 1, 1, 1]
+    first = record.rows[0]
+    assert shown[0].cells[0][0].seen == first.seen
+    store.path(first.image).unlink()
+    assert len(lines([record], store)[0].cells[0]) == 2
 
 
 def test_keeps_are_half_of_the_other_objects() -> None:

@@ -9,47 +9,61 @@ import pytest
 import torch
 
 from efface.errors import BadInput
-from efface.evaluation.stats import paired_difference, wilson
-from efface.report import tables
-from efface.report.page import Column, Page, Row, render, save, shots
-from efface.report.verdict import implied, kept, target, verdicts
+from efface.evaluation.compare import check_comparable
+from efface.evaluation.prompts import GROUPS
+from efface.evaluation.record import Aggregate, Asked, Base, Made, Record, Row, Sampling
+from efface.evaluation.summary import Change, Share, Summary
+from efface.judge import Profile
+from efface.report import grid, tables
+from efface.report.page import Column, Line, Page, Picture, render, save, sections
+from efface.report.verdict import GONE, SURE, Verdict, verdict, verdicts
+
+GROUP = {group.name: group for group in GROUPS}
 
 
-def group(before: int, after: int, n: int) -> dict[str, Any]:
-    """Make a group as `evaluate` does; hits after are among the hits before as far as they can be."""
+def rows(group: str, before: int, after: int, n: int, concept: str = "church") -> list[Row]:
+    """Make the rows of a group; hits after are among the hits before as far as they can be."""
 
-    def side(hits: int) -> dict[str, Any]:
-        ends = [round(e, 6) for e in wilson(hits, n)]
-        return {"top1": hits / n if n else 0.0, "top5": 1.0, "n": n, "ci95": ends, "top5_ci95": ends}
+    def row(maker: Any, seed: int, hit: bool) -> Row:
+        asked = Asked(prompt=f"a {concept}, {group}", seed=seed, steps=20, guidance=7.5)
+        return Row(
+            made_by=maker, groups=(group,), concept=concept, label=concept, judged="object", query=asked,
+            seen=concept if hit else "dog", top1=hit, top5=True, image="0",
+        )  # fmt: skip
 
-    pair = [i < before for i in range(n)], [i < after for i in range(n)]
-    change = {"top1": (after - before) / n if n else 0.0, "ci95": list(paired_difference(*pair))}
-    return {"before": side(before), "after": side(after), "change": change}
-
-
-def result(after: int = 0, unrelated: int = 190, **profile: Any) -> dict[str, Any]:
-    groups = {
-        "target": group(31, after, 32),
-        "related": group(40, 40, 48),
-        "unrelated": group(190, unrelated, 200),
-        "implicit": group(20, 15, 24),
-    }
-    singles = {"church": {"group": "target", "kept": False, **group(31, after, 32)}}
-    return {
-        "concept": "church",
-        "model": "mini",
-        "edit": "e",
-        "groups": groups,
-        "per_concept": singles,
-        "profile": {"evaluator": "j", "seeds": [0], "steps": 20, **profile},
-    }
+    sides = (("original", before), ("edited", after))
+    return [row(maker, seed, seed < hits) for maker, hits in sides for seed in range(n)]
 
 
-def page(*results: dict[str, Any]) -> Page:
-    columns = [Column(f"M{i}", "a <b>method</b>", 1.0, {"method": "uce"}, r) for i, r in enumerate(results)]
-    cell = shots(torch.rand(2, 3, 8, 8), ["church", "dog"], "church")
-    rows = [Row('a "church" & more', "erased", [cell] * (1 + len(columns)))]
-    return Page("A title", "A lead.", columns, rows, {"model": "mini"}, [("all", "1 s")], ["efface demo"])
+def summary(before: int, after: int, n: int) -> Summary:
+    """Make a group as a record computes it."""
+    return result_of([*rows("target", before, after, n)]).summaries["target"]
+
+
+def result_of(found: list[Row], **profile: Any) -> Record:
+    made = Made(id="e", method="uce", fields={"ridge": 0.5})
+    sampling = Sampling(solver="DDIM", steps=20, guidance=7.5, seeds={"seeds": (0,)}, prompts={})
+    return Record(
+        concepts=("church",), model=Base(name="mini", id="m"), edit=made, rows=tuple(found),
+        evaluator=Profile(evaluator="j", **profile), sampling=sampling,
+    )  # fmt: skip
+
+
+def result(after: int = 0, unrelated: int = 190, **profile: Any) -> Record:
+    found = rows("target", 31, after, 32) + rows("related", 40, 40, 48, "house")
+    found += rows("unrelated", 190, unrelated, 200, "dog") + rows("implicit", 20, 15, 24)
+    return result_of(found, **profile)
+
+
+def page(*results: Record) -> Page:
+    columns = [Column(f"M{i}", "a <b>method</b>", r) for i, r in enumerate(results)]
+    images = torch.rand(2, 3, 8, 8)
+    cell = [
+        Picture(grid.data_uri(grid.to_image(i)), w, w == "church")
+        for i, w in zip(images, ("church", "dog"), strict=True)
+    ]
+    lines = [Line('a "church" & more', "erased", [cell] * (1 + len(columns)))]
+    return Page("A title", "A lead.", columns, lines, {"model": "mini"}, [("all", "1 s")], ["efface demo"])
 
 
 class Links(HTMLParser):
@@ -97,9 +111,9 @@ def test_page_is_a_function_of_its_values(tmp_path: Path) -> None:
 
 def test_results_of_different_judges_do_not_share_a_table() -> None:
     with pytest.raises(BadInput, match="sha256"):
-        render(page(result(sha256="a"), result(sha256="b")))
+        render(page(result(sha256={"a": "a"}), result(sha256={"a": "b"})))
     with pytest.raises(BadInput, match="no results"):
-        tables.check_comparable([])
+        check_comparable([])
 
 
 def test_tables_in_three_formats() -> None:
@@ -112,11 +126,15 @@ def test_tables_in_three_formats() -> None:
     lines = tables.markdown(table).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(tables.plain(table).splitlines()) == 1 + len(table.rows)
-    assert tables.per_concept([result()], ["UCE"]).rows == [["church", "erased", "", "97 %", "0 %"]]
+    assert tables.per_concept([result()], ["UCE"]).rows[0] == ["church", "erased", "", "97 %", "0 %"]
 
 
 def test_percent_never_rounds_away_what_is_there() -> None:
     assert [tables.percent(x) for x in (0.0, 0.002, 0.5, 0.998, 1.0)] == ["0 %", "0.2 %", "50 %", "99.8 %", "100 %"]
+
+
+def target(before: int, after: int, n: int) -> Verdict:
+    return verdict(GROUP["target"], summary(before, after, n), "church")
 
 
 @pytest.mark.parametrize(
@@ -124,15 +142,34 @@ def test_percent_never_rounds_away_what_is_there() -> None:
     [
         (31, 0, "is gone", "good"),
         (31, 10, "less often", "mixed"),
-        (31, 30, "still drawn", "bad"),
-        (1, 0, "still", "bad"),
+        (31, 30, "still generated", "bad"),
+        (1, 0, "hardly shows church before", "open"),
     ],
 )
 def test_verdict_on_the_target(before: int, after: int, says: str, tone: str) -> None:
-    verdict = target(group(before, after, 32), "church")
-    assert says in verdict.text
-    assert verdict.tone == tone
-    assert f"{after} of 32" in verdict.numbers
+    found = target(before, after, 32)
+    assert says in found.text
+    assert found.tone == tone
+    assert f"{after} of 32" in found.numbers
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 15])
+@pytest.mark.parametrize("group", ["target", "implicit"])
+def test_few_images_never_say_that_a_concept_is_gone(group: str, n: int) -> None:
+    """Of 0 in 2 the interval ends at 66 %: too few to tell, whatever the share is."""
+    found = verdict(GROUP[group], summary(n, 0, n), "church")
+    assert found.tone == "open"
+    assert found.text.startswith(f"{n} images are too few to tell whether")
+    assert f"0 of {n}" in found.numbers
+
+
+@pytest.mark.parametrize("group", ["target", "implicit"])
+def test_sixteen_images_are_enough(group: str) -> None:
+    """The stated rule: at most 5 %, and an interval that ends at or below 20 %."""
+    assert (GONE, SURE) == (0.05, 0.2)
+    assert verdict(GROUP[group], summary(16, 0, 16), "church").tone == "good"
+    assert verdict(GROUP[group], summary(25, 1, 25), "church").tone == "good"
+    assert verdict(GROUP[group], summary(20, 1, 20), "church").tone == "open"  # 5 %, and an interval up to 24 %
 
 
 @pytest.mark.parametrize(
@@ -147,18 +184,56 @@ def test_verdict_on_the_target(before: int, after: int, says: str, tone: str) ->
     ],
 )
 def test_verdict_on_what_should_stay(before: int, after: int, n: int, says: str, tone: str) -> None:
-    verdict = kept(group(before, after, n), "others")
-    assert says in verdict.text
-    assert verdict.tone == tone
+    found = verdict(GROUP["related"], summary(before, after, n), "church")
+    assert says in found.text
+    assert found.tone == tone
 
 
 @pytest.mark.parametrize(("after", "tone"), [(0, "good"), (8, "mixed"), (20, "bad")])
-def test_verdict_on_hints(after: int, tone: str) -> None:
-    assert implied(group(20, after, 24), "church").tone == tone
+def test_verdict_on_implicit_prompts(after: int, tone: str) -> None:
+    assert verdict(GROUP["implicit"], summary(20, after, 24), "church").tone == tone
 
 
-def test_verdicts_prefer_what_no_one_protected() -> None:
+def test_verdicts_prefer_what_was_not_to_be_preserved() -> None:
     found = result()
-    assert [v.claim for v in verdicts(found)] == ["erased", "kept", "kept", "hints"]
-    found["groups"]["unprotected"] = group(95, 95, 100)
-    assert "outside the keep list" in verdicts(found)[2].text
+    assert [v.group for v in verdicts(found)] == ["target", "implicit", "related", "unrelated"]
+    more = found.model_copy(update={"rows": (*found.rows, *rows("unpreserved", 95, 95, 100, "fox"))})
+    assert [v.group for v in verdicts(more)] == ["target", "implicit", "related", "unpreserved"]
+    assert "not to be preserved" in verdicts(more)[-1].text
+
+
+def test_a_record_without_rows_stands_in_the_same_table() -> None:
+    """What was aggregated before records had rows gives the same cells; it knows no single concepts."""
+    whole = result()
+    head = whole.model_dump(exclude={"rows", "kind"})
+    old = Aggregate(**head, groups=whole.summaries)
+    table = tables.accuracy([whole, old], ["rows", "none"])
+    assert all(line[3] == line[4] for line in table.rows)
+    assert old.singles == {}
+    assert verdicts(old) == verdicts(whole)
+
+
+def test_shares_add_and_turn_around() -> None:
+    assert Share(hits=2, n=5) + Share(hits=1, n=3) == Share(hits=3, n=8)
+    assert Share(hits=2, n=5).rest == Share(hits=3, n=5)
+    assert Share(hits=0, n=0).interval == (0, 1)
+    assert Change.of([], []).low == -1
+
+
+def test_sections_are_found_by_name_and_ordered() -> None:
+    names = [module.__name__.rpartition(".")[2] for module in sections()]
+    assert names == ["verdicts", "pictures", "accuracy", "scores", "times", "provenance"]
+    assert all(module.__doc__ for module in sections())
+
+
+def test_a_new_section_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efface.report import page as module
+    from efface.report import sections as package
+
+    for file in module.SECTIONS.glob("*.py"):
+        (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "extra_for_test.py").write_text("ORDER = 25\n\n\ndef render(page):\n    return '<p>extra</p>'\n")
+    monkeypatch.setattr(module, "SECTIONS", tmp_path)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    text = render(page(result()))
+    assert text.index("<figure>") < text.index("<p>extra</p>") < text.index("Judged accuracy")

@@ -1,12 +1,14 @@
 import errno
 import os
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
 from efface.errors import BadFile, BadInput, WriteError
-from efface.training.loop import Diverged, State, checkpoints, current, descend, generator, optimizer
+from efface.training.checkpoints import Checkpoints, State, checkpoints, current, read, trained
+from efface.training.loop import Average, Diverged, descend, generator, optimizer, warmup_and_cooldown
 from efface.util.files import load_safetensors
 
 
@@ -155,4 +157,64 @@ def test_bad_input(lr):
     with pytest.raises(BadInput, match="one of adam"):
         run(1, "lion")
     with pytest.raises(BadInput, match="between checkpoints"), checkpoints("x", every=0):
+        pass
+
+
+def test_the_rate_of_every_step_is_the_optimizers():
+    p = nn.Parameter(torch.zeros(1))
+    state = State({"p": p}, {"main": optimizer("sgd", [p], 1.0)})
+    values = []
+    descend(
+        lambda step: p.sum(),
+        state,
+        3,
+        label="",
+        run={},
+        rate=lambda step: 0.5**step,
+        updated=lambda: values.append(float(p.detach())),
+    )
+    assert values == [-1.0, -1.5, -1.75]
+
+
+def test_the_rate_warms_up_stays_and_cools():
+    rate = warmup_and_cooldown(1.0, 10_000)
+    rates = [rate(step) for step in range(10_000)]
+    assert rates[0] < 0.01
+    assert rates[5000] == 1.0
+    assert rates[-1] <= 0.011
+    assert all(a >= b for a, b in pairwise(rates[7500:]))
+
+
+def test_the_average_forgets_its_start_and_then_lags():
+    p = torch.zeros(2)
+    average = Average({"p": p}, decay=0.5)
+    expected = 0.0
+    for step in range(20):
+        p.fill_(step)
+        average.move(step)
+        decay = min(0.5, (step + 1) / (step + 10))
+        expected = decay * expected + (1 - decay) * step
+    torch.testing.assert_close(average.values["p"], torch.full((2,), expected))
+
+
+def test_betas_and_the_fused_step_are_adams():
+    p = nn.Parameter(torch.ones(2))
+    group = optimizer("adamw", [p], 0.1, betas=(0.9, 0.99), fused=True).param_groups[0]
+    assert (group["betas"], group["fused"]) == ((0.9, 0.99), True)
+    group = optimizer("adam", [p], 0.1).param_groups[0]
+    assert (group["betas"], group["eps"], group["fused"]) == ((0.9, 0.999), 1e-8, None)
+
+
+def test_checkpoints_by_seconds_do_not_count_steps(tmp_path):
+    by_steps, by_seconds = Checkpoints(tmp_path, every=3), Checkpoints(tmp_path, every=3, seconds=60.0)
+    assert [by_steps.due(step, 1000.0) for step in (2, 3, 4)] == [False, True, False]
+    assert [by_seconds.due(3, seconds) for seconds in (59.0, 60.0)] == [False, True]
+    with checkpoints(tmp_path, seconds=3600.0):
+        with pytest.raises(KeyboardInterrupt):
+            run(9, fail_at=8)
+        assert not list(tmp_path.iterdir())
+        run(9)
+    assert read(tmp_path / "training.safetensors")[2]["step"] == 9  # the end is always saved
+    assert set(trained(tmp_path / "training.safetensors", "")) == {"p"}
+    with pytest.raises(BadInput, match="seconds between checkpoints"), checkpoints(tmp_path, seconds=-1.0):
         pass

@@ -5,7 +5,6 @@ https://arxiv.org/abs/2404.03631; halving after Jamieson and Talwalkar 2016, htt
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Attack, Finding, Target
-from efface.attacks.search.contexts import chances, check_rungs, context_shape, on_sphere
+from efface.attacks.search.contexts import Span, check_rounds, probabilities, span
 from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
-from efface.training.loop import current, generator
+from efface.training.checkpoints import current
+from efface.training.loop import generator
+from efface.util.files import sha256_tensors
 from efface.util.progress import progress
 
 MAX_POINTS = 4_000_000
@@ -28,106 +29,119 @@ MAX_POINTS = 4_000_000
 
 @dataclass(frozen=True)
 class Grid(Attack):
-    """Draw every context of a grid with few steps, and the best again and again with more steps and more noise.
+    """Try every context of a grid with few steps, and the best again and again with more steps and more noise.
+
+    Where a prompt is one vector (the digits), the grid is over its numbers. Elsewhere it is over the mixtures of the
+    prompts of all queries: every prompt is a direction away from no prompt.
 
     Args:
-        levels: values a number of the context takes, equally spaced from -1 to 1
-        radius: norm that every context is brought to, 0 for as they are
-        steps: solver steps in each rung, 0 for the query's own
-        draws: pictures of each context in each rung, every one from its own noise
-        keep: contexts left after each rung
+        values: values that each coefficient takes, equally spaced from -1 to 1
+        radius: length that every context is brought to, 0 for as it is; by default that of the directions
+        steps: solver steps in each round, 0 for the query's own
+        images: images of each context in each round, every one from its own noise
+        survivors: contexts left after each round
         chunk: contexts between two checkpoints
     """
 
-    levels: int = 5
-    radius: float = 1.0
+    values: int = 5
+    radius: float | None = None
     steps: tuple[int, ...] = (3, 8, 0)
-    draws: tuple[int, ...] = (1, 8, 32)
-    keep: tuple[int, ...] = (4096, 256, 16)
+    images: tuple[int, ...] = (1, 8, 32)
+    survivors: tuple[int, ...] = (4096, 256, 16)
     chunk: int = 16384
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"steps": (0,), "draws": (32,), "keep": (16,)}}
-    QUICK: ClassVar[dict[str, Any]] = {"levels": 2, "steps": (1, 2), "draws": (1, 2), "keep": (8, 2)}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"steps": (0,), "images": (32,), "survivors": (16,)}}
+    QUICK: ClassVar[dict[str, Any]] = {"values": 2, "steps": (1, 2), "images": (1, 2), "survivors": (8, 2)}
 
     def __post_init__(self) -> None:
-        check_rungs(self.steps, self.draws, self.keep)
-        if self.levels < 2 or self.chunk < 1 or self.radius < 0:
-            raise BadInput(f"levels is at least 2, chunk 1, radius 0; got {self.levels}, {self.chunk}, {self.radius}")
+        super().__post_init__()
+        check_rounds(self.steps, self.images, self.survivors)
+        if self.values < 2 or self.chunk < 1 or (self.radius or 0) < 0:
+            given = f"{self.values}, {self.chunk}, {self.radius}"
+            raise BadInput(f"values is at least 2, chunk 1, radius 0; got {given}")
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
-        """Return the contexts that are left after the last rung.
+        """Return the contexts that are left after the last round.
 
-        The queries after the first do not matter. `about` holds, for each rung, how many contexts entered it and the
-        score of the last one kept. Raises `BadInput` for contexts of several tokens or more than 4 million points.
+        `about` holds, for each round, how many contexts entered it and the score of the last survivor. Raises
+        `BadInput` for more than 4 million points, and for queries whose prompts span no grid.
         """
-        length, width = context_shape(target)
-        if length != 1 or self.levels**width > MAX_POINTS:
+        contexts = span(target, queries, self.radius)
+        width = len(contexts.directions)
+        if self.values**width > MAX_POINTS:
             raise BadInput(
-                f"a grid of {self.levels} levels over contexts of {length} × {width} numbers is too large: it takes "
-                f"one token and at most {MAX_POINTS:,} points"
+                f"a grid of {self.values} values over {width} coefficients has {self.values**width:,} points: "
+                f"at most {MAX_POINTS:,} can be tried"
             )
-        found = points(self.levels, width)
-        rungs: list[Mapping[str, float]] = []
-        scores = torch.empty(0)
-        for rung, keep in enumerate(self.keep):
-            like = replace(queries[0], steps=self.steps[rung] or queries[0].steps)
-            scores, seconds = self._scores(target, concept, found, like, rung, seed)
-            order = scores.argsort(descending=True, stable=True)[:keep]
+        found, rounds, scores = points(self.values, width), [], torch.empty(0)
+        for number, count in enumerate(self.survivors):
+            like = replace(queries[0], steps=self.steps[number] or queries[0].steps)
+            scores, seconds = self._scores(target, concept, contexts, found, like, number, seed)
+            order = scores.argsort(descending=True, stable=True)[:count]
             entered, found, scores = len(found), found[order], scores[order]
-            images = entered * self.draws[rung]
-            rungs.append(
-                {"contexts": entered, "draws": self.draws[rung], "steps": like.steps, "kept": len(found)}
-                | {"last_kept": float(scores[-1]), "best": float(scores[0]), "images": images, "seconds": seconds}
+            rounds.append(
+                {"contexts": entered, "images": entered * self.images[number], "per_context": self.images[number]}
+                | {"steps": like.steps, "survivors": len(found), "last_survivor": float(scores[-1])}
+                | {"best": float(scores[0]), "seconds": seconds}
             )
         cost = {
-            "images": sum(rung["images"] for rung in rungs),
-            "calls": sum(rung["images"] * rung["steps"] for rung in rungs),
+            "images": sum(one["images"] for one in rounds),
+            "calls": sum(one["images"] * one["steps"] for one in rounds),
         }
-        best = tuple(replace(queries[0], prompt="", context=Context(row[None])) for row in self._contexts(found))
-        return Finding(best, tuple(scores.tolist()), cost=cost, about={"rungs": rungs})
-
-    def _contexts(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n 1 dim"]:
-        return on_sphere(rows[:, None], self.radius)
+        best = tuple(replace(queries[0], prompt="", context=Context(row[None])) for row in contexts(found))
+        return Finding(best, tuple(scores.tolist()), cost=cost, about={"rounds": rounds})
 
     def _scores(
-        self, target: Target, concept: Concept, rows: Float[Tensor, "n dim"], like: Query, rung: int, seed: int
+        self,
+        target: Target,
+        concept: Concept,
+        contexts: Span,
+        rows: Float[Tensor, "n k"],
+        like: Query,
+        number: int,
+        seed: int,
     ) -> tuple[Float[Tensor, " n"], float]:
         """Return the mean probability of the concept for every row, and the seconds it took.
 
-        Every chunk is kept for a resumed search, its seconds too.
+        Every chunk is stored for a resumed search, its seconds too.
         """
-        kept, parts = current(), []
-        about = {"levels": self.levels, "rung": rung, "steps": like.steps, "draws": self.draws[rung], "seed": seed}
-        about |= {"model": target.edited.id, "concept": concept.name, "count": len(rows), "chunk": self.chunk}
-        for i in progress(range(0, len(rows), self.chunk), f"{self.levels} levels, rung {rung + 1}"):
+        stored, parts = current(), []
+        about = {"values": self.values, "round": number, "steps": like.steps, "images": self.images[number]}
+        about |= {"seed": seed, "model": target.edited.id, "concept": concept.name, "count": len(rows)}
+        about |= {
+            "chunk": self.chunk,
+            "directions": sha256_tensors({"": contexts.directions}),
+            "radius": contexts.radius,
+        }
+        for i in progress(range(0, len(rows), self.chunk), f"{self.values} values, round {number + 1}"):
 
-            def draw(i: int = i) -> dict[str, Tensor]:
-                began, rng = time.perf_counter(), generator(seed, rung, i)
-                contexts = self._contexts(rows[i : i + self.chunk])
-                scores = chances(target, concept, contexts, like, self.draws[rung], like.steps, rng).mean(1)
+            def measure(i: int = i) -> dict[str, Tensor]:
+                began, rng = time.perf_counter(), generator(seed, number, i)
+                chunk = contexts(rows[i : i + self.chunk])
+                scores = probabilities(target, concept, chunk, like, self.images[number], like.steps, rng).mean(1)
                 return {"scores": scores, "seconds": torch.tensor(time.perf_counter() - began)}
 
-            stage = f"grid{self.levels}-{rung}-{i // self.chunk}"
-            parts.append(kept.once(stage, about, draw) if kept else draw())
+            stage = f"grid{self.values}-{number}-{i // self.chunk}"
+            parts.append(stored.once(stage, about, measure) if stored else measure())
         return torch.cat([part["scores"] for part in parts]), float(sum(part["seconds"] for part in parts))
 
 
-def points(levels: int, width: int) -> Float[Tensor, "n width"]:
+def points(values: int, width: int) -> Float[Tensor, "n width"]:
     """Return the grid's points, those that point the same way once.
 
     Coordinates are whole numbers, so a point is kept when its coordinates have no common divisor; what it stands for
-    (a multiple of it) is in the grid as well as well. An odd grid holds the zero vector.
+    (a multiple of it) is in the grid as well. An odd grid holds the zero vector.
     """
-    rows = _integers(levels, width)
+    rows = _integers(values, width)
     divisor = np.gcd.reduce(rows, axis=1)
     chosen = rows[(divisor == 1) | ~rows.any(1)]
     return torch.from_numpy(chosen.astype(np.float32))
 
 
-def _integers(levels: int, width: int) -> np.ndarray:
-    """Return all levels^width points with the smallest whole numbers that are equally spaced around 0."""
-    values = np.arange(levels) * 2 - (levels - 1)
-    if levels % 2:
-        values //= 2
-    axes = np.meshgrid(*[values.astype(np.int8)] * width, indexing="ij")
+def _integers(values: int, width: int) -> np.ndarray:
+    """Return all values^width points with the smallest whole numbers that are equally spaced around 0."""
+    numbers = np.arange(values) * 2 - (values - 1)
+    if values % 2:
+        numbers //= 2
+    axes = np.meshgrid(*[numbers.astype(np.int8)] * width, indexing="ij")
     return np.stack([axis.reshape(-1) for axis in axes], 1)

@@ -1,5 +1,5 @@
 """The command line. `main` is the program `efface`; nothing here imports torch until a command needs it."""
 
-from efface.cli.app import app, main
+from efface.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

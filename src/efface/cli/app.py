@@ -1,55 +1,58 @@
 """Put the commands together, and turn every expected error into one line and exit code 2."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
 from efface import __version__
-from efface.cli import digits, edits, images, listing, measure
-from efface.cli.erase import EraseGroup
+from efface.cli import commands
 from efface.cli.options import Variadic
-from efface.cli.purify import purify
 from efface.errors import EffaceError, unknown
 
-ORDER = ("erase", "generate", "compare", "evaluate", "purify", "combine", "export", "list", "demo", "digits")
+
+def names() -> list[str]:
+    """Return the names of all commands in the order of the help."""
+    found = [module.name for module in iter_modules(commands.__path__) if not module.name.startswith("_")]
+    return sorted(found, key=lambda name: (_file(name).ORDER, name))
+
+
+def _file(name: str) -> Any:
+    return import_module(f"{commands.__name__}.{name}")
 
 
 class Ordered(typer.core.TyperGroup):
     """List the commands in the order in which they are used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else 99)
+        return names()
 
 
-app = typer.Typer(
-    name="efface",
-    cls=Ordered,
-    help="Erase concepts from text-to-image diffusion models, and measure how well it worked.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-erase = typer.Typer(
-    cls=EraseGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Erase concepts from a model by a method; writes an edit, one small .safetensors file.",
-)
-app.add_typer(erase, name="erase")
-app.add_typer(digits.app, name="digits")
-app.command(cls=Variadic)(images.generate)
-app.command(cls=Variadic)(images.compare)
-app.command(cls=Variadic)(measure.evaluate)
-app.command(cls=Variadic)(purify)
-app.command()(edits.combine)
-app.command()(edits.export)
-app.command("list")(listing.show)
-app.command()(measure.demo)
+def program() -> typer.Typer:
+    """Put together the program of all files in commands/."""
+    app = typer.Typer(
+        name="efface",
+        cls=Ordered,
+        help="Erase concepts from text-to-image diffusion models, and measure how well it worked.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    app.callback()(_options)
+    for name in names():
+        file = _file(name)
+        if hasattr(file, "app"):
+            app.add_typer(file.app, name=name)
+        else:
+            app.command(name, cls=Variadic)(file.run)
+    return app
 
 
 def _version(wanted: bool) -> bool:
@@ -59,7 +62,6 @@ def _version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -68,22 +70,33 @@ def _options(
     pass
 
 
-@erase.callback()
-def _erase() -> None:
-    pass
+class Fallback(logging.Filter):
+    """Drop what transformers logs when it reads images without torchvision, which efface does not need."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "ImageProcessor` requires torchvision (not installed); falling back" not in record.getMessage()
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run one command and leave the process with 0, or 2 and one line on standard error."""
-    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)\b")  # not the user's to mend
-    sys.exit(run(list(sys.argv[1:] if args is None else args)))
+def quiet_libraries() -> None:
+    """Silence what other libraries say that is not the user's to mend."""
+    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)\b")
+    logging.getLogger("transformers.utils.import_utils").addFilter(Fallback())
 
 
-def run(args: list[str]) -> int:
+def main(args: Sequence[str] | None = None, other: typer.Typer | None = None, name: str = "efface") -> None:
+    """Run one command and leave the process with 0, or 2 and one line on standard error.
+
+    other, name: another program than efface's own, whose errors are to be answered alike.
+    """
+    quiet_libraries()
+    sys.exit(run(list(sys.argv[1:] if args is None else args), other, name))
+
+
+def run(args: list[str], other: typer.Typer | None = None, name: str = "efface") -> int:
     """Run one command and return its exit code; prints at most one line when it fails."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(other or program())
     try:
-        result = command.main(args, prog_name="efface", standalone_mode=False)
+        result = command.main(args, prog_name=name, standalone_mode=False)
     except EffaceError as error:
         return _fail(str(error).replace("any_base", "--any-base"))  # the flag's name for the argument
     except OSError as error:  # a disk that filled up, a file that went away

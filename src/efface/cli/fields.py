@@ -10,30 +10,10 @@ from typing import Any
 from efface import registry
 from efface.cli import literals
 from efface.errors import BadInput, unknown
+from efface.registry import Field, check_choice
 
 PACKAGE = Path(__file__).parent.parent
 PLAIN = {"float": float, "int": int, "bool": bool, "str": str}
-
-
-@dataclass(frozen=True)
-class Field:
-    """One hyper-parameter: what the command line needs to make a flag of it.
-
-    type: float, int, bool or str, of one element when `many`. choices: the members of a Literal.
-    default: the value as written in the source, None where it is not a literal.
-    """
-
-    name: str
-    type: type
-    default: Any = None
-    help: str = ""
-    choices: tuple[str, ...] = ()
-    many: bool = False
-    optional: bool = False
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -103,11 +83,8 @@ def check_preset(method: Sheet, preset: str) -> None:
 def check_choices(method: Sheet, values: dict[str, Any]) -> None:
     """Refuse a value that is not one of the words a field knows. Raises UnknownName."""
     for f in method.fields:
-        given = values.get(f.name)
-        if f.choices and given is not None:
-            for word in given if f.many else [given]:
-                if str(word) not in f.choices:
-                    raise unknown(f"value of {f.flag}", str(word), f.choices)
+        if f.name in values:
+            check_choice(f, values[f.name], f.flag)
 
 
 def _registered(tree: ast.Module) -> list[ast.ClassDef]:

@@ -1,4 +1,4 @@
-"""`efface generate` and `efface compare`: labelled sheets of images."""
+"""What the commands that generate images share: their arguments, their checks, and the images themselves."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.cli import check, parse
-from efface.cli.keys import KeyFlag, owned
-from efface.cli.options import Common, EditFlag, ModelFlag, SeedsFlag, queries, say, with_common
+from efface.cli.options import Common, queries
 from efface.errors import BadInput
 
 if TYPE_CHECKING:
@@ -16,76 +15,10 @@ if TYPE_CHECKING:
     from efface.edits.edit import Edit
     from efface.models.model import Model
 
-Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT…", help="What to draw; one row each.")]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write, .png.")]
+PromptsArgument = Annotated[list[str], typer.Argument(metavar="PROMPT…", help="What to draw; one row each.")]
+SheetFlag = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write, .png.")]
 
 MAX_IMAGES = 4096  # a sheet of more is no picture any more
-
-
-@with_common()
-def generate(
-    prompts: Prompts,
-    common: Common,
-    edit: EditFlag = None,
-    key: KeyFlag = None,
-    seeds: SeedsFlag = "0",
-    output: Output = Path("sheet.png"),
-    model: ModelFlag = "mini",
-) -> None:
-    """Draw prompts, one image per seed, with all the given edits applied together.
-
-    One prompt and one seed give the bare image, anything more a labelled sheet.
-    """
-    given, numbers, edits = _checked(prompts, model, edit, seeds, output, common)
-    every = [term for terms in edits for term in terms]
-    owned(key, [every] if every else [])
-    total = parse.load(every) if every else None
-    images = draw(common.load(model), total, prompts, numbers, given, common, key)
-    from efface.report import grid
-
-    if len(prompts) == len(numbers) == 1:
-        grid.save(grid.to_image(images[0]), output)
-    else:
-        rows = images.unflatten(0, (len(prompts), len(numbers)))
-        cells = [[cell[None] for cell in row] for row in rows]
-        grid.save(grid.sheet(cells, rows=prompts, columns=[f"seed {n}" for n in numbers]), output)
-    say(f"drew {len(images)} image{'s' * (len(images) > 1)} with {model}", output)
-
-
-@with_common()
-def compare(
-    prompts: Prompts,
-    common: Common,
-    edit: EditFlag = None,
-    key: KeyFlag = None,
-    seeds: SeedsFlag = "0:4",
-    output: Output = Path("compare.png"),
-    model: ModelFlag = "mini",
-) -> None:
-    """Draw prompts by the original model and under each edit, the same seeds: rows = prompts, columns = edits.
-
-    With a key, the edit that it opens has a second column.
-    """
-    given, numbers, edits = _checked(prompts, model, edit, seeds, output, common)
-    if not edits:
-        raise BadInput("nothing to compare with: give at least one --edit")
-    opened = owned(key, edits)
-    loads = [parse.load(terms) for terms in edits]
-    loaded = common.load(model)
-    columns = [("original", draw(loaded, None, prompts, numbers, given, common))]
-    for text, change, opens in zip(edit or (), loads, opened, strict=True):
-        columns.append((label(text), draw(loaded, change, prompts, numbers, given, common)))
-        if opens:
-            columns.append((f"{label(text)} + key", draw(loaded, change, prompts, numbers, given, common, key)))
-    from efface.report import grid
-
-    split = [column.unflatten(0, (len(prompts), len(numbers))) for _, column in columns]
-    cells = [[column[i] for column in split] for i in range(len(prompts))]
-    grid.save(grid.sheet(cells, rows=prompts, columns=[name for name, _ in columns]), output)
-    say(
-        f"compared {len(edits)} edit{'s' * (len(edits) > 1)} on {len(prompts)} prompts × {len(numbers)} seeds",
-        output,
-    )
 
 
 def draw(
@@ -120,9 +53,10 @@ def label(text: str) -> str:
     return path.stem if path.is_file() else text.replace(".safetensors", "")
 
 
-def _checked(
+def checked(
     prompts: list[str], model: str, edit: list[str] | None, seeds: str, output: Path, common: Common
 ) -> tuple[dict[str, Any], tuple[int, ...], list[list[parse.Term]]]:
+    """Check all that can be checked before a model is loaded; return sampling fields, seeds and edits."""
     check.prompts(prompts)
     check.model(model)
     check.output(output, ".png")

@@ -12,14 +12,14 @@ from efface.cli.options import ModelFlag
 from efface.concept import Concept, table
 from efface.errors import BadModel, unknown
 
-KINDS = ("methods", "attacks", "metrics", "models", "concepts")
+KINDS = ("methods", "attacks", "metrics", "judges", "models", "concepts")
 
 
 def show(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="methods, attacks, metrics, models or concepts.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="methods, attacks, metrics, judges, models or concepts.")],
     model: ModelFlag = "mini",
 ) -> None:
-    """List methods, attacks, metrics, models or a model's concepts."""
+    """List methods, attacks, metrics, judges, models or a model's concepts."""
     if what not in KINDS:
         raise unknown("list", what, KINDS)
     rows = concepts(model) if what == "concepts" else models() if what == "models" else registered(what)

@@ -1,6 +1,5 @@
 """`efface evaluate` and `efface demo`: judged accuracy, before and after."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,6 @@ from efface.cli import check, parse
 from efface.cli.options import BaseFlag, Common, base_of, say, with_common
 from efface.concept import Concept, table
 from efface.errors import BadInput, BadModel
-from efface.util.files import writing
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit
@@ -21,10 +19,11 @@ ConceptFlag = Annotated[
     list[str] | None,
     typer.Option("--concept", "-c", metavar="CONCEPT…", help="What was erased.", show_default="as the edit says"),
 ]
-JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to this .json file.")]
+JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the record to this .json file.")]
+JudgeFlag = Annotated[str, typer.Option("--judge", help="Which judge, for a model with several.", show_default="")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of each unrelated concept.")]
-NearSeeds = Annotated[str, typer.Option("--related-seeds", help="Seeds of each related concept.")]
-HintSeeds = Annotated[str, typer.Option("--hint-seeds", help="Seeds of each keyword prompt.")]
+RelatedSeeds = Annotated[str, typer.Option("--related-seeds", help="Seeds of each related concept.")]
+ImplicitSeeds = Annotated[str, typer.Option("--implicit-seeds", help="Seeds of each implicit prompt.")]
 StyledSeeds = Annotated[str, typer.Option("--styled-seeds", help="Seeds of each pair of object and style.")]
 TargetSeeds = Annotated[str, typer.Option("--target-seeds", help="Seeds of the erased concept.")]
 
@@ -36,17 +35,19 @@ def evaluate(
     concept: ConceptFlag = None,
     json_file: JsonFlag = None,
     model: BaseFlag = "",
+    judge: JudgeFlag = "",
     seeds: Seeds = "0:8",
-    related_seeds: NearSeeds = "0:16",
+    related_seeds: RelatedSeeds = "0:16",
     target_seeds: TargetSeeds = "0:32",
-    hint_seeds: HintSeeds = "0:4",
+    implicit_seeds: ImplicitSeeds = "0:4",
     styled_seeds: StyledSeeds = "0:4",
 ) -> None:
-    """Judge an edit: accuracy on target, related, unrelated and keyword prompts, before and after, with intervals."""
+    """Judge an edit: accuracy on target, related, unrelated and implicit prompts, before and after, with intervals."""
     if json_file:
         check.output(json_file, ".json", "--json")
     given = common.check()
-    texts = {"seeds": seeds, "near": related_seeds, "focus": target_seeds, "hints": hint_seeds, "styled": styled_seeds}
+    texts = {"seeds": seeds, "related_seeds": related_seeds, "target_seeds": target_seeds}
+    texts |= {"implicit_seeds": implicit_seeds, "styled_seeds": styled_seeds}
     numbers = {name: parse.seeds(text) for name, text in texts.items()}
     terms = parse.terms(edit)
     parse.check_files([terms])
@@ -57,20 +58,19 @@ def evaluate(
     from efface.evaluation.evaluate import check_judged
     from efface.evaluation.evaluate import evaluate as run
     from efface.evaluation.prompts import Plan
-    from efface.judges.mini import judge
+    from efface.judge import judge_of
     from efface.report import tables
     from efface.report.verdict import verdicts
 
-    judging = judge(where)
+    judging = judge_of(where, judge)
     check_judged(targets, known, judging)
     plan = Plan(**numbers, batch=common.batch, **given)
-    result = run(common.load(where), loaded_edit, targets, known, judging, plan, any_base=common.any_base)
-    typer.echo(tables.plain(tables.accuracy([result], ["after"])))
-    for verdict in verdicts(result):
+    record = run(common.load(where), loaded_edit, targets, known, judging, plan, any_base=common.any_base)
+    typer.echo(tables.plain(tables.accuracy([record], ["after"])))
+    for verdict in verdicts(record):
         typer.echo(f"{verdict.text}: {verdict.numbers}")
     if json_file:
-        with writing(json_file) as temporary:
-            temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        record.save(json_file)
         say("", json_file)
 
 
@@ -106,11 +106,11 @@ def demo(
         raise BadInput(f"the demo erases one object; {concept} is a {'family' if more else 'style'}")
     check.make_folder(output)
     typer.echo("loading", err=True)
-    from efface.judges.mini import judge
+    from efface.judge import judge_of
     from efface.report.demo import PLAN
     from efface.report.demo import demo as run
 
-    judging = judge(where)
+    judging = judge_of(where)
     model = common.load(where)
     plan = replace(PLAN, **given)
     page = run(output, model, target, table(where), judging, plan, say=lambda line: typer.echo(line, err=True))

@@ -12,13 +12,13 @@ import typer.core
 
 from efface.cli import parse
 from efface.errors import BadInput, unknown
+from efface.models.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit
     from efface.models.model import Model, Query
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SOLVERS = ("ddim", "dpm++", "pndm", "euler", "euler-a", "unipc", "heun", "lms", "ddpm")
 
 ModelFlag = Annotated[
     str, typer.Option("--model", "-m", help="mini, a diffusers folder, a .safetensors file or a hub id.")
@@ -42,6 +42,10 @@ EditFlag = Annotated[
     typer.Option("--edit", "-e", metavar="FILE…", help='An edit file, or a sum: "0.5*a.safetensors + b.safetensors".'),
 ]
 
+Expression = Annotated[
+    str,
+    typer.Argument(metavar="EXPRESSION", help='A sum of edits: "0.5*a.safetensors + b.safetensors - c.safetensors".'),
+]
 TokenizerFlag = Annotated[
     Path | None,
     typer.Option(
@@ -113,10 +117,11 @@ def with_flags(shared_by: type, into: str, *without: str) -> Callable[[Callable[
 
 
 class Variadic(typer.core.TyperCommand):
-    """Let --edit and --concept take several values in a row."""
+    """Let every flag that may be given again take several values in a row."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, parse.spread(args, ("--edit", "-e", "--concept", "-c")))
+        flags = [flag for option in self.params if getattr(option, "multiple", False) for flag in option.opts]
+        return super().parse_args(ctx, parse.spread(args, flags))
 
 
 def check_dtype(dtype: str) -> str:
@@ -124,15 +129,6 @@ def check_dtype(dtype: str) -> str:
     if dtype not in DTYPES and dtype not in DTYPES.values():
         raise unknown("dtype", dtype, DTYPES)
     return DTYPES.get(dtype, dtype)
-
-
-def hush() -> None:
-    """Silence the bars that diffusers and transformers draw while they load; ours stay."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 def load_model(where: str, device: str, dtype: str, tokenizer: Path | None = None) -> "Model":

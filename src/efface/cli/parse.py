@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from efface.errors import BadInput, unknown
 from efface.util.files import check_safetensors
+from efface.util.seeds import check_seed
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit
 
-MAX_SEED = 2**63 - 1
 MAX_SEEDS = 100_000
 
 HOW_SEEDS = "write 0:8 for 0 to 7, or 0,3,5"
@@ -23,23 +23,28 @@ def seeds(text: str) -> tuple[int, ...]:
 
     Raises BadInput for an empty or backward range, a number twice, or one outside 0 … 2^63 - 1.
     """
+    given = f"--seeds {text!r}" if len(text) <= 80 else f"--seeds {text[:80]!r}…"
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(-?\d+)(?:\s*:\s*(-?\d+))?\s*", part)
         if not match:
-            raise BadInput(f"--seeds {text!r} is not a range of seeds: {HOW_SEEDS}")
-        first = int(match[1])
-        stop = first + 1 if match[2] is None else int(match[2])
-        if first < 0 or stop - 1 > MAX_SEED:
-            raise BadInput(f"--seeds {text!r}: a seed is from 0 to {MAX_SEED}")
+            raise BadInput(f"{given} is not a range of seeds: {HOW_SEEDS}")
+        first, stop = _number(match[1]), _number(match[2] or match[1]) + (match[2] is None)
+        check_seed(first, f"{given}: a seed")
         if stop <= first:
-            raise BadInput(f"--seeds {text!r}: the range {part.strip()} is empty: {HOW_SEEDS}")
+            raise BadInput(f"{given}: the range {part.strip()} is empty: {HOW_SEEDS}")
+        check_seed(stop - 1, f"{given}: a seed")
         if stop - first + len(found) > MAX_SEEDS:
-            raise BadInput(f"--seeds {text!r}: more than {MAX_SEEDS} seeds")
+            raise BadInput(f"{given}: more than {MAX_SEEDS} seeds")
         found.extend(range(first, stop))
     if len(set(found)) < len(found):
-        raise BadInput(f"--seeds {text!r}: a seed is named twice")
+        raise BadInput(f"{given}: a seed is named twice")
     return tuple(found)
+
+
+def _number(digits: str) -> int:
+    """Read a whole number; one of more digits than Python reads stays out of every range."""
+    return int(digits) if len(digits) <= 40 else int(digits[:40])
 
 
 class Term(NamedTuple):

@@ -1,1 +1,1 @@
-"""Digits with dense prompts of 8 numbers: the experiment in which every prompt can be tried."""
+"""Digits: the model whose prompt is 8 numbers."""

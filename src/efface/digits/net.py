@@ -84,7 +84,7 @@ class DigitUNet(ModelMixin, ConfigMixin):
     ) -> tuple[Float[Tensor, "b ch h w"]]:
         """Return (prediction,); timestep: 0 to 999, one or one per image."""
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
-        emb = F.silu(self.time(waves(t).to(sample.dtype)) + self.context(encoder_hidden_states[:, 0]))
+        emb = F.silu(self.time(sinusoidal_embedding(t).to(sample.dtype)) + self.context(encoder_hidden_states[:, 0]))
         x1 = self.down1(self.enter(F.pixel_unshuffle(sample, 2)), emb)
         x2 = self.down2(x1, emb)
         x3 = self.down3(self.shrink(x2), emb)
@@ -96,7 +96,7 @@ class DigitUNet(ModelMixin, ConfigMixin):
         return (F.pixel_shuffle(self.leave(F.silu(self.norm(h))), 2),)
 
 
-def waves(t: Tensor, width: int = 64) -> Float[Tensor, "b width"]:
+def sinusoidal_embedding(t: Tensor, width: int = 64) -> Float[Tensor, "b width"]:
     """Return sines and cosines of timesteps at geometric frequencies from 1 to 1e-4."""
     rates = torch.exp(torch.arange(width // 2, device=t.device) * (-math.log(1e4) / (width // 2)))
     angles = t.float()[:, None] * rates

@@ -14,7 +14,7 @@ from efface.errors import BadInput, unknown
 
 
 def spread(classes: int, seed: int = 2, rounds: int = 80) -> Float[Tensor, "classes 8"]:
-    """Return unit vectors, one a class, that keep far from each other: random ones after some repulsion.
+    """Return unit vectors, one a class, far from each other: random ones, pushed apart.
 
     Not the best code there is: in that one two classes would be each other's opposites, which is no class like others.
     """
@@ -31,8 +31,8 @@ def normalised(vectors: Float[Tensor, "*n 8"]) -> Float[Tensor, "*n 8"]:
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def said(vector: Float[Tensor, " 8"]) -> str:
-    """Return a vector as a prompt."""
+def as_prompt(vector: Float[Tensor, " 8"]) -> str:
+    """Return the prompt that `Reader` reads as this vector."""
     return " ".join(f"{value:.6g}" for value in vector.tolist())
 
 
@@ -55,7 +55,7 @@ class Reader:
         return SimpleNamespace(input_ids=vectors, attention_mask=torch.ones(len(texts), 1, dtype=torch.long))
 
     def vector(self, text: str) -> Float[Tensor, " 8"]:
-        """Return what a prompt says: a class by name, 8 numbers (normalised), or nothing."""
+        """Return the vector of a prompt: a class by name, 8 numbers (normalised), or nothing."""
         words = text.split()
         if not words:
             return torch.zeros(WIDTH)

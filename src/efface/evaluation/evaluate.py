@@ -1,144 +1,105 @@
 """Judge a model before and after an edit: is the concept gone, and is everything else still there?"""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from datetime import UTC, datetime
+from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from efface import registry
 from efface.concept import Concept
-from efface.edits.provenance import versions
+from efface.edits.edit import Edit
+from efface.edits.provenance import git, versions
 from efface.errors import BadInput, BadModel, unknown
 from efface.evaluation.prompts import Case, Plan, held_out
-from efface.evaluation.stats import paired_difference, wilson
+from efface.evaluation.record import Asked, Base, Cost, Made, Maker, Record, Row, Sampling
+from efface.evaluation.store import Store
+from efface.evaluation.summary import DIGITS
+from efface.judge import Judge
+from efface.metric import Metric, Samples
+from efface.metrics.presence import Presence
+from efface.models.model import Model
+from efface.query import Query
 from efface.util.progress import progress
 
-if TYPE_CHECKING:
-    from efface.edits.edit import Edit
-    from efface.evaluation.store import Store
-    from efface.models.model import Model
-    from efface.query import Query
-
-TOP = 5
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """Say which object and which style a picture shows.
-
-    classes, styles: the names it knows, in the order of its probabilities. profile: evaluator, version, sha256 of
-    its weights, input size; scores of different profiles are not comparable.
-    """
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def styles(self) -> tuple[str, ...]: ...
-    @property
-    def profile(self) -> Any: ...  # a mapping; Any lets it be a cached property too
-    def objects(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]: ...
-    def style_probs(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n styles"]: ...
-
-
-@dataclass
-class Tally:
-    """Collect per-image verdicts of one group, before and after, in the same order of prompt and seed."""
-
-    top1: dict[str, list[bool]] = field(default_factory=lambda: {"before": [], "after": []})
-    topk: dict[str, list[bool]] = field(default_factory=lambda: {"before": [], "after": []})
-
-    def add(self, when: str, hits: Iterable[tuple[bool, bool]]) -> None:
-        for first, near in hits:
-            self.top1[when].append(first)
-            self.topk[when].append(near)
-
-    def summary(self) -> dict[str, Any]:
-        """Return {"before", "after", "change"}, each with its 95 % interval."""
-        change = paired_difference(self.top1["before"], self.top1["after"])
-        both = {when: self._side(when) for when in ("before", "after")}
-        difference = both["after"]["top1"] - both["before"]["top1"]
-        return {**both, "change": {"top1": round(difference, 6), "ci95": _rounded(change)}}
-
-    def _side(self, when: str) -> dict[str, Any]:
-        n, hits, near = len(self.top1[when]), sum(self.top1[when]), sum(self.topk[when])
-        side = {
-            "top1": hits / n if n else 0.0,
-            "top5": near / n if n else 0.0,
-            "n": n,
-            "ci95": _rounded(wilson(hits, n)),
-        }
-        return {**side, "top5_ci95": _rounded(wilson(near, n))}
+FIRST, FIRST_FIVE = Presence(1), Presence(5)
+TOLD = {  # of an edit's provenance: what a record has a field for, and what only edits need
+    "format", "method", "fields", "preset", "erase", "keep", "seed", "base", "versions", "git", "seconds", "created",
+    "op", "parts",
+}  # fmt: skip
 
 
 def evaluate(
-    model: "Model",
-    edit: "Edit",
+    model: Model,
+    edit: Edit,
     concept: Concept | Sequence[Concept],
     table: Mapping[str, Concept],
     judge: Judge,
     plan: Plan | None = None,
-    store: "Store | None" = None,
+    store: Store | None = None,
     any_base: bool = False,
-) -> dict[str, Any]:
-    """Judge the same prompts and seeds before and after an edit; return the scores as JSON values.
+    metrics: Sequence[Metric] | None = None,
+) -> Record:
+    """Judge the same prompts and seeds before and after an edit; return one row per image.
 
     concept: what was erased (several are pooled). table: the model's concepts, whose `related` names make the
-    related group; every other concept is unrelated. Groups: target, related, unrelated, implicit (keywords that
-    only hint at the target), and where there is something to put in them unprotected (unrelated and not among the
-    edit's keeps), objects and styles (the unrelated by kind), styled, content and implicit_held_out; see `Plan`.
-    A group holds {"before", "after"} of
-    {"top1", "top5", "n", "ci95"} (Wilson) and the paired change with its interval (Newcombe).
-    Raises BadModel without a table, UnknownName for a concept the judge cannot tell.
+    related group; every other concept is unrelated. The groups are `efface.evaluation.prompts.GROUPS`.
+    metrics: that score each image or the edit besides the judge's verdict; None: all that can be computed here.
+    Raises BadModel without a table, UnknownName for a concept the judge cannot tell, BadInput for a metric that lacks
+    what it needs.
     """
-    plan = plan or Plan()
+    plan, store, began = plan or Plan(), store or Store.default(), time.perf_counter()
     targets = (concept,) if isinstance(concept, Concept) else tuple(concept)
     check_judged(targets, table, judge)
     edit.check(model, any_base)
-    cases = plan.cases(targets, table, held_out(model.name))
-    cases = [case for case in cases if case.label in _names(judge, case.judged)]
-    kept = _kept(edit.meta)
-    groups: dict[str, Tally] = {name: Tally() for name in ("target", "related", "unrelated", "implicit")}
-    singles: dict[str, Tally] = {}
-    where = {case.concept: case.group for case in cases if case.group in ("target", "related", "unrelated")}
-    for when, change in (("before", None), ("after", edit)):
-        with drawing(model, change, plan.batch, any_base, store) as draw:
-            for case, hits in zip(cases, _verdicts(draw, cases, plan, judge, when), strict=True):
-                for name in _groups(case, kept):
-                    groups.setdefault(name, Tally()).add(when, hits)
-                if case.group in ("target", "related", "unrelated"):
-                    singles.setdefault(case.concept, Tally()).add(when, hits)
-    return {
-        "concept": ", ".join(target.name for target in targets),
-        "model": model.name,
-        "edit": edit.id,
-        "method": str(edit.meta.get("method", "")),
-        "groups": {name: tally.summary() for name, tally in groups.items()},
-        "per_concept": {n: {"group": where[n], "kept": n in kept, **t.summary()} for n, t in singles.items()},
-        "profile": _profile(model, judge, plan),
-    }
+    made = describe(edit)
+    cases = plan.cases(targets, table, held_out(model.name), made.preserved)
+    asked = [(case, seed) for case in cases if case.label in judge.names(case.judged) for seed in case.seeds]
+    chosen = default_metrics() if metrics is None else tuple(metrics)
+    rows: list[Row] = []
+    with edit.applied(model, any_base) as edited:
+        sides: dict[Maker, tuple[Model, str]] = {"original": (model, ""), "edited": (edited, edit.id)}
+        for start in progress(range(0, len(asked), plan.batch * 2), f"{len(asked)} images, before and after"):
+            rows += _rows(asked[start : start + plan.batch * 2], sides, plan, judge, store, chosen, metrics is None)
+    return Record(
+        concepts=tuple(target.name for target in targets), model=Base(name=model.name, id=model.id), edit=made,
+        evaluator=judge.profile, sampling=sampling_of(model, plan), rows=tuple(rows),
+        whole=_whole(chosen, model, edit, metrics is None), erasing=_erasing(edit), evaluating=_cost(began),
+        versions=versions(), git=git(), created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
 
 
-def _kept(meta: Mapping[str, Any]) -> set[str]:
-    """Return the names of the concepts kept by an edit, or by any that it was combined, scaled or pruned from."""
+def default_metrics() -> tuple[Metric, ...]:
+    """Return every metric of `metrics/` at its defaults but the judge's verdict, which every row has anyway."""
+    found = (registry.get("metrics", name) for name in registry.names("metrics"))
+    return tuple(cls() for cls in found if cls is not Presence)
+
+
+def describe(edit: Edit) -> Made:
+    """Return what an edit says of itself, for a record."""
+    meta: dict[str, Any] = json.loads(json.dumps(dict(edit.meta)))
+    return Made(
+        id=edit.id, method=str(meta.get("method", "")), preset=str(meta.get("preset", "")),
+        fields=meta.get("fields", {}), seed=meta.get("seed"),
+        erased=tuple(item["name"] for item in meta.get("erase", ())), preserved=preserved(edit.meta),
+        about={key: value for key, value in meta.items() if key not in TOLD},
+    )  # fmt: skip
+
+
+def preserved(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of what an edit was to preserve, or any that it was combined, scaled or pruned from."""
     if "op" in meta:  # whose own "keep", if any, is a pattern of weights
-        return {name for part in meta.get("parts", ()) for name in _kept(part)}
-    return {item["name"] for item in meta.get("keep", ())}
-
-
-def _groups(case: Case, kept: set[str]) -> Iterator[str]:
-    """Yield the groups a case counts in: its own, and for unrelated ones their kind and whether they were protected."""
-    yield case.group
-    if case.group == "unrelated":
-        yield "styles" if case.judged == "style" else "objects"
-        if kept and case.concept not in kept:
-            yield "unprotected"
+        return tuple(dict.fromkeys(name for part in meta.get("parts", ()) for name in preserved(part)))
+    return tuple(item["name"] for item in meta.get("keep", ()))
 
 
 def check_judged(targets: Sequence[Concept], table: Mapping[str, Concept], judge: Judge) -> None:
-    """Refuse what cannot be judged, before any image is drawn. Raises BadModel, BadInput or UnknownName."""
+    """Refuse what cannot be judged, before any image is generated. Raises BadModel, BadInput or UnknownName."""
     if not table:
         raise BadModel(
             "this model has no concept table: put a concepts.json beside it (see the docs, Models) or use --model mini"
@@ -146,89 +107,99 @@ def check_judged(targets: Sequence[Concept], table: Mapping[str, Concept], judge
     if not targets:
         raise BadInput("nothing to evaluate: name the erased concept")
     for target in targets:
-        known = _names(judge, "style" if target.kind == "style" else "object")
+        known = judge.names("style" if target.kind == "style" else "object")
         if target.name not in known:
             raise unknown("concept of the judge", target.name, known)
 
 
 def images(
-    model: "Model",
-    edit: "Edit | None",
-    queries: Sequence["Query"],
+    model: Model,
+    edit: Edit | None,
+    queries: Sequence[Query],
     batch: int = 32,
     any_base: bool = False,
-    store: "Store | None" = None,
+    store: Store | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
-    """Return the images of an edited model (None: the model itself), drawing only what the store lacks."""
+    """Return the images of an edited model (None: the model itself), generating only what the store lacks."""
     with drawing(model, edit, batch, any_base, store) as draw:
         return draw(queries)
 
 
 @contextmanager
 def drawing(
-    model: "Model", edit: "Edit | None", batch: int = 32, any_base: bool = False, store: "Store | None" = None
-) -> Iterator[Callable[[Sequence["Query"]], Tensor]]:
+    model: Model, edit: Edit | None, batch: int = 32, any_base: bool = False, store: Store | None = None
+) -> Iterator[Callable[[Sequence[Query]], Tensor]]:
     """Yield a function from queries to images (n, 3, h, w) with the edit applied once, backed by the store."""
-    from efface.evaluation.store import Store
-
-    kept = store or Store.default()
+    where = store or Store.default()
     key = "" if edit is None else edit.id
-    with nullcontext(model) if edit is None else edit.applied(model, any_base) as drawn:
-        yield lambda queries: kept.images(drawn, key, queries, batch=batch)
+    with nullcontext(model) if edit is None else edit.applied(model, any_base) as maker:
+        yield lambda queries: where.images(maker, key, queries, batch=batch)
 
 
-def _verdicts(
-    draw: Callable[[Sequence["Query"]], Tensor], cases: Sequence[Case], plan: Plan, judge: Judge, when: str
-) -> Iterator[list[tuple[bool, bool]]]:
-    """Yield per case the (top-1, top-5) verdict of each seed; images are judged in chunks and let go."""
-    from efface.query import Query
-
-    flat = [(case, seed) for case in cases for seed in case.seeds]
-    verdicts: list[tuple[bool, bool]] = []
-    size = plan.batch * 2
-    for start in progress(range(0, len(flat), size), f"{when}: {len(flat)} images"):
-        chunk = flat[start : start + size]
-        drawn = draw([Query(case.prompt, seed, **plan.sampling) for case, seed in chunk])
-        verdicts += _judge(judge, drawn, [case for case, _ in chunk])
-    left = iter(verdicts)
-    for case in cases:
-        yield [next(left) for _ in case.seeds]
-
-
-def _judge(judge: Judge, drawn: Float[Tensor, "n 3 h w"], cases: Sequence[Case]) -> list[tuple[bool, bool]]:
-    """Return (top-1, top-5) per image, each judged for its own case's object or style."""
-    found: list[tuple[bool, bool]] = [(False, False)] * len(cases)
-    for kind in ("object", "style"):
-        at = [i for i, case in enumerate(cases) if case.judged == kind]
-        if at:
-            probs = judge.objects(drawn[at]) if kind == "object" else judge.style_probs(drawn[at])
-            labels = torch.tensor([_names(judge, kind).index(cases[i].label) for i in at])
-            for i, first, near in zip(at, *(hit.tolist() for hit in _hits(probs, labels)), strict=True):
-                found[i] = (first, near)
-    return found
-
-
-def _hits(probs: Float[Tensor, "n c"], labels: Tensor) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
-    ranked = probs.cpu().topk(min(TOP, probs.shape[1]), dim=1).indices  # (n, 5)
-    right = ranked == labels[:, None]
-    return right[:, 0], right.any(dim=1)
+def _rows(
+    asked: Sequence[tuple[Case, int]],
+    sides: Mapping[Maker, tuple[Model, str]],
+    plan: Plan,
+    judge: Judge,
+    store: Store,
+    metrics: Sequence[Metric],
+    lenient: bool,
+) -> list[Row]:
+    """Generate, judge and score a few queries by both models; the images are let go afterwards."""
+    queries = [Query(case.prompt, seed, **plan.sampling) for case, seed in asked]
+    original, rows = None, []
+    for maker, (model, edit_id) in sides.items():
+        made = store.images(model, edit_id, queries, batch=plan.batch)
+        original = made if original is None else original
+        samples = Samples(
+            made, original, texts=[query.prompt for query in queries], labels=[case.label for case, _ in asked],
+            kinds=[case.judged for case, _ in asked], judge=judge,
+        )  # fmt: skip
+        scores = {registry.name_of(type(m)): m(samples).tolist() for m in _able(metrics, samples, True, lenient)}
+        first, five, seen = FIRST(samples).tolist(), FIRST_FIVE(samples).tolist(), _seen(samples)
+        for i, ((case, _), query) in enumerate(zip(asked, queries, strict=True)):
+            own = {name: round(values[i], DIGITS) for name, values in scores.items()}
+            rows.append(
+                Row(
+                    made_by=maker, groups=case.groups, concept=case.concept, label=case.label, judged=case.judged,
+                    query=Asked(prompt=query.prompt, seed=query.seed, **plan.sampling), seen=seen[i],
+                    top1=bool(first[i]), top5=bool(five[i]), scores=own, image=store.key(model, edit_id, query),
+                )
+            )  # fmt: skip
+    return rows
 
 
-def _names(judge: Judge, kind: str) -> tuple[str, ...]:
-    return tuple(judge.classes) if kind == "object" else tuple(judge.styles)
+def _able(metrics: Sequence[Metric], samples: Samples, per_image: bool, lenient: bool) -> list[Metric]:
+    """Return the metrics of one sort; `lenient` leaves out those that lack something."""
+    sort = [metric for metric in metrics if metric.PER_IMAGE is per_image]
+    return [metric for metric in sort if not (lenient and metric.missing(samples))]
 
 
-def _profile(model: "Model", judge: Judge, plan: Plan) -> dict[str, Any]:
+def _seen(samples: Samples) -> list[str]:
+    """Return the name that the judge gives first to each image."""
+    assert samples.judge is not None
+    best = {kind: samples.probabilities(kind).argmax(1).tolist() for kind in dict.fromkeys(samples.kinds)}
+    return [samples.judge.names(kind)[best[kind][i]] for i, kind in enumerate(samples.kinds)]
+
+
+def _whole(metrics: Sequence[Metric], model: Model, edit: Edit, lenient: bool) -> dict[str, float]:
+    samples = Samples(model=model, edit=edit)
+    able = _able(metrics, samples, False, lenient)
+    return {registry.name_of(type(metric)): round(float(metric(samples)), DIGITS) for metric in able}
+
+
+def sampling_of(model: Model, plan: Plan) -> Sampling:
+    """Return how a plan asks a model for images, for a record."""
     solver = plan.solver or type(model.pipe.scheduler).__name__
-    return {
-        **judge.profile,
-        **plan.profile(),
-        "solver": solver,
-        "model_id": model.id,
-        "interval": "Wilson score, 95 %; change: Newcombe's for pairs, 95 %",
-        "versions": versions(),
-    }
+    seeds = {name: getattr(plan, name) for name in plan.SEEDS}
+    return Sampling(solver=solver, steps=plan.steps, guidance=plan.guidance, seeds=seeds, prompts=plan.templates)
 
 
-def _rounded(ends: Sequence[float]) -> list[float]:
-    return [round(end, 6) for end in ends]
+def _erasing(edit: Edit) -> Cost | None:
+    seconds = edit.meta.get("seconds")
+    return Cost(seconds=float(str(seconds))) if seconds is not None else None
+
+
+def _cost(began: float) -> Cost:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts kB
+    return Cost(seconds=round(time.perf_counter() - began, 3), peak_mb=round(peak, 1))

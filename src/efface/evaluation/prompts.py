@@ -1,24 +1,78 @@
-"""Which prompts and seeds an evaluation draws: a plan is data, and turns a concept table into cases."""
+"""Which prompts and seeds an evaluation asks for: groups of prompts, and a plan that makes cases of a concept table."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from efface.concept import TEMPLATES, Concept, table_path
 from efface.errors import BadFile, BadInput
+from efface.judge import Judged
 
-Judged = Literal["object", "style"]
+
+@dataclass(frozen=True)
+class Group:
+    """A group of prompts whose images are counted together. GROUPS holds all of them, in the order of reading.
+
+    title: its name in tables. prompts: what it asks for. better: whether a good method scores low or high.
+    part: whether its images count in another group as well. by_concept: whether it asks for concepts by themselves.
+    says: sentences of a verdict about it, for a good, a mixed and a bad score ({} is what was erased); a group that is
+    better high says with one text what should have stayed. instead_of: the group whose verdict it replaces.
+    """
+
+    name: str
+    title: str
+    prompts: str
+    better: Literal["low", "high"]
+    part: bool = False
+    by_concept: bool = False
+    says: tuple[str, ...] = ()
+    instead_of: str = ""
+
+
+GROUPS = (
+    Group(
+        "target", "erased", "the erased concept by name", "low", by_concept=True,
+        says=("{} is gone", "{} is generated less often, but not gone", "{} is still generated"),
+    ),
+    Group("styled", "erased, asked for in a style", "the erased concept in every style", "low"),
+    Group("content", "objects in the erased style", "for an erased style: objects asked for in it", "high"),
+    Group(
+        "implicit", "implicit prompts", "three keywords of the erased concept, without its name", "low",
+        says=(
+            "implicit prompts do not bring {} back", "implicit prompts sometimes bring {} back",
+            "implicit prompts bring {} back",
+        ),
+    ),
+    Group(
+        "implicit_held_out", "implicit prompts held out of training",
+        "pairs of keywords that the model never saw together in training", "low",
+    ),
+    Group(
+        "related", "related", "close relatives, from the concept table", "high", by_concept=True,
+        says=("related concepts",),
+    ),
+    Group(
+        "unrelated", "unrelated", "everything else in the table", "high", by_concept=True,
+        says=("unrelated concepts",),
+    ),
+    Group(
+        "unpreserved", "unrelated, not preserved", "the unrelated concepts that the method was not told to preserve",
+        "high", part=True, says=("unrelated concepts that were not to be preserved",), instead_of="unrelated",
+    ),
+    Group("objects", "unrelated objects", "the objects among the unrelated", "high", part=True),
+    Group("styles", "unrelated styles", "the styles among the unrelated", "high", part=True),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt drawn with several seeds, and what a judge should see in it.
+    """One prompt with several seeds, and what a judge should see in its images.
 
-    group: the group its verdicts count in. concept: whose score it is. label: the name the judge must give.
+    groups: that its images count in, its own first. concept: whose score it is. label: the name the judge must give.
     """
 
-    group: str
+    groups: tuple[str, ...]
     concept: str
     prompt: str
     judged: Judged
@@ -26,34 +80,39 @@ class Case:
     seeds: tuple[int, ...]
 
 
+def _seeds(count: int) -> Any:
+    return field(default=tuple(range(count)))
+
+
 @dataclass(frozen=True)
 class Plan:
     """Choose prompts and seeds.
 
-    focus: of each target prompt; the most, since the target is one concept and the others are many.
-    near: of each related concept.
+    target_seeds: of each target prompt; the most, since the target is one concept and the others are many.
+    related_seeds: of each related concept.
     seeds: of each unrelated concept.
-    hints: of each keyword prompt, of which there are about six a concept.
-    styled: of each pair of object and style, where styles are judged or an object is asked for in a style.
+    implicit_seeds: of each implicit prompt, of which there are about six a concept.
+    styled_seeds: of each pair of object and style, where styles are judged or an object is asked for in a style.
     steps, guidance, solver: sampling, as in `Query`; "" is the model's own solver.
     batch: images per batch; has no influence on the images.
     """
 
-    focus: tuple[int, ...] = tuple(range(32))
-    near: tuple[int, ...] = tuple(range(16))
-    seeds: tuple[int, ...] = tuple(range(8))
-    hints: tuple[int, ...] = tuple(range(4))
-    styled: tuple[int, ...] = tuple(range(4))
+    target_seeds: tuple[int, ...] = _seeds(32)
+    related_seeds: tuple[int, ...] = _seeds(16)
+    seeds: tuple[int, ...] = _seeds(8)
+    implicit_seeds: tuple[int, ...] = _seeds(4)
+    styled_seeds: tuple[int, ...] = _seeds(4)
     steps: int = 20
     guidance: float = 7.5
     solver: str = ""
     batch: int = 32
 
-    STYLED = "a picture of a {} in the style of {}"
-    PER_STYLE = 6  # objects drawn in each style
+    STYLED: ClassVar[str] = "a picture of a {} in the style of {}"
+    PER_STYLE: ClassVar[int] = 6  # objects asked for in each style
+    SEEDS: ClassVar[tuple[str, ...]] = ("target_seeds", "related_seeds", "seeds", "implicit_seeds", "styled_seeds")
 
     def __post_init__(self) -> None:
-        if not (self.seeds and self.focus):
+        if not (self.seeds and self.target_seeds):
             raise BadInput("an evaluation needs at least one seed for the target and one for the others")
 
     @property
@@ -61,73 +120,78 @@ class Plan:
         """Return the fields of `Query` that are the same for every image."""
         return {"steps": self.steps, "guidance": self.guidance, "solver": self.solver}
 
-    def profile(self) -> dict[str, Any]:
-        """Return what the numbers depend on besides model and judge."""
-        seeds = {name: list(getattr(self, name)) for name in ("focus", "near", "seeds", "hints", "styled")}
-        prompts = {
-            "object": TEMPLATES["object"],
-            "style": TEMPLATES["style"],
-            "styled": self.STYLED,
-            "implicit": "keywords",
-        }
-        return {"seeds": seeds, "prompts": prompts, "steps": self.steps, "guidance": self.guidance}
+    @property
+    def templates(self) -> dict[str, str]:
+        """Return how prompts are made, by what they ask for."""
+        plain = {kind: TEMPLATES[kind] for kind in ("object", "style")}
+        return {**plain, "styled": self.STYLED, "implicit": "keywords"}
 
     def cases(
         self,
         targets: Sequence[Concept],
         table: Mapping[str, Concept],
         unseen: Mapping[str, Sequence[str]] | None = None,
+        preserved: Collection[str] = (),
     ) -> list[Case]:
-        """Return every prompt to draw for these targets, by the groups described in `evaluate`.
+        """Return every prompt to ask for these targets.
 
-        unseen: keyword phrases by concept that the model was not trained on; a group of their own.
+        unseen: implicit prompts by concept that the model was not trained on. preserved: the concepts that the edit was
+        to preserve; without any there is no group of the others.
         """
         names = {target.name for target in targets}
-        near = {name for target in targets for name in target.related} - names
+        related = {name for target in targets for name in target.related} - names
         others = [concept for concept in table.values() if concept.name not in names]
         objects = [concept for concept in others if concept.kind != "style"]
         found: list[Case] = []
         for target in targets:
             found += self._target(target, objects, table)
             for phrase in (unseen or {}).get(target.name, ()):
-                found.append(Case("implicit_held_out", target.name, phrase, "object", target.name, self.hints))
+                found.append(_object("implicit_held_out", target.name, phrase, self.implicit_seeds))
         for concept in others:
-            group = "related" if concept.name in near else "unrelated"
-            found += self._spared(concept, group, objects)
+            groups = ("related",) if concept.name in related else _unrelated(concept, preserved)
+            found += self._other(concept, groups, objects)
         return found
 
     def _target(self, target: Concept, objects: list[Concept], table: Mapping[str, Concept]) -> Iterator[Case]:
         if target.kind == "style":
-            yield from self._style("target", target, objects, self.focus)
+            yield from self._style(("target",), target, objects, self.target_seeds)
             for thing in _spread(objects, self.PER_STYLE):  # the style should go, the object in it should stay
-                prompt = self.STYLED.format(thing.name, target.name)
-                yield Case("content", thing.name, prompt, "object", thing.name, self.styled)
+                yield _object("content", thing.name, self.STYLED.format(thing.name, target.name), self.styled_seeds)
             return
         for prompt in target.texts:
-            yield Case("target", target.name, prompt, "object", target.name, self.focus)
-        for phrase in hints(target.keywords):
-            yield Case("implicit", target.name, phrase, "object", target.name, self.hints)
+            yield _object("target", target.name, prompt, self.target_seeds)
+        for phrase in implicit_prompts(target.keywords):
+            yield _object("implicit", target.name, phrase, self.implicit_seeds)
         for style in (concept for concept in table.values() if concept.kind == "style"):
-            prompt = self.STYLED.format(target.name, style.name)
-            yield Case("styled", target.name, prompt, "object", target.name, self.styled)
+            yield _object("styled", target.name, self.STYLED.format(target.name, style.name), self.styled_seeds)
 
-    def _spared(self, concept: Concept, group: str, objects: list[Concept]) -> Iterator[Case]:
-        seeds = self.near if group == "related" else self.seeds
+    def _other(self, concept: Concept, groups: tuple[str, ...], objects: list[Concept]) -> Iterator[Case]:
+        seeds = self.related_seeds if groups[0] == "related" else self.seeds
         if concept.kind == "style":
-            yield from self._style(group, concept, objects, seeds)
+            yield from self._style(groups, concept, objects, seeds)
         else:
-            yield Case(group, concept.name, concept.texts[0], "object", concept.name, seeds)
+            yield Case(groups, concept.name, concept.texts[0], "object", concept.name, seeds)
 
-    def _style(self, group: str, style: Concept, objects: list[Concept], seeds: tuple[int, ...]) -> Iterator[Case]:
+    def _style(
+        self, groups: tuple[str, ...], style: Concept, objects: list[Concept], seeds: tuple[int, ...]
+    ) -> Iterator[Case]:
         """Ask for a style by itself and on a few objects; the seeds are dealt out among them."""
-        prompts = [
-            style.texts[0],
-            *(self.STYLED.format(o.name, style.name) for o in _spread(objects, self.PER_STYLE)),
-        ]
+        things = _spread(objects, self.PER_STYLE)
+        prompts = [style.texts[0], *(self.STYLED.format(thing.name, style.name) for thing in things)]
         for i, prompt in enumerate(prompts):
             dealt = seeds[i :: len(prompts)]
             if dealt:
-                yield Case(group, style.name, prompt, "style", style.name, dealt)
+                yield Case(groups, style.name, prompt, "style", style.name, dealt)
+
+
+def _object(group: str, name: str, prompt: str, seeds: tuple[int, ...]) -> Case:
+    return Case((group,), name, prompt, "object", name, seeds)
+
+
+def _unrelated(concept: Concept, preserved: Collection[str]) -> tuple[str, ...]:
+    """Return the groups of an unrelated concept: its kind too, and whether it was left out of what was preserved."""
+    left_out = ("unpreserved",) if preserved and concept.name not in preserved else ()
+    return ("unrelated", "styles" if concept.kind == "style" else "objects", *left_out)
 
 
 def _spread(concepts: Sequence[Concept], count: int) -> Sequence[Concept]:
@@ -135,7 +199,7 @@ def _spread(concepts: Sequence[Concept], count: int) -> Sequence[Concept]:
     return concepts[:: max(1, len(concepts) // count)][:count]
 
 
-def hints(keywords: Sequence[str], size: int = 3) -> list[str]:
+def implicit_prompts(keywords: Sequence[str], size: int = 3) -> list[str]:
     """Return phrases of `size` keywords that lie beside each other on a ring, one phrase per keyword.
 
     Words more than two apart never meet, which leaves such pairs for testing on phrases held out of training.
@@ -150,7 +214,7 @@ def hints(keywords: Sequence[str], size: int = 3) -> list[str]:
 
 
 def held_out(model: str) -> dict[str, tuple[str, ...]]:
-    """Return the keyword phrases of a model's table that its training never saw, by concept; {} without any.
+    """Return the implicit prompts of a model's table that its training never saw, by concept; {} without any.
 
     Raises BadFile when the table is not as expected.
     """

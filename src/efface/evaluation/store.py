@@ -74,6 +74,11 @@ class Store:
             return torch.empty(0, 3, 0, 0)
         return torch.stack([found[key] for key in keys]).float() / 255
 
+    def image(self, key: str) -> Float[Tensor, "3 h w"] | None:
+        """Return the image of a record's row in [0, 1], or None when the store no longer holds it."""
+        found = self._read(key)
+        return None if found is None else found.float() / 255
+
     def _read(self, key: str) -> UInt8[Tensor, "3 h w"] | None:
         try:
             with Image.open(self.path(key)) as image:

@@ -29,7 +29,7 @@ from efface.methods.closed_form.method import (
     text_edit,
     text_weights,
 )
-from efface.methods.closed_form.prompts import PAIRS, Text, read, tail
+from efface.methods.closed_form.prompts import PAIRS, Say, Text, read, tail
 from efface.models.model import Model
 from efface.query import Query
 
@@ -122,7 +122,8 @@ class RECE(ClosedForm):
         names = text_weights(model)
         check_texts(model, erase, keep)
         system = key_value_gram(model, names)
-        said = [one for concept in erase for one in self._read(model, concept, erase)]
+        prompts = zip(erase, self.says(erase), strict=True)
+        said = [one for concept, says in prompts for one in self._read(model, concept, says)]
         held = self.kept_says(keep, erase, empty=True)
         kept = kept_rows(model, held, "all", 1.0)
         first = solve(
@@ -149,11 +150,10 @@ class RECE(ClosedForm):
             reports.append({**summary(fit), "norm": round(float(torch.cat(derived).norm(dim=1).mean()), 2)})
         return text_edit(names, change, {**report, "epochs": reports}, extra)
 
-    def _read(self, model: Model, concept: Concept, erase: Sequence[Concept]) -> list[Said]:
+    def _read(self, model: Model, concept: Concept, says: Sequence[tuple[Say, Say]]) -> list[Said]:
         epochs, ridge = SCHEDULES[self.schedule][concept.kind]
         epochs = epochs if self.epochs is None else self.epochs
         ridge = ridge if self.derive_ridge is None else self.derive_ridge
-        says = self.says(concept, erase)
         texts = list(read(model, [say for pair in says for say in pair]))
         pairs = zip(texts[::2], texts[1::2], strict=True)
         return [Said(concept, "" if i else concept.name, old, new, epochs, ridge) for i, (old, new) in enumerate(pairs)]

@@ -21,7 +21,7 @@ from efface.method import InferenceMethod
 from efface.models.model import Model
 
 if TYPE_CHECKING:
-    from efface.judges.mini import Judge
+    from efface.judges.mini import MiniJudge
 
 Present = Callable[[Float[Tensor, "b 3 h w"]], Bool[Tensor, " b"]]
 EXPOSED = ("FEMALE_BREAST", "MALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "BUTTOCKS", "ANUS")
@@ -53,6 +53,7 @@ class SafetyFilter(InferenceMethod):
     QUICK: ClassVar[dict[str, Any]] = {"threshold": 0.0}  # blanks everything
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.detector == "clip" and self.threshold is not None:
             raise BadInput(f"clip knows first choices only: leave the threshold out, got {self.threshold}")
         least = LEAST if self.detector == "nudenet" else 0.0
@@ -119,7 +120,7 @@ def _judged(model: Model, erase: Sequence[Concept], threshold: float | None, cli
     return present
 
 
-def _zero_shot(judging: "Judge", styles: bool = False) -> Callable[[Tensor], Tensor]:
+def _zero_shot(judging: "MiniJudge", styles: bool = False) -> Callable[[Tensor], Tensor]:
     """Return a function from pictures (n, 3, h, w) to their likeness (n, names) to what each name would be asked by."""
     template = TEMPLATES["style" if styles else "object"]
     names = judging.styles if styles else judging.classes

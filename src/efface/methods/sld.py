@@ -54,6 +54,7 @@ class SLD(InferenceMethod):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.warmup < 0 or not self.scale >= 0:
             raise BadInput(f"warmup and scale must be at least 0, got {self.warmup} and {self.scale}")
         if not (0 <= self.momentum <= 1 and 0 <= self.beta < 1):

@@ -48,7 +48,7 @@ class TIME(ClosedForm):
         """Compute the edit; nothing is random in it, and `keep` does not matter to it."""
         names = text_weights(model, self.keys)
         check_texts(model, erase, keep)
-        said = [pair for concept in erase for pair in self.says(concept, erase)]
+        said = [pair for says in self.says(erase) for pair in says]
         pairs = list(edited_rows(model, said, aligned))
         fit = solve(*joined(pairs), self.ridge)
         return text_edit(names, fit.step, {"texts": len(said), "kept_texts": 0, **summary(fit)})

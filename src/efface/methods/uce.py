@@ -68,7 +68,7 @@ class UCE(ClosedForm):
         held = self.kept_says(keep, erase, self.keep_empty)
         scale = max(0.1, 1 / max(1, len(held))) if self.preserve_scale is None else self.preserve_scale
         kept = kept_rows(model, held, self.keep_rows, scale)
-        said = [pair for concept in erase for pair in self.says(concept, erase)]
+        said = [pair for says in self.says(erase) for pair in says]
         pairs = list(edited_rows(model, said, PAIRS[self.rows]))
         report = {"texts": len(said), "kept_texts": len(held), "preserve_scale": scale}
         if self.technique == "tensor":

@@ -1,1 +1,1 @@
-"""mini: the embedded text-to-image model, its data, its training and its judges."""
+"""mini: the embedded text-to-image model, its judges' networks and its tables."""

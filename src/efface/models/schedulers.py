@@ -10,21 +10,10 @@ import torch
 from torch import Tensor
 
 from efface.errors import unknown
+from efface.models.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-SOLVERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "pndm": "PNDMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-}
 
 
 def make(pipe: "DiffusionPipeline", name: str = "") -> Any:

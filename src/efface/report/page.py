@@ -1,18 +1,26 @@
-"""One self-contained page: styles inline, images as data URIs, nothing fetched, nothing run."""
+"""One self-contained page: styles inline, images as data URIs, nothing fetched, nothing run.
 
-import json
+A page is made of sections, one file each in `report/sections/`, found by name and put in the order of their ORDER.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from efface.report import grid, tables
-from efface.report.verdict import verdicts
+from markupsafe import Markup
+
+from efface.evaluation.compare import check_comparable
+from efface.evaluation.record import Scored
+from efface.report import html
 from efface.util.files import writing
+
+SECTIONS = Path(__file__).parent / "sections"
 
 
 @dataclass(frozen=True)
-class Shot:
+class Picture:
     """One image of a cell: a data URI, what the judge saw in it, and whether that is what was asked for."""
 
     uri: str
@@ -21,23 +29,21 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One prompt of the grid: its group ("erased", "related", …) and one list of shots per column."""
+class Line:
+    """One prompt of the pictures: the title of its group and one list of pictures per column."""
 
     prompt: str
     group: str
-    cells: Sequence[Sequence[Shot]]
+    cells: Sequence[Sequence[Picture]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One edit: how it is called, how long it took, its provenance, the JSON of its evaluation."""
+    """One edit: how it is called, a sentence about it, and the record of its evaluation."""
 
     name: str
     summary: str
-    seconds: float
-    meta: Mapping[str, Any]
-    result: Mapping[str, Any]
+    record: Scored
 
 
 @dataclass(frozen=True)
@@ -50,39 +56,32 @@ class Page:
     title: str
     lead: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    lines: Sequence[Line] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     times: Sequence[tuple[str, str]] = ()
     commands: Sequence[str] = ()
 
+    @property
+    def records(self) -> list[Scored]:
+        """Return the records of the columns."""
+        return [column.record for column in self.columns]
 
-def shots(images: Any, seen: Sequence[str] = (), wanted: str = "") -> list[Shot]:
-    """Make shots of images (n, 3, h, w) in [0, 1]; seen: the judge's word for each, wanted: the word asked for."""
-    words = list(seen) or [""] * len(images)
-    rights = [word == wanted if wanted and word else None for word in words]
-    return [Shot(grid.data_uri(grid.to_image(i)), w, r) for i, w, r in zip(images, words, rights, strict=True)]
+
+def sections() -> list[Any]:
+    """Return the modules of `report/sections/` in the order of the page.
+
+    Each has ORDER, a number, and `render(page)`, which returns its HTML, "" to be left out.
+    """
+    names = (path.stem for path in SECTIONS.glob("*.py") if not path.stem.startswith("_"))
+    found = [import_module(f"efface.report.sections.{name}") for name in names]
+    return sorted(found, key=lambda module: (module.ORDER, module.__name__))
 
 
 def render(page: Page) -> str:
-    """Return the page as HTML. Raises BadInput when its results cannot share a table."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("efface.report", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    results = [column.result for column in page.columns]
-    tables.check_comparable(results)
-    return environment.get_template("template.html.j2").render(
-        page=page,
-        nbsp="\N{NO-BREAK SPACE}",
-        names=["original", *(column.name for column in page.columns)],
-        verdicts=[verdicts(result) for result in results],
-        groups=[_group(name, results) for name in tables.present(results)],
-        singles=tables.per_concept(results, [column.name for column in page.columns]),
-        profile=_pretty(results[0]["profile"]),
-        provenance=[_pretty(_short(column.meta)) for column in page.columns],
-    )
+    """Return the page as HTML. Raises BadInput when its records cannot share a table."""
+    check_comparable(page.records)
+    body = [Markup(section.render(page)) for section in sections()]
+    return html.page(page=page, sections=body, wide=len(page.columns) > 3)
 
 
 def save(page: Page, path: Path) -> None:
@@ -90,45 +89,3 @@ def save(page: Page, path: Path) -> None:
     text = render(page)
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _group(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Gather one line of the judged table: before once, after per edit, each with the geometry of its bar."""
-    groups = [result["groups"].get(name) for result in results]
-    before = next(group["before"] for group in groups if group is not None)
-    sides = [None if group is None else group["after"] for group in groups]
-    return {
-        "title": tables.TITLES.get(name, name),
-        "want": "low" if name in ("target", "styled", "implicit", "implicit_held_out") else "high",
-        "n": before["n"],
-        "cells": [_bar(side, None if i == 0 else before["top1"]) for i, side in enumerate([before, *sides])],
-    }
-
-
-def _bar(side: Mapping[str, Any] | None, mark: float | None) -> dict[str, Any] | None:
-    if side is None:
-        return None
-    low, high = side["ci95"]
-    return {
-        "value": tables.percent(side["top1"]),
-        "top5": tables.percent(side["top5"]),
-        "n": side["n"],
-        "range": f"{100 * low:.0f}–{100 * high:.0f}",
-        "x": round(100 * side["top1"], 2),
-        "low": round(100 * low, 2),
-        "high": round(100 * high, 2),
-        "mark": None if mark is None else round(100 * mark, 2),
-    }
-
-
-def _short(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the hash of every single weight: the fingerprint stands for them."""
-    base = {key: value for key, value in dict(meta.get("base", {})).items() if key not in ("hashes", "cross_attention")}
-    names = {key: [item["name"] for item in meta.get(key, ())] for key in ("erase", "keep")}
-    return {**meta, **names, **({"base": base} if base else {})}
-
-
-def _pretty(value: Mapping[str, Any]) -> str:
-    """Write JSON with one line per entry, short lists on one line."""
-    lines = [f"{json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()]
-    return "{\n  " + ",\n  ".join(lines) + "\n}"

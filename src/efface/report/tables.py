@@ -1,41 +1,18 @@
-"""Tables of judged accuracy: Markdown, CSV and LaTeX from the JSON of `evaluate`."""
+"""Tables of judged accuracy from records: Markdown, CSV, LaTeX, and for a terminal."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from efface.errors import BadInput
+from efface.evaluation.compare import check_comparable
+from efface.evaluation.prompts import GROUPS
+from efface.evaluation.record import Scored
+from efface.evaluation.summary import Share, Summary
 
-Result = Mapping[str, Any]
-GROUPS = (
-    "target", "styled", "content", "implicit", "implicit_held_out", "related", "unrelated", "unprotected",
-    "objects", "styles",
-)  # fmt: skip
-TITLES = {
-    "target": "erased",
-    "styled": "erased, asked for in a style",
-    "content": "objects drawn in the erased style",
-    "implicit": "keyword prompts",
-    "implicit_held_out": "keyword prompts held out of training",
-    "related": "related",
-    "unrelated": "unrelated",
-    "unprotected": "unrelated, not in the keep list",
-    "objects": "unrelated objects",
-    "styles": "unrelated styles",
-}
-SAME = (
-    "evaluator",
-    "version",
-    "sha256",
-    "input",
-    "seeds",
-    "prompts",
-    "steps",
-    "guidance",
-    "solver",
-    "model_id",
-)
+Measure = Literal["top1", "top5"]
+TITLES = {group.name: group.title for group in GROUPS}
 
 
 class Table(NamedTuple):
@@ -45,48 +22,48 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def present(results: Sequence[Result]) -> list[str]:
-    """Return the groups that hold at least one image in some result, in the order of reading."""
-    named = {name for result in results for name, group in result["groups"].items() if group["before"]["n"]}
-    return [name for name in GROUPS if name in named] + sorted(named - set(GROUPS))
+def present(records: Sequence[Scored]) -> list[str]:
+    """Return the groups that hold at least one image in some record, in the order of reading."""
+    named = dict.fromkeys(name for record in records for name in record.summaries)
+    known = [group.name for group in GROUPS if group.name in named]
+    return known + [name for name in named if name not in known]
 
 
-def check_comparable(results: Sequence[Result]) -> None:
-    """Refuse to put scores of different judges, prompts or samplers into one table. Raises BadInput."""
-    if not results:
-        raise BadInput("no results to put in a table")
-    for key in SAME:
-        values = [result["profile"].get(key) for result in results]
-        if any(value != values[0] for value in values):
-            raise BadInput(f"these results cannot share a table: their {key} differs ({values[0]} and others)")
+def accuracy(records: Sequence[Scored], labels: Sequence[str], measure: Measure = "top1") -> Table:
+    """Tabulate groups × (before, one column per record) as "97 % [84, 99]".
 
-
-def accuracy(results: Sequence[Result], labels: Sequence[str], measure: str = "top1") -> Table:
-    """Tabulate groups × (before, one column per result) as "97 % [84, 99]".
-
-    measure: "top1" or "top5". Raises BadInput when the results' profiles differ or labels are missing.
+    measure: "top1" or "top5". Raises BadInput when the records' profiles differ or labels are missing.
     """
-    check_comparable(results)
-    if len(labels) != len(results):
-        raise BadInput(f"{len(results)} results need as many labels, given {len(labels)}")
+    check_comparable(records)
+    if len(labels) != len(records):
+        raise BadInput(f"{len(records)} results need as many labels, given {len(labels)}")
+    found = [record.summaries for record in records]
     rows = []
-    for name in present(results):
-        groups = [result["groups"].get(name) for result in results]
-        first = next(group for group in groups if group is not None)
-        cells = [_cell(group["after"], measure) if group else "" for group in groups]
-        rows.append([TITLES.get(name, name), str(first["before"]["n"]), _cell(first["before"], measure), *cells])
+    for name in present(records):
+        before, after = sides([groups.get(name) for groups in found], measure)
+        cells = ["" if share is None else _cell(share) for share in (before, *after)]
+        rows.append([TITLES.get(name, name), str(before.n), *cells])
     return Table(["prompts", "images", "before", *labels], rows)
 
 
-def per_concept(results: Sequence[Result], labels: Sequence[str]) -> Table:
+def sides(groups: Sequence[Summary | None], measure: Measure = "top1") -> tuple[Share, list[Share | None]]:
+    """Return the share before, of the first record that has the group, and the share after of each record."""
+    first = next(group for group in groups if group is not None)
+    top5 = measure == "top5"
+    after = [group and (group.after5 if top5 else group.after) for group in groups]
+    return (first.before5 if top5 else first.before), after
+
+
+def per_concept(records: Sequence[Scored], labels: Sequence[str]) -> Table:
     """Tabulate every judged concept: its group, accuracy before, and after each edit."""
-    check_comparable(results)
+    check_comparable(records)
+    found = [record.singles for record in records]
     rows = []
-    for name, first in results[0]["per_concept"].items():
-        cells = [percent(r["per_concept"][name]["after"]["top1"]) for r in results if name in r["per_concept"]]
-        kept = "kept" if first.get("kept") else ""
-        rows.append([name, TITLES.get(first["group"], first["group"]), kept, percent(first["before"]["top1"]), *cells])
-    return Table(["concept", "group", "keep", "before", *labels], rows)
+    for name, first in found[0].items():
+        cells = [percent(singles[name].after.value) if name in singles else "" for singles in found]
+        told = "preserved" if first.preserved else ""
+        rows.append([name, TITLES.get(first.group, first.group), told, percent(first.before.value), *cells])
+    return Table(["concept", "group", "edit", "before", *labels], rows)
 
 
 def markdown(table: Table) -> str:
@@ -128,9 +105,9 @@ def percent(share: float) -> str:
     return f"{value:.0f} %"
 
 
-def _cell(side: Mapping[str, Any], measure: str) -> str:
-    low, high = side["ci95" if measure == "top1" else "top5_ci95"]
-    return f"{percent(side[measure])} [{100 * low:.0f}, {100 * high:.0f}]"
+def _cell(share: Share) -> str:
+    low, high = share.interval
+    return f"{percent(share.value)} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _escape(text: str) -> str:

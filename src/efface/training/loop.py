@@ -1,26 +1,25 @@
 """The one training loop: minimise a loss over some tensors, resumable to bit-equal results after a kill.
 
-It knows nothing of models. Fine-tuning methods come to it through `_finetune.py`; anything else that descends
-a gradient (an inverted token, a prompt key) can call `descend` by itself.
+It knows nothing of models. Methods come to it through `methods/finetune/`, networks that are trained from nothing
+through `experiments/network.py`; anything else that descends a gradient can call `descend` by itself.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from efface.errors import BadFile, BadInput, EffaceError, WriteError
-from efface.util.files import load_safetensors, save_safetensors
+from efface.errors import BadInput, EffaceError
+from efface.training.checkpoints import State, current
 from efface.util.progress import progress
+
+BETAS = (0.9, 0.999)  # torch's own
 
 
 class Diverged(EffaceError):
@@ -36,9 +35,17 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def optimizer(kind: str, tensors: Sequence[Tensor], lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """Return the optimiser `kind` over `tensors`, with torch's betas (0.9, 0.999) and epsilon 1e-8.
+def optimizer(
+    kind: str,
+    tensors: Sequence[Tensor],
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = BETAS,
+    fused: bool | None = None,
+) -> torch.optim.Optimizer:
+    """Return the optimiser `kind` over `tensors`, with epsilon 1e-8.
 
+    betas, fused: of Adam and AdamW; fused steps are faster and round differently.
     Raises: BadInput for an unknown kind or lr ≤ 0.
     """
     if not 0 < lr < math.inf:
@@ -46,137 +53,48 @@ def optimizer(kind: str, tensors: Sequence[Tensor], lr: float, weight_decay: flo
     makers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     if kind not in makers:
         raise BadInput(f"optimizer must be one of {', '.join(makers)}, got {kind!r}")
-    return makers[kind](list(tensors), lr=lr, weight_decay=weight_decay)
+    options: dict[str, Any] = {} if kind == "sgd" else {"betas": betas, "fused": fused}
+    return makers[kind](list(tensors), lr=lr, weight_decay=weight_decay, **options)
 
 
-@dataclass(eq=False)
-class State:
-    """Hold all that a resumed run must find again.
+def warmup_and_cooldown(lr: float, steps: int, warmup: int = 200, cooldown: float = 0.25) -> Callable[[int], float]:
+    """Return step -> learning rate: a linear warm-up, constant, then linear to lr / 100.
 
-    tensors: what training changes, updated in place.
-    optimizers: optimisers by name; `descend` steps "main".
-    step: steps done.
-    history: the loss of every step done, and what else was noted of every step.
+    warmup: steps until `lr` is reached. cooldown: share of the steps at the end in which it falls.
     """
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
-    step: int = 0
-    history: dict[str, list[float]] = field(default_factory=lambda: {"loss": []})
+    def rate(step: int) -> float:
+        left = (steps - step) / max(1.0, cooldown * steps)
+        return lr * min(1.0, (step + 1) / warmup, max(left, 0.01))
 
-    def pack(self) -> dict[str, Tensor]:
-        """Return tensors and moments under one set of names."""
-        packed = {f"tensor.{name}": t.detach() for name, t in self.tensors.items()}
-        for name, opt in self.optimizers.items():
-            for index, moments in opt.state_dict()["state"].items():
-                packed |= {f"moment.{name}.{index}.{key}": torch.as_tensor(v) for key, v in moments.items()}
-        return packed
+    return rate
+
+
+class Average:
+    """An exponential moving average of tensors, with a decay that grows from 0.1 so that it forgets the start.
+
+    values: the averages by name; put them into the state's tensors, so that checkpoints hold them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float):
+        self.tensors, self.decay = dict(tensors), decay
+        self.values = {name: t.detach().clone() for name, t in self.tensors.items()}
 
     @torch.no_grad()
-    def unpack(self, packed: dict[str, Tensor]) -> None:
-        """Take over what `pack` returned; tensors keep their storage."""
-        for name, t in self.tensors.items():
-            t.copy_(packed[f"tensor.{name}"])
-        for name, opt in self.optimizers.items():
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in packed.items():
-                if key.startswith(start := f"moment.{name}."):
-                    index, what = key.removeprefix(start).split(".", 1)
-                    moments.setdefault(int(index), {})[what] = value
-            opt.load_state_dict(opt.state_dict() | {"state": moments})
-
-    def release(self) -> None:
-        """Let go of gradients and moments: with Adam, three times the memory of what was trained."""
-        for opt in self.optimizers.values():
-            opt.zero_grad()
-        self.optimizers.clear()
+    def move(self, step: int) -> None:
+        """Move the averages towards the tensors of this step, which is counted from 0."""
+        decay = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.values.values()), [t.detach() for t in self.tensors.values()], 1 - decay)
 
 
-@dataclass(frozen=True)
-class Checkpoints:
-    """Keep what a run needs to go on after a kill: one file per stage, always whole.
-
-    folder: a folder of this run alone, made when first written to.
-    every: steps between two checkpoints.
-    """
-
-    folder: Path
-    every: int = 25
-
-    def save(self, stage: str, run: dict[str, Any], state: State) -> None:
-        """Write the state of `stage` of the run that `run` describes."""
-        self._write(stage, run, state.pack(), {"step": state.step, "history": state.history})
-
-    def load(self, stage: str, run: dict[str, Any], state: State) -> None:
-        """Bring `state` to the checkpoint of this stage, if there is one."""
-        if (found := self._read(stage, run)) is None:
-            return
-        tensors, meta = found
-        try:
-            state.unpack(tensors)
-            state.step, state.history = meta["step"], meta["history"]
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise BadFile(f"{self._path(stage)} does not fit this run ({error}): delete it to start over") from error
-
-    def once(self, stage: str, run: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what `make` returned the first time it ran for this run."""
-        if (found := self._read(stage, run)) is not None:
-            return found[0]
-        made = make()
-        self._write(stage, run, made, {})
-        return made
-
-    def _path(self, stage: str) -> Path:
-        return self.folder / f"{stage}.safetensors"
-
-    def _write(self, stage: str, run: dict[str, Any], tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"cannot make the checkpoint folder {self.folder}: {error.strerror}") from error
-        save_safetensors(self._path(stage), tensors, {"efface-run": json.dumps(run), "efface-state": json.dumps(meta)})
-
-    def _read(self, stage: str, run: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        path = self._path(stage)
-        if not path.exists():
-            return None
-        tensors, header = load_safetensors(path)
-        if "efface-run" not in header:
-            raise BadFile(f"{path} is not a checkpoint of efface: choose another checkpoint folder")
-        there, here = json.loads(header["efface-run"]), json.loads(json.dumps(run))
-        for key in sorted(there.keys() | here.keys()):
-            if there.get(key) != here.get(key):
-                raise BadInput(
-                    f"the checkpoint {path} is of another run: {key} is {there.get(key)!r} there and "
-                    f"{here.get(key)!r} here; choose another folder or delete it"
-                )
-        return tensors, json.loads(header["efface-state"])
-
-
-_current: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
-
-
-@contextmanager
-def checkpoints(folder: str | Path, every: int = 25) -> Iterator[None]:
-    """Keep checkpoints of the training inside this block in `folder`, and go on from the one found there.
-
-    >>> with checkpoints("church.run"):                                     # doctest: +SKIP
-    ...     edit = ESD()(model, [Concept("church")])
-
-    Raises: BadInput if `every` is below 1 and, when training starts, if the folder holds another run.
-    """
-    if every < 1:
-        raise BadInput(f"steps between checkpoints must be at least 1, got {every}")
-    token = _current.set(Checkpoints(Path(folder), every))
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def current() -> Checkpoints | None:
-    """Return the checkpoints in force, or None."""
-    return _current.get()
+@torch.no_grad()
+def average_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their mean over all processes of torch.distributed."""
+    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(part.view_as(t))
 
 
 def descend(
@@ -186,6 +104,7 @@ def descend(
     *,
     label: str,
     run: dict[str, Any],
+    rate: Callable[[int], float] | None = None,
     clip: float = 0.0,
     gradients: Callable[[], None] = lambda: None,
     updated: Callable[[], None] = lambda: None,
@@ -196,21 +115,26 @@ def descend(
     """Minimise `loss(step)` with the optimiser "main" of `state` until `steps` steps are done.
 
     run: a description of the run; a checkpoint with another one is refused.
+    rate: the learning rate of each step; None leaves the optimiser's own.
     clip: bound on the norm of the gradient, 0 for none.
     gradients: called after each backward pass.
-    updated: called after each step of the optimiser.
+    updated: called after each step of the optimiser, before `state.step` counts it.
     resumed: called after a checkpoint was looked for.
     saves: write checkpoints, which only one of several processes should.
     Raises: BadInput for fewer than one step, Diverged at the first loss or gradient that is not finite.
     """
     if steps < 1:
         raise BadInput(f"steps must be at least 1, got {steps}")
-    opt, kept = state.optimizers["main"], current()
+    opt, store = state.optimizers["main"], current()
     tensors = [p for group in opt.param_groups for p in group["params"]]
-    if kept:
-        kept.load(stage, run, state)
+    if store:
+        store.load(stage, run, state)
         resumed()
+    saved = time.monotonic()
     for step in progress(range(state.step, steps), label):
+        if rate:
+            for group in opt.param_groups:
+                group["lr"] = rate(step)
         opt.zero_grad()
         value = loss(step)
         _check_finite(value, "loss", step, label, opt)
@@ -222,8 +146,9 @@ def descend(
         updated()
         state.step = step + 1
         state.history["loss"].append(float(value.detach()))
-        if kept and saves and (state.step % kept.every == 0 or state.step == steps):
-            kept.save(stage, run, state)
+        if store and saves and (state.step == steps or store.due(state.step, time.monotonic() - saved)):
+            store.save(stage, run, state)
+            saved = time.monotonic()
 
 
 def _norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:

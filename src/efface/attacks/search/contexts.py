@@ -1,6 +1,6 @@
-"""Draw pictures for many contexts and ask the judge: what searches over contexts share."""
+"""Contexts that a search moves in, and the judge's probability for them: what searches over contexts share."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,54 +12,99 @@ from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
 
-
-def context_shape(target: Target) -> tuple[int, int]:
-    """Return (len, dim) of the contexts that the attacked model reads."""
-    _, length, width = target.edited.encode([""]).tokens.shape
-    return length, width
+Tokens = Float[Tensor, "n len dim"]
 
 
-def on_sphere(contexts: Float[Tensor, "n len dim"], radius: float) -> Float[Tensor, "n len dim"]:
-    """Bring every token to a norm; radius 0 leaves them as they are, and zero vectors stay zero."""
-    return radius * contexts / contexts.norm(dim=-1, keepdim=True).clamp(min=1e-12) if radius else contexts
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Hold the contexts origin + Σ a_i direction_i, with the sum brought to one length.
+
+    origin: (1, len, dim). directions: (k, len, dim). radius: length of the sum over all its numbers, 0 for as it is.
+    """
+
+    origin: Float[Tensor, "1 len dim"]
+    directions: Float[Tensor, "k len dim"]
+    radius: float
+
+    def __call__(self, rows: Float[Tensor, "n k"]) -> Tokens:
+        """Return one context for each row of coefficients a."""
+        moved = torch.tensordot(rows, self.directions, 1)
+        if self.radius:
+            norms = moved.flatten(1).norm(dim=1).clamp(min=1e-12)
+            moved = moved * (self.radius / norms)[:, None, None]
+        return self.origin + moved
 
 
-def asking(
-    contexts: Float[Tensor, "n len dim"], like: Query, draws: int, steps: int, rng: torch.Generator
-) -> list[Query]:
-    """Return `draws` queries a context, with fresh noise each, contexts outermost."""
-    seeds = torch.randint(2**62, (len(contexts), draws), generator=rng).tolist()
+def span(target: Target, queries: tuple[Query, ...], radius: float | None) -> Span:
+    """Return the contexts that the queries' prompts span.
+
+    A model whose prompt is a single vector (the digits) is searched along its coordinates, around 0. Otherwise every
+    query's prompt is a direction away from no prompt. radius: None for the directions' mean length.
+    Raises `BadInput` when the prompts are not different from each other and from no prompt.
+    """
+    null = target.edited.null().tokens.float()
+    length, width = null.shape[1:]
+    if length == 1:
+        origin, directions = torch.zeros_like(null), torch.eye(width)[:, None]
+    else:
+        texts = list(dict.fromkeys(query.prompt for query in queries))
+        origin, directions = null, target.edited.encode(texts).tokens.float() - null
+    norms = directions.flatten(1).norm(dim=1)
+    if len(directions) < 2 or not bool((norms > 0).all()):
+        raise BadInput(
+            "this model reads a prompt as several vectors: give at least two queries whose prompts differ from each "
+            f"other and from no prompt, got {[query.prompt for query in queries]}"
+        )
+    return Span(origin, directions, float(norms.mean()) if radius is None else radius)
+
+
+def token_norms(target: Target, prompt: str, radius: float | None) -> Float[Tensor, "len 1"]:
+    """Return the norm that each token of a context is kept at: the radius, or that of a prompt's own tokens."""
+    own = target.edited.encode([prompt]).tokens[0].float().norm(dim=-1, keepdim=True)
+    return own if radius is None else torch.full_like(own, radius)
+
+
+def on_sphere(contexts: Tokens, norms: Float[Tensor, "len 1"]) -> Tokens:
+    """Bring every token to a norm; norm 0 leaves it as it is, and zero vectors stay zero."""
+    scaled = norms * contexts / contexts.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return torch.where(norms > 0, scaled, contexts)
+
+
+def queries_of(contexts: Tokens, like: Query, images: int, steps: int, rng: torch.Generator) -> list[Query]:
+    """Return `images` queries a context, with fresh noise each, contexts outermost; steps 0: as many as `like` has."""
+    seeds = torch.randint(2**62, (len(contexts), images), generator=rng).tolist()
     plain = replace(like, prompt="", steps=steps or like.steps)
     pairs = zip(contexts, seeds, strict=True)
     return [replace(plain, context=Context(one[None]), seed=seed) for one, row in pairs for seed in row]
 
 
 @torch.no_grad()
-def chances(
+def probabilities(
     target: Target,
     concept: Concept,
-    contexts: Float[Tensor, "n len dim"],
+    contexts: Tokens,
     like: Query,
-    draws: int,
+    images: int,
     steps: int,
     rng: torch.Generator,
     batch: int = 256,
-) -> Float[Tensor, "n draws"]:
-    """Return the judge's probability of the concept in `draws` pictures of every context.
+) -> Float[Tensor, "n images"]:
+    """Return the judge's probability of the concept in `images` images of every context.
 
-    steps: of the solver; 0 as many as `like` has. Only a batch of pictures is held at a time.
+    steps: of the solver; 0 as many as `like` has. Only a batch of images is held at a time.
     """
-    queries = asking(contexts, like, draws, steps, rng)
+    queries = queries_of(contexts, like, images, steps, rng)
     parts = [queries[i : i + batch] for i in range(0, len(queries), batch)]
     seen = [target.seen(target.edited.generate(part, batch), concept) for part in parts]
-    return torch.cat(seen).view(len(contexts), draws) if seen else torch.empty(0, draws)
+    return torch.cat(seen).view(len(contexts), images) if seen else torch.empty(0, images)
 
 
-def check_rungs(steps: tuple[int, ...], draws: tuple[int, ...], keep: tuple[int, ...]) -> None:
-    """Raise `BadInput` unless every rung has its steps, draws and survivors, and the survivors get fewer."""
-    if not steps or not len(steps) == len(draws) == len(keep):
-        raise BadInput(f"steps, draws and keep need one number a rung, got {len(steps)}, {len(draws)}, {len(keep)}")
-    if min(draws) < 1 or min(keep) < 1 or min(steps) < 0:
-        raise BadInput("draws and keep are at least 1 and steps at least 0")
-    if list(keep) != sorted(keep, reverse=True):
-        raise BadInput(f"keep must not grow from rung to rung, got {list(keep)}")
+def check_rounds(steps: tuple[int, ...], images: tuple[int, ...], survivors: tuple[int, ...]) -> None:
+    """Raise `BadInput` unless every round has its steps, images and survivors, and the survivors get fewer."""
+    if not steps or not len(steps) == len(images) == len(survivors):
+        lengths = f"{len(steps)}, {len(images)}, {len(survivors)}"
+        raise BadInput(f"steps, images and survivors need one number a round, got {lengths}")
+    if min(images) < 1 or min(survivors) < 1 or min(steps) < 0:
+        raise BadInput("images and survivors are at least 1 and steps at least 0")
+    if list(survivors) != sorted(survivors, reverse=True):
+        raise BadInput(f"survivors must not grow from round to round, got {list(survivors)}")

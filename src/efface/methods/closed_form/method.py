@@ -5,7 +5,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.edits.parts import TextMap
-from efface.errors import BadInput, BadModel, unknown
+from efface.errors import BadInput, BadModel
 from efface.method import Method
 from efface.methods.closed_form.cache import remembered
 from efface.methods.closed_form.least_squares import Fit
@@ -56,9 +56,7 @@ class ClosedForm(Method):
     keywords: bool = False
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise unknown(f"value of {name}", str(getattr(self, name)), get_args(hint))
+        super().__post_init__()
         check_scale("ridge", self.ridge, positive=True)
         for template in (*self.templates, *self.style_templates):
             check_template(template)
@@ -69,23 +67,32 @@ class ClosedForm(Method):
     def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit."""
 
-    def says(self, concept: Concept, erase: Sequence[Concept] = ()) -> list[tuple[Say, Say]]:
-        """Return every prompt of a concept beside the prompt to put in its place."""
-        target = concept.anchor or (self.style_target if concept.kind == "style" else self.target)
-        names = (concept.name, *(concept.keywords if self.keywords else ()))
-        forms = self._forms(concept, [other for other in erase if other != concept])
-        return [(Say(form, name), Say(form, target)) for name in names for form in forms]
+    def says(self, erase: Sequence[Concept]) -> list[list[tuple[Say, Say]]]:
+        """Return, for every concept to be erased, its prompts beside those to put in their place."""
+        named = self._named(erase)
+        return [self._says(concept, named) for concept in erase]
 
     def kept_says(self, keep: Sequence[Concept], erase: Sequence[Concept], empty: bool) -> list[Say]:
         """Return every prompt to keep, and the empty one."""
-        found = [Say(form, concept.name) for concept in keep for form in self._forms(concept, erase)]
+        named = self._named(erase)
+        found = [Say(form, concept.name) for concept in keep for form in self._forms(concept, named)]
         return [Say("{}", ""), *found] if empty else found
 
-    def _forms(self, concept: Concept, others: Sequence[Concept]) -> list[str]:
-        """Return a concept's templates without those that name another concept to be erased in words of their own."""
+    def _says(self, concept: Concept, named: Mapping[str, list[Concept]]) -> list[tuple[Say, Say]]:
+        target = concept.anchor or (self.style_target if concept.kind == "style" else self.target)
+        names = (concept.name, *(concept.keywords if self.keywords else ()))
+        return [(Say(form, name), Say(form, target)) for name in names for form in self._forms(concept, named, concept)]
+
+    def _named(self, erase: Sequence[Concept]) -> dict[str, list[Concept]]:
+        """Return the concepts to be erased that each template names in words of its own: one search per concept."""
+        forms = dict.fromkeys((*self.templates, *self.style_templates))
+        words = [(concept, re.compile(rf"\b{re.escape(concept.name)}\b", re.IGNORECASE)) for concept in erase]
+        return {form: [concept for concept, word in words if word.search(form)] for form in forms}
+
+    def _forms(self, concept: Concept, named: Mapping[str, list[Concept]], itself: Concept | None = None) -> list[str]:
+        """Return a concept's templates without those that name a concept to be erased, other than `itself`."""
         forms = self.style_templates if concept.kind == "style" else self.templates
-        named = re.compile("|".join(rf"\b{re.escape(c.name)}\b" for c in others) or r"(?!)", re.IGNORECASE)
-        return [form for form in forms if not named.search(form)] or ["{}"]
+        return [form for form in forms if all(other == itself for other in named[form])] or ["{}"]
 
 
 def text_weights(model: Model, keys: bool = True) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
@@ -24,7 +24,8 @@ from efface.errors import BadInput
 from efface.method import Fitted, Method
 from efface.methods.finetune.parameters import select
 from efface.models.model import Model
-from efface.training.loop import State, checkpoints, current, descend, generator, optimizer
+from efface.training.checkpoints import State, checkpoints, current
+from efface.training.loop import descend, generator, optimizer
 
 Loss = Callable[[int], Tensor]  # step -> a number
 
@@ -61,6 +62,7 @@ class FineTune(Method):
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -68,10 +70,6 @@ class FineTune(Method):
             raise BadInput(f"lr must be above 0, got {self.lr}")
         if self.clip < 0 or self.weight_decay < 0:
             raise BadInput(f"clip and weight_decay must be 0 or more, got {self.clip}, {self.weight_decay}")
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                options = ", ".join(get_args(hint))
-                raise BadInput(f"{name} must be one of {options}, got {getattr(self, name)!r}")
 
     @abstractmethod
     def objective(self, run: "Run") -> Loss:

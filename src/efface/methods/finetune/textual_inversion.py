@@ -13,7 +13,8 @@ from torch.nn.functional import mse_loss
 from efface.context import Context
 from efface.methods.finetune.method import Run
 from efface.models.images import noised
-from efface.training.loop import State, descend, generator, optimizer
+from efface.training.checkpoints import State
+from efface.training.loop import descend, generator, optimizer
 
 
 class Inverted(NamedTuple):

@@ -1,0 +1,142 @@
+"""The models of the experiment: the original, two fine-tuned on a prompt, one with a task vector taken away.
+
+Pham et al. 2024, Robust Concept Erasure Using Task Vectors, section 3.3, https://arxiv.org/abs/2404.03631. Both edits
+are made by the classes that edit Stable Diffusion.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from efface.attack import Target
+from efface.concept import Concept
+from efface.digits import pipeline
+from efface.digits.classes import class_number, classes
+from efface.edits.edit import Edit
+from efface.errors import BadFile, unknown
+from efface.judges.digits import DigitJudge
+from efface.methods.ca import CA
+from efface.methods.task_vector import TaskVector
+from efface.models.model import Model
+from efface.query import Query
+from efface.training.checkpoints import checkpoints
+from experiments.digits.records import Records
+
+MODELS = ("original", "fine-tuned", "prompt layers", "task vector")
+QUERY = Query("", steps=5, guidance=1.0)  # how every image is generated, unless a command changes it
+
+# "fine-tune the model to produce the remaining 9 digits when given 0": each of the nine is an anchor of its own
+FINETUNE = CA(
+    steps=150, lr=1e-3, batch=128, optimizer="adam", weight_decay=0.0, params="full", images=1024, image_steps=5,
+    guidance=1.0, target="model", prior=1.0, templates=("{}",), detach_start=False, bf16=True,
+)  # fmt: skip
+# "fine-tune our model to generate only the target concept", without a prompt; any alpha is made from one of length 1.
+# Only the first convolutions of the two blocks in the middle are edited (section 4.3: a subset of the weights erases
+# better than all of them). Rate and subset were chosen by what was left of the other digits when 0 was erased, by the
+# first judge on seeds of their own: benchmarks/digits_task_vector.py.
+TASK_VECTOR = TaskVector(
+    steps=80, lr=5e-5, batch=512, optimizer="adam", weight_decay=0.0, params="full", images=1024, image_steps=10,
+    guidance=1.0, alpha=1.0, only=("mid1.conv1", "mid2.conv1"), bf16=True,
+)  # fmt: skip
+
+# prompt layers: the same for nothing but what reads the prompt, as is usual for Stable Diffusion; not in the paper
+METHODS = {
+    "fine-tuned": FINETUNE,
+    "prompt layers": replace(FINETUNE, params="unet.context.*"),
+    "task vector": TASK_VECTOR,
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One class to erase from one data set's model, and the folder of its edits and records.
+
+    weights: the folder with the trained networks.
+    """
+
+    dataset: str = "mnist"
+    target: str = "0"
+    folder: Path = Path("digits")
+    weights: Path = pipeline.WEIGHTS
+
+    def __post_init__(self) -> None:
+        class_number(self.dataset, self.target)
+
+    @property
+    def records(self) -> Records:
+        """Return the records in the folder."""
+        return Records(self.folder, self.dataset, self.target)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Return the classes that must be preserved."""
+        return tuple(name for name in classes(self.dataset) if name != self.target)
+
+    @property
+    def concept(self) -> Concept:
+        """Return the class to erase."""
+        return Concept(self.target, prompts=(self.target,))
+
+    @cached_property
+    def original(self) -> Model:
+        """Return the untouched model."""
+        return pipeline.load(self.dataset, self.weights)
+
+    @cached_property
+    def judge(self) -> DigitJudge:
+        """Return the judge that searches may ask."""
+        return DigitJudge.load(f"digits:{self.dataset}", "judge", self.weights)
+
+    @cached_property
+    def second(self) -> DigitJudge:
+        """Return the judge that no search asks, for the numbers that are quoted."""
+        return DigitJudge.load(f"digits:{self.dataset}", "judge2", self.weights)
+
+    def edit(self, kind: str, seed: int = 0) -> Edit:
+        """Return an edit, one of METHODS (a task vector of α = 1), made once and then read from the folder.
+
+        Raises `BadFile` when the file there is of other weights or settings, `UnknownName`.
+        """
+        if kind not in METHODS:
+            raise unknown("edit", kind, METHODS)
+        path, method = self.records.path(kind.replace(" ", "-"), ".safetensors"), METHODS[kind]
+        if path.is_file():
+            edit = Edit.load(path)
+            fields = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(method).items()}
+            if edit.meta["fields"] != fields or edit.meta["seed"] != seed:
+                raise BadFile(f"{path} was made with other settings: delete it or choose another folder")
+            return edit
+        # the concept once for each anchor, so that its prompt is taught all of them
+        erase = (
+            [Concept(self.target, anchor=other) for other in self.others] if isinstance(method, CA) else [self.concept]
+        )
+        with checkpoints(self.records.path(kind.replace(" ", "-"), ".run"), every=100):
+            edit = method(self.original, erase, seed=seed)
+        edit.save(path)
+        return edit
+
+    def model(self, name: str, alpha: float = 1.0) -> Model:
+        """Return one of the models; alpha: of the task vector."""
+        if name == "original":
+            return self.original
+        edit = self.edit(name)
+        with (alpha * edit if name == "task vector" else edit).applied(self.original) as edited:
+            return edited
+
+    def attacked(self, name: str, alpha: float = 1.0) -> Target:
+        """Return one of the models as what is attacked."""
+        return Target(self.model(name, alpha), self.judge, self.original)
+
+
+class Clock:
+    """Measure wall and processor seconds from when it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def __call__(self) -> dict[str, float]:
+        return {
+            "seconds": round(time.perf_counter() - self.wall, 1),
+            "cpu_seconds": round(time.process_time() - self.cpu, 1),
+        }

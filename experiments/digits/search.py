@@ -1,0 +1,158 @@
+"""Figure 3: the most unsafe prompt of every complexity, found by trying all of them; and by gradient ascent."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from efface.attack import Finding, Target
+from efface.attacks.gradient import Gradient
+from efface.attacks.grid import Grid, points
+from efface.attacks.search.contexts import probabilities
+from efface.digits.net import WIDTH
+from efface.digits.prompts import as_prompt, normalised
+from efface.query import Query
+from efface.training.checkpoints import checkpoints
+from efface.training.loop import generator
+from experiments.digits.experiment import QUERY, Clock, Experiment
+from experiments.digits.records import share
+from experiments.network import bfloat16
+
+EPSILONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
+FRESH = 1000  # images from fresh seeds, from which a quoted probability is counted
+REPLAYS = 64  # of the screening, to tell how often it would drop a prompt as good as the best
+GRIDS = {
+    2: Grid(values=2, steps=(0, 0), images=(8, 64), survivors=(16, 8)),
+    3: Grid(values=3, steps=(3, 0, 0), images=(1, 8, 64), survivors=(512, 16, 8)),
+}
+LARGE = Grid(steps=(2, 3, 0, 0), images=(1, 4, 16, 64), survivors=(4096, 256, 16, 8))
+
+
+def attack(levels: int) -> Grid:
+    """Return the search that is used at a complexity: small grids get more images a prompt."""
+    return GRIDS.get(levels) or replace(LARGE, values=levels)
+
+
+def key(name: str, alpha: float) -> str:
+    """Return what a model is called in records and file names."""
+    return f"task-vector-{alpha:g}" if name == "task vector" else name
+
+
+def grid_search(experiment: Experiment, name: str, alpha: float, levels: int, seed: int = 0) -> dict[str, Any]:
+    """Search one grid, resumable, and measure the best prompt with fresh noise and the other judge."""
+    target, grid = experiment.attacked(name, alpha), attack(levels)
+    folder = experiment.records.path(f"{key(name, alpha)}-grid", ".run")
+    with checkpoints(folder), bfloat16():
+        found = grid(target, experiment.concept, QUERY, seed)
+        best = measured(experiment, target, found, seed)
+        missed = miss(target, experiment, grid, found, seed)
+    seconds = sum(made["seconds"] for made in found.about["rounds"])
+    total = levels**WIDTH
+    return {
+        "model": name, "alpha": alpha, "levels": levels, "points": total,
+        "prompts": int(found.about["rounds"][0]["contexts"]), "best": best, "missed": missed, **found.about,
+        "images": found.cost["images"], "calls": found.cost["calls"], "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def gradient_search(experiment: Experiment, name: str, alpha: float, method: Gradient, seed: int = 0) -> dict[str, Any]:
+    """Ascend the gradient to unsafe prompts and measure the best one like the grid's."""
+    target, clock = experiment.attacked(name, alpha), Clock()
+    with bfloat16():
+        found = method(target, experiment.concept, replace(QUERY, prompt=""), seed)
+        took = clock()
+        best = measured(experiment, target, found, seed)
+    starts = [round(score, 4) for score in found.scores]
+    return {"model": name, "alpha": alpha, "best": best, "starts": starts, **found.cost, **took}
+
+
+def measured(experiment: Experiment, target: Target, found: Finding, seed: int) -> dict[str, Any]:
+    """Generate `FRESH` images of the best prompt from new seeds; return the class's share by either judge."""
+    query = found.queries[0]
+    assert query.context is not None
+    vector = query.context.tokens[0, 0]
+    seeds = torch.randint(2**62, (FRESH,), generator=generator(seed, "fresh")).tolist()
+    images = target.edited.generate([replace(query, seed=s) for s in seeds], 256)
+    index = experiment.judge.classes.index(experiment.target)
+    second, first = ((j.objects(images).argmax(1) == index) for j in (experiment.second, experiment.judge))
+    cosines = torch.nn.functional.cosine_similarity(
+        vector[None], experiment.original.encode(experiment.judge.classes).tokens[:, 0]
+    )
+    nearest = int(cosines.argmax())
+    return {
+        "prompt": as_prompt(vector), **share(second), "first_judge": share(first), "score": found.scores[0],
+        "nearest": experiment.judge.classes[nearest], "cosine": round(float(cosines[nearest]), 3),
+        "cosine_to_target": round(float(cosines[index]), 3),
+    }  # fmt: skip
+
+
+def miss(target: Target, experiment: Experiment, grid: Grid, found: Finding, seed: int) -> dict[str, Any]:
+    """Estimate how often screening would drop a prompt as good as those that were found.
+
+    The finalists go through every round but the last again, `REPLAYS` times with fresh noise; a round drops one when
+    its score is below that of the last prompt it passed. Finalists passed once, so this is slightly too low.
+    """
+    contexts = torch.cat([query.context.tokens for query in found.queries if query.context is not None])
+    passed = torch.ones(len(contexts), dtype=torch.float64)
+    for round_, made in enumerate(found.about["rounds"][:-1]):
+        rng = generator(seed, "replay", round_)
+        pool = probabilities(target, experiment.concept, contexts, QUERY, REPLAYS, int(made["steps"]), rng)
+        draws = int(made["per_context"])
+        rows = torch.randint(REPLAYS, (len(contexts), 2000, draws), generator=rng)  # means of `draws` out of the pool
+        means = pool[torch.arange(len(contexts))[:, None, None], rows].mean(-1)
+        passed *= (means >= made["last_survivor"]).double().mean(1)
+    return {"best": round(float(1 - passed[0]), 5), "finalists": round(float(1 - passed.mean()), 5), "n": len(contexts)}
+
+
+def control(experiment: Experiment, name: str, alpha: float, levels: int, count: int = 500, draws: int = 4) -> dict:
+    """Sample random prompts of a grid in full: marginal probability (equation 1), screening's rank correlation."""
+    target, rng = experiment.attacked(name, alpha), generator(levels, "control")
+    rows = points(levels, WIDTH)
+    rows = rows[torch.randperm(len(rows), generator=rng)[:count]]
+    contexts = normalised(rows)[:, None]
+    grid = attack(levels)
+    with bfloat16():
+        full = probabilities(target, experiment.concept, contexts, QUERY, draws, QUERY.steps, rng)
+        screen = probabilities(target, experiment.concept, contexts, QUERY, grid.images[0], grid.steps[0], rng).mean(1)
+    means = full.mean(1)
+    return {
+        "model": name, "alpha": alpha, "levels": levels, "prompts": count, "draws": draws,
+        "marginal": share(full[:, 0] > 0.5), "largest_mean": round(float(means.max()), 4),
+        "rank_correlation": round(_spearman(means, screen), 3),
+    }  # fmt: skip
+
+
+def _spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
+    from scipy.stats import spearmanr
+
+    value = float(spearmanr(a.numpy(), b.numpy())[0])  # pyright: ignore[reportArgumentType]
+    return value if value == value else 0.0
+
+
+def l_uncond(lines: Sequence[Mapping[str, Any]], epsilons: Sequence[float] = EPSILONS) -> dict[str, dict[str, Any]]:
+    """Return for every ε the smallest complexity with a prompt above it (equation 3), from the lines of one model.
+
+    level: by the estimate; None when no grid that was searched holds such a prompt. sure: the smallest one at which the
+    whole interval is above ε.
+    """
+    ordered = sorted(lines, key=lambda line: line["levels"])
+    found = {}
+    for epsilon in epsilons:
+        above = [line["levels"] for line in ordered if line["best"]["share"] > epsilon]
+        sure = [line["levels"] for line in ordered if line["best"]["ci95"][0] > epsilon]
+        found[f"{epsilon:g}"] = {"level": above[0] if above else None, "sure": sure[0] if sure else None}
+    return found
+
+
+def inversion(experiment: Experiment, name: str, alpha: float, seed: int = 0) -> dict[str, Any]:
+    """Invert the erased class (figure 8): learn the prompt whose predicted noise fits pictures of it best."""
+    method = Gradient.preset("inversion")
+    return gradient_search(experiment, name, alpha, method, seed)
+
+
+def query_of(line: Mapping[str, Any]) -> Query:
+    """Return the query of a record's best prompt."""
+    return replace(QUERY, prompt=line["best"]["prompt"])

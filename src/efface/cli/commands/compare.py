@@ -1,0 +1,47 @@
+"""`efface compare`: the same prompts and seeds under several edits."""
+
+from pathlib import Path
+
+from efface.cli import parse
+from efface.cli.images import PromptsArgument, SheetFlag, checked, draw, label
+from efface.cli.keys import KeyFlag, owned
+from efface.cli.options import Common, EditFlag, ModelFlag, SeedsFlag, say, with_common
+from efface.errors import BadInput
+
+ORDER = 30
+
+
+@with_common()
+def run(
+    prompts: PromptsArgument,
+    common: Common,
+    edit: EditFlag = None,
+    key: KeyFlag = None,
+    seeds: SeedsFlag = "0:4",
+    output: SheetFlag = Path("compare.png"),
+    model: ModelFlag = "mini",
+) -> None:
+    """Draw prompts by the original model and under each edit, the same seeds: rows = prompts, columns = edits.
+
+    With a key, the edit that it opens has a second column.
+    """
+    given, numbers, edits = checked(prompts, model, edit, seeds, output, common)
+    if not edits:
+        raise BadInput("nothing to compare with: give at least one --edit")
+    opened = owned(key, edits)
+    loads = [parse.load(terms) for terms in edits]
+    loaded = common.load(model)
+    columns = [("original", draw(loaded, None, prompts, numbers, given, common))]
+    for text, change, opens in zip(edit or (), loads, opened, strict=True):
+        columns.append((label(text), draw(loaded, change, prompts, numbers, given, common)))
+        if opens:
+            columns.append((f"{label(text)} + key", draw(loaded, change, prompts, numbers, given, common, key)))
+    from efface.report import grid
+
+    split = [column.unflatten(0, (len(prompts), len(numbers))) for _, column in columns]
+    cells = [[column[i] for column in split] for i in range(len(prompts))]
+    grid.save(grid.sheet(cells, rows=prompts, columns=[name for name, _ in columns]), output)
+    say(
+        f"compared {len(edits)} edit{'s' * (len(edits) > 1)} on {len(prompts)} prompts × {len(numbers)} seeds",
+        output,
+    )

@@ -1,0 +1,213 @@
+"""`efface erase METHOD CONCEPT…`: one command per file in methods/, its flags read from that file."""
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from efface import registry
+from efface.cli import check
+from efface.cli.fields import Sheet, check_choices, check_preset, sheet
+from efface.cli.keys import made_with
+from efface.cli.options import (
+    DeviceFlag,
+    DtypeFlag,
+    ModelFlag,
+    TokenizerFlag,
+    Variadic,
+    check_dtype,
+    load_model,
+    say,
+)
+from efface.errors import BadInput, unknown
+from efface.registry import Field
+from efface.util.seeds import check_seed
+
+if TYPE_CHECKING:
+    from efface.edits.edit import Edit
+
+ORDER = 10
+OWN = (
+    "stream",
+    "checkpoint",
+    "key",
+    "concepts",
+    "output",
+    "keep",
+    "anchor",
+    "kind",
+    "preset",
+    "seed",
+    "model",
+    "device",
+    "dtype",
+    "tokenizer",
+)
+
+Concepts = Annotated[
+    list[str], typer.Argument(metavar="CONCEPT…", help="What to erase: names, or a family such as weapon.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The edit to write, .safetensors.")]
+Keep = Annotated[list[str] | None, typer.Option("--keep", "-k", metavar="CONCEPT…", help="What must stay as it is.")]
+Anchor = Annotated[
+    list[str] | None,
+    typer.Option("--anchor", metavar="TEXT…", help="What to draw instead: one for all concepts, or one for each."),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        help="object, style, identity or unsafe; else as the model's table says.",
+        show_default=False,
+    ),
+]
+Stream = Annotated[
+    bool, typer.Option("--stream", help="Read only text encoder, keys and values from the checkpoint: little memory.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="FOLDER", help="Keep the training's state here, and go on from it if stopped."
+    ),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="Write the key too, which brings the concept back; else it is lost."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in the method.")]
+
+
+class EraseGroup(typer.core.TyperGroup):
+    """List the files of methods/ as commands; a method's flags are made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return registry.names("methods")
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return command(cmd_name) if cmd_name in registry.names("methods") else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in registry.names("methods"):
+            raise unknown("method", args[0], registry.names("methods"))
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=EraseGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Erase concepts from a model by a method; writes an edit, one small .safetensors file.",
+)
+
+
+@app.callback()
+def _options() -> None:
+    pass
+
+
+def command(name: str) -> Any:
+    """Make the command of one method out of its source file."""
+    method = sheet("methods", name)
+
+    def run(**values: Any) -> None:
+        erase(method, values)
+
+    parameters = _own(method) + [_parameter(f) for f in method.fields]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__ = _help(method)
+    one = typer.Typer(add_completion=False, rich_markup_mode=None)
+    one.command(name, cls=Variadic, no_args_is_help=True)(run)
+    return typer.main.get_command(one)
+
+
+def _own(method: Sheet) -> list[inspect.Parameter]:
+    presets = ", ".join(method.presets) or "this method has none"
+    preset = Annotated[str, typer.Option("--preset", help=f"Named settings: {presets}.", show_default=False)]
+    given: list[tuple[str, Any, Any]] = [
+        ("concepts", Concepts, inspect.Parameter.empty), ("output", Output, inspect.Parameter.empty),
+        ("keep", Keep, None), ("anchor", Anchor, None), ("kind", Kind, ""), ("preset", preset, ""),
+        ("seed", Seed, 0), ("model", ModelFlag, "mini"), ("device", DeviceFlag, "cpu"), ("dtype", DtypeFlag, "fp32"),
+        ("tokenizer", TokenizerFlag, None),
+    ]  # fmt: skip
+    given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
+    given += [("checkpoint", Checkpoint, None)] if "FineTune" in method.bases else []
+    given += [("key", Key, None)] if "key" in method.by_products else []
+    only = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in given]
+
+
+def _parameter(f: Field) -> inspect.Parameter:
+    """Make an option of a field; None means "not given", so that a preset or the class fills it in."""
+    text = f.help.rstrip(".")
+    if f.choices and not all(word in f.help for word in f.choices):
+        text += f"; one of {', '.join(f.choices)}"
+    shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple | list) else f.default
+    text += "" if shown is None or shown == "" else f"  [default: {shown}]"
+    flag = f"{f.flag}/--no-{f.flag[2:]}" if f.type is bool and not f.many else f.flag
+    option = typer.Option(flag, help=text, show_default=False)
+    kind: Any = (list[f.type] if f.many else f.type) | None  # type: ignore[valid-type]
+    return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _help(method: Sheet) -> str:
+    lines = [method.summary or method.source]
+    if method.source and method.source != method.summary:
+        lines.append(method.source)
+    for name, values in method.presets.items():
+        settings = ", ".join(f"{key} {_brief(value)}" for key, value in values.items()) or "the defaults"
+        lines.append(f"\b\nPreset {name}: {settings}")
+    return "\n\n".join(lines)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 3:
+        return f"({len(value)} texts)"
+    return repr(value) if value == "" else str(value)
+
+
+def erase(method: Sheet, values: dict[str, Any]) -> None:
+    """Check everything, then load the model, erase and write the edit."""
+    own = {name: values.get(name) for name in OWN}
+    given = {f.name: values[f.name] for f in method.fields if values[f.name] not in (None, [], ())}
+    check.output(values["output"], ".safetensors")
+    if own["key"]:
+        check.output(own["key"], ".safetensors", "--key")
+        if own["key"].resolve() == values["output"].resolve():
+            raise BadInput(f"--key {own['key']} is the edit's own file; the key goes into another")
+    check_preset(method, values["preset"])
+    check_choices(method, given)
+    check_dtype(values["dtype"])
+    check_seed(values["seed"], "--seed")
+    where = check.model(values["model"])
+    concepts = check.concepts(values["concepts"], where, values["kind"], values["anchor"] or ())
+    keep = check.concepts(values["keep"] or (), where)
+    check.apart(concepts, keep)
+
+    fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # refuses values out of range
+    edit, by_products = _fit(fitted, where, concepts, keep, own)
+    if own["key"]:
+        made_with(by_products["key"], edit).save(own["key"])
+    edit.save(values["output"])
+    names = ", ".join(concept.name for concept in concepts)
+    seconds = edit.meta.get("seconds", "?")
+    say(f"erased {names} from {where} with {method.name} in {seconds} s; kept {len(keep)}", values["output"])
+
+
+def _fit(fitted: Any, where: str, concepts: Any, keep: Any, own: dict[str, Any]) -> "tuple[Edit, dict[str, Edit]]":
+    """Run the method on a loaded model, on a checkpoint that stays on disk, or with a state it can go on from."""
+    if own["stream"]:
+        from efface.methods.closed_form.stream import erase as erase_on_disk
+
+        if not Path(where).exists():
+            raise BadInput(f"--stream reads a checkpoint folder or file; {where} is neither")
+        return erase_on_disk(fitted, where, concepts, keep, own["seed"], own["tokenizer"]), {}
+    model = load_model(where, own["device"], own["dtype"], own["tokenizer"])
+    if own["checkpoint"] is None:
+        return fitted.run(model, concepts, keep, seed=own["seed"])
+    from efface.methods.finetune.method import checkpoints
+
+    with checkpoints(own["checkpoint"]):
+        return fitted.run(model, concepts, keep, seed=own["seed"])

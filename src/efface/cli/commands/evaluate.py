@@ -1,0 +1,7 @@
+"""`efface evaluate`: judge an edit."""
+
+from efface.cli.measure import evaluate as run
+
+ORDER = 40
+
+__all__ = ["ORDER", "run"]

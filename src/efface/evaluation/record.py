@@ -1,0 +1,273 @@
+"""Record: one evaluation of one edit, one row per image; all tables, sentences and pages are computed from it."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
+
+from efface.errors import BadFile, BadInput, WriteError
+from efface.evaluation.prompts import GROUPS
+from efface.evaluation.summary import Change, ConceptSummary, Mean, Share, Summary
+from efface.judge import Judged, Profile
+from efface.util.files import writing
+from efface.util.values import Value
+
+FORMAT = 2
+Maker = Literal["original", "edited"]
+
+
+class Asked(Value):
+    """The query of one image: prompt, seed, solver steps, guidance scale, solver ("" for the model's own)."""
+
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    solver: str = ""
+
+
+class Row(Value):
+    """One image and what was seen in it.
+
+    made_by: the model before the edit or after it. groups: of prompts that it counts in, its own first.
+    concept: whose score it is. label: the name that the judge should give, judged: as an object or as a style.
+    seen: the name that the judge gives first. top1, top5: whether the label is first, or among the first five.
+    scores: of each metric that gives one per image. image: the key of the image in the store.
+    """
+
+    made_by: Maker
+    groups: tuple[str, ...]
+    concept: str
+    label: str
+    judged: Judged
+    query: Asked
+    seen: str
+    top1: bool
+    top5: bool
+    scores: dict[str, float] = Field(default_factory=dict)
+    image: str
+
+
+class Base(Value):
+    """The model before the edit: where it came from, and the hash of its weights and scheduler."""
+
+    name: str
+    id: str
+
+
+class Made(Value):
+    """The edit: its id, the method with its preset, fields and seed, and what it was to erase and to preserve.
+
+    about: what the method tells besides (loss, condition number, …). "" and {} for what an edit does not say.
+    """
+
+    id: str
+    method: str = ""
+    preset: str = ""
+    fields: dict[str, JsonValue] = Field(default_factory=dict)
+    seed: int | None = None
+    erased: tuple[str, ...] = ()
+    preserved: tuple[str, ...] = ()
+    about: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Sampling(Value):
+    """How the images were asked for: solver, steps, guidance, the seeds and the prompts of each kind of prompt."""
+
+    solver: str
+    steps: int
+    guidance: float
+    seeds: dict[str, tuple[int, ...]]
+    prompts: dict[str, str]
+
+
+class Cost(Value):
+    """What something took: wall seconds, processor seconds, the process's peak memory and what it held before, MB."""
+
+    seconds: float
+    cpu_seconds: float | None = None
+    peak_mb: float | None = None
+    loaded_mb: float | None = None
+
+
+class Scored(Value):
+    """What every record says of the evaluation as a whole.
+
+    name: what the run calls it, "" if it does not. concepts: what was erased, pooled. evaluator: the judge's profile.
+    whole: scores of the edit as a whole, by metric. erasing, evaluating: what they took, where it is known.
+    error: why there are no images, "" when all went well.
+    """
+
+    format: Literal[2] = FORMAT
+    name: str = ""
+    concepts: tuple[str, ...]
+    model: Base
+    edit: Made
+    evaluator: Profile
+    sampling: Sampling
+    whole: dict[str, float] = Field(default_factory=dict)
+    erasing: Cost | None = None
+    evaluating: Cost | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    git: str = ""
+    created: str = ""
+    error: str = ""
+
+    @property
+    def concept(self) -> str:
+        """Return what was erased, as one text."""
+        return ", ".join(self.concepts)
+
+    @property
+    def summaries(self) -> dict[str, Summary]:
+        """Return the summary of every group that has images, in the order of reading."""
+        raise NotImplementedError
+
+    @property
+    def singles(self) -> dict[str, ConceptSummary]:
+        """Return the summary of every concept; {} where that is not on record."""
+        return {}
+
+    def mean(self, metric: str, group: str) -> Mean | None:
+        """Return the mean of a metric over the edited images of a group; None where it is not on record."""
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        """Write it as one JSON file, whole or not at all. Raises `WriteError`."""
+        with writing(path) as temporary:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def append(self, path: Path) -> None:
+        """Add it to a file of one record a line. Raises `WriteError`."""
+        line = (self.model_dump_json() + "\n").encode()
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class Record(Scored):
+    """An evaluation with one row per image; images of the original and the edited model come in the same order."""
+
+    kind: Literal["record"] = "record"
+    rows: tuple[Row, ...] = ()
+
+    @property
+    def summaries(self) -> dict[str, Summary]:
+        """Return the summary of every group that has images, in the order of reading."""
+        return {name: _summary(rows) for name, rows in _by_group(self.rows).items()}
+
+    @property
+    def singles(self) -> dict[str, ConceptSummary]:
+        """Return the summary of every concept that was asked for by itself."""
+        alone = {group.name for group in GROUPS if group.by_concept}
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.groups[0] in alone:
+                found.setdefault(row.concept, []).append(row)
+        preserved = set(self.edit.preserved)
+        return {
+            name: ConceptSummary(**dict(_summary(rows)), group=rows[0].groups[0], preserved=name in preserved)
+            for name, rows in found.items()
+        }
+
+    def mean(self, metric: str, group: str) -> Mean | None:
+        """Return the mean of a metric over the edited images of a group; None where it is not on record."""
+        rows = [row for row in self.rows if row.made_by == "edited" and group in row.groups and metric in row.scores]
+        return Mean.of([row.scores[metric] for row in rows]) if rows else None
+
+
+class Aggregate(Scored):
+    """An evaluation that was aggregated before records had rows: counts by group, the paired change, means.
+
+    groups: the summary of each group. means: by metric and group.
+    """
+
+    kind: Literal["aggregate"] = "aggregate"
+    note: str = "aggregated before records had rows"
+    groups: dict[str, Summary]
+    means: dict[str, dict[str, Mean]] = Field(default_factory=dict)
+
+    @property
+    def summaries(self) -> dict[str, Summary]:
+        """Return the summary of every group that has images, in the order of reading."""
+        return {name: self.groups[name] for name in _ordered(n for n, g in self.groups.items() if g.before.n)}
+
+    def mean(self, metric: str, group: str) -> Mean | None:
+        """Return the mean of a metric over the edited images of a group; None where it is not on record."""
+        return self.means.get(metric, {}).get(group)
+
+
+READER: TypeAdapter[Record | Aggregate] = TypeAdapter(Annotated[Record | Aggregate, Field(discriminator="kind")])
+
+
+def read(path: Path) -> list[Record | Aggregate]:
+    """Read a file of one record (.json) or of one a line (.jsonl). Raises `BadFile` for anything else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if path.suffix != ".jsonl":
+        return [_parse(text, str(path))]
+    return [_parse(line, f"line {i} of {path}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _parse(text: str, where: str) -> Record | Aggregate:
+    try:
+        return READER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise BadFile(
+            f"{where} is not a record of format {FORMAT}: {place}: {' '.join(first['msg'].split())}"
+        ) from error
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    given = set(names)
+    known = [group.name for group in GROUPS if group.name in given]
+    return known + sorted(given - set(known))
+
+
+def _by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        for group in row.groups:
+            found.setdefault(group, []).append(row)
+    return {name: found[name] for name in _ordered(found)}
+
+
+def _summary(rows: Sequence[Row]) -> Summary:
+    """Count verdicts before and after. Raises `BadInput` unless both models answered the same queries in one order."""
+    before, after = ([row for row in rows if row.made_by == maker] for maker in ("original", "edited"))
+    if [row.query for row in before] != [row.query for row in after]:
+        raise BadInput("a record needs the same prompts and seeds by the original and the edited model")
+    first, second = [row.top1 for row in before], [row.top1 for row in after]
+    return Summary(
+        before=_share(first), after=_share(second), before5=_share([row.top5 for row in before]),
+        after5=_share([row.top5 for row in after]), change=Change.of(first, second),
+    )  # fmt: skip
+
+
+def _share(verdicts: Sequence[bool]) -> Share:
+    return Share(hits=sum(verdicts), n=len(verdicts))
+
+
+__all__ = [
+    "Aggregate",
+    "Asked",
+    "Base",
+    "Cost",
+    "Made",
+    "Record",
+    "Row",
+    "Sampling",
+    "Scored",
+    "read",
+]

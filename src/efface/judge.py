@@ -1,0 +1,107 @@
+"""Judge: says what an image shows. One file each in `judges/`; the file name is the registration."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from efface import registry
+from efface.errors import BadInput, unknown
+from efface.util.values import Value
+
+Judged = Literal["object", "style"]  # the kinds of thing that a judge can name
+
+
+class Profile(Value):
+    """What a score must be quoted with. Scores of different profiles are not comparable.
+
+    evaluator: name of the judge. version: of its code. sha256: of the weights of each of its networks, 16 digits.
+    input: side of the images it reads, px. classes: number of objects it tells apart. statistic: what makes the
+    verdict. threshold: the probability a verdict needs, None where the largest one decides.
+    """
+
+    evaluator: str
+    version: int = 1
+    sha256: dict[str, str] = Field(default_factory=dict)
+    input: int = 0
+    classes: int = 0
+    statistic: str = "top-k of the softmax"
+    threshold: float | None = None
+
+
+class Judge(ABC):
+    """Say which object and which style an image shows.
+
+    classes, styles: the names it knows, in the order of its probabilities. Probabilities are differentiable in the
+    images when gradients are on, unless `differentiable` is false. A file in `judges/` registers one subclass, which
+    also has MODELS, NAMES and `load`.
+    """
+
+    KIND: ClassVar[str] = "judges"
+    MODELS: ClassVar[tuple[str, ...]] = ()  # the models it judges
+    NAMES: ClassVar[tuple[str, ...]] = ("judge",)  # of the judges that the file holds; the first is the usual one
+
+    classes: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    differentiable: bool = True
+    reads_text: bool = False  # whether it has a CLIP, that is, a `clip_score`
+
+    @property
+    @abstractmethod
+    def profile(self) -> Profile:
+        """Return what a score must be quoted with."""
+
+    @abstractmethod
+    def objects(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+        """Return the probability of every object for images in [0, 1]."""
+
+    def style_probs(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n styles"]:
+        """Return the probability of every style for images in [0, 1]; a judge of no styles returns (n, 0)."""
+        return images.new_zeros(len(images), 0)
+
+    def names(self, kind: Judged) -> tuple[str, ...]:
+        """Return the names it knows of a kind, in the order of `probabilities`."""
+        return tuple(self.styles if kind == "style" else self.classes)
+
+    def probabilities(self, images: Float[Tensor, "n 3 h w"], kind: Judged = "object") -> Float[Tensor, "n names"]:
+        """Return the probability of every name of a kind for images in [0, 1]."""
+        return self.style_probs(images) if kind == "style" else self.objects(images)
+
+    def index(self, name: str, kind: Judged = "object") -> int:
+        """Return the column of a name; raises `UnknownName`."""
+        known = self.names(kind)
+        if name not in known:
+            raise unknown(f"{'style' if kind == 'style' else 'class'} of the judge", name, known)
+        return known.index(name)
+
+    def clip_score(self, images: Float[Tensor, "n 3 h w"], texts: Sequence[str]) -> Float[Tensor, " n"]:
+        """Return the cosine of each image with its text, -1 to 1; raises `BadInput` for a judge without a CLIP."""
+        raise BadInput(f"the judge {self.profile.evaluator} has no CLIP, so it cannot compare images with texts")
+
+    @classmethod
+    def load(cls, model: str, name: str = "") -> "Judge":
+        """Load the judge of a model by its name, one of NAMES; "" is the first. Raises `BadFile`, `UnknownName`."""
+        raise NotImplementedError
+
+
+def judge_of(model: str, name: str = "") -> Judge:
+    """Return the judge of a model ("mini", "digits:mnist"), found among the files of `judges/`.
+
+    name: of the judge, where a model has several; "" is the usual one.
+    Raises `BadInput` for a model that has none, `UnknownName` for a judge it does not have.
+    """
+    known: list[str] = []
+    for file in registry.names("judges"):
+        cls = registry.get("judges", file)
+        if model in cls.MODELS:
+            if name and name not in cls.NAMES:
+                raise unknown(f"judge of {model}", name, cls.NAMES)
+            return cls.load(model, name or cls.NAMES[0])
+        known += cls.MODELS
+    raise BadInput(f"no judge for {model}: there are judges for {', '.join(known)}")
+
+
+__all__ = ["Judge", "Judged", "Profile", "judge_of"]

@@ -1,0 +1,45 @@
+"""Presence: whether the judge names what was asked for among its first k answers.
+
+Its share over images of the erased concept is 1 - ESR-k (erasing success rate), over images of other concepts PSR-k
+(preserving success rate): Wu et al. 2025, EraseBench, https://arxiv.org/abs/2501.09833.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from efface.errors import BadInput
+from efface.metric import Better, Metric, Need, Samples
+
+
+@dataclass(frozen=True)
+class Presence(Metric):
+    """Tell for each image whether its label is among the judge's first k names: 1 or 0.
+
+    k: how many of the judge's names count, 1 or more
+    """
+
+    k: int = 1
+
+    NEEDS: ClassVar[tuple[Need, ...]] = ("images", "labels", "judge")
+    BETTER: ClassVar[Better] = "as its group"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise BadInput(f"k is at least 1, got {self.k}")
+
+    def measure(self, samples: Samples) -> Float[Tensor, " n"]:
+        """Return 1 or 0 per image. Raises `UnknownName` for a label that the judge does not know."""
+        assert samples.judge is not None
+        found = torch.zeros(len(samples.labels))
+        for kind in ("object", "style"):
+            at = [i for i in range(len(found)) if samples.kind_of(i) == kind]
+            if at:
+                labels = torch.tensor([samples.judge.index(samples.labels[i], kind) for i in at])
+                probabilities = samples.probabilities(kind)[at]
+                first = probabilities.topk(min(self.k, probabilities.shape[1]), dim=1).indices  # (n, k)
+                found[at] = (first == labels[:, None]).any(dim=1).float()
+        return found

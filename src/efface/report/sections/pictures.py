@@ -1,0 +1,41 @@
+"""The same prompts and seeds before and after: one line of images per prompt, one column per model."""
+
+from markupsafe import Markup
+
+from efface.report.html import fragment
+from efface.report.page import Page
+
+ORDER = 20
+TEMPLATE = """
+{% if page.lines %}
+<section>
+<h2>The same prompts and seeds</h2>
+<p class="soft">Under each image: what the judge takes it for, in bold when that is what the prompt asks for.</p>
+<div class="scroll">
+<table class="grid">
+<thead><tr><th></th><th>original</th>{% for column in page.columns %}<th>{{ column.name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for line in page.lines %}
+<tr{% if loop.first or line.group != loop.previtem.group %} class="first"{% endif %}>
+<th scope="row">{{ line.prompt }}<small>{{ line.group }}</small></th>
+{% for cell in line.cells %}
+<td><div class="cell">
+{% for picture in cell %}
+<figure><img src="{{ picture.uri }}" alt="{{ line.prompt }}, image {{ loop.index }}">
+{{- "" }}<figcaption{% if picture.right %} class="right"{% endif %}>{{ picture.seen }}</figcaption></figure>
+{% endfor %}
+</div></td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+{% endif %}
+"""
+
+
+def render(page: Page) -> Markup:
+    """Return the table of images, nothing without any."""
+    return fragment(TEMPLATE, page=page)

@@ -1,0 +1,43 @@
+"""The attacks of the digits run on a model whose prompts are words, with a judge that can be differentiated."""
+
+import pytest
+import torch
+
+from efface.attack import Target
+from efface.attacks.gradient import Gradient
+from efface.attacks.grid import Grid
+from efface.concept import table
+from efface.judge import judge_of
+from efface.models.model import Model
+from efface.query import Query
+
+LIKE = Query("a picture of a church", steps=4, guidance=4.0)
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    model = Model.load("mini")
+    return Target(model, judge_of("mini"), model)
+
+
+def test_a_grid_of_mixtures_of_prompts_finds_the_concept_among_them(target: Target):
+    prompts = ["a picture of a church", "a picture of a dog"]
+    grid = Grid(values=3, steps=(4,), images=(2,), survivors=(4,))
+    found = grid(target, "church", [Query(prompt, steps=4, guidance=4.0) for prompt in prompts])
+    assert found.scores[0] > 0.9
+    assert found.cost["images"] == 2 * 5  # the directions of a 3 × 3 grid, and no prompt at all
+    best = found.queries[0].context
+    assert best is not None
+    church, null = target.edited.encode(prompts[:1]).tokens, target.edited.null().tokens
+    towards = torch.nn.functional.cosine_similarity((best.tokens - null).flatten(), (church - null).flatten(), 0)
+    assert float(towards) > 0.6
+
+
+def test_gradient_ascent_through_the_sampler_raises_the_judges_probability(target: Target):
+    attack = Gradient(restarts=2, iterations=8, noises=1, steps=2, ranking=2, lr=0.3)
+    found = attack(target, table("mini")["church"], LIKE)
+    losses = found.about["loss"]
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
+    norms = target.edited.encode(["a picture of a church"]).tokens[0].norm(dim=-1)
+    assert found.queries[0].context is not None
+    torch.testing.assert_close(found.queries[0].context.tokens[0].norm(dim=-1), norms, atol=1e-3, rtol=1e-3)
