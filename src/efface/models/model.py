@@ -55,7 +55,7 @@ class Model:
         """Load "mini", a diffusers folder, a hub id, or a single-file .safetensors checkpoint.
 
         tokenizer, prediction: for a single file only. A folder with CLIP's vocabulary, when none is found on this
-        machine; and "epsilon" or "v_prediction", when the file does not say which (see `load_single_file`).
+        machine; and "epsilon" or "v_prediction", when the file does not say which (see `SingleFile.open`).
         Raises `BadFile`, `BadModel` or `UnknownName`.
         """
         from efface.models.files.load import load_pipe

@@ -44,7 +44,11 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def assemble(self, parts: Mapping[str, Any]) -> Any:
-        """Return a pipeline of these parts and its own tokenizers and scheduler; None leaves a part out."""
+        """Return a pipeline of these parts and what else the checkpoint holds; None leaves a part out."""
+
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the tokenizers that the checkpoint does not hold itself; raises `BadModel` when there are none."""
+        return {}
 
     def kinds(self) -> dict[str, type[Any]]:
         """Return the classes of the parts that have weights, by name, without what efface has no use for."""
@@ -104,7 +108,8 @@ class Checkpoint(ABC):
     def pipeline(self, dtype: torch.dtype) -> Any:
         """Load the whole checkpoint as a diffusers pipeline; raises `BadFile` and `BadModel`."""
         with silent_libraries():
-            return self.assemble({part: self.full(part, dtype) for part in self.kinds()})
+            words = self.tokenizers()  # before anything large is read
+            return self.assemble({**words, **{part: self.full(part, dtype) for part in self.kinds()}})
 
 
 def _is_entry(name: str, entry: Any) -> bool:

@@ -70,14 +70,17 @@ class SingleFile(Checkpoint):
         parts = {name.partition(".")[0] for name in names}
         return [key for key in self.shapes if key not in own and self.family.part_of(key, self.configs) in parts]
 
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the tokenizers, found on this machine or the hub; raises `BadModel` when there are none."""
+        wanted = {name: config for name, config in self.configs.items() if name.startswith("tokenizer")}
+        return find_tokenizers(self.path, self.tokenizer, wanted)
+
     def assemble(self, parts: Mapping[str, Any]) -> Any:
-        """Return a pipeline of these parts, its scheduler, and a tokenizer found on this machine or the hub."""
+        """Return a pipeline of these parts and its scheduler; None leaves a part out."""
         import diffusers
 
         options = {name: value for name, value in self.index.items() if not isinstance(value, list)}
         kind = getattr(diffusers, options.pop("_class_name"))
         scheduler = getattr(diffusers, self.index["scheduler"][1]).from_config(self.configs["scheduler"])
-        wanted = {name: config for name, config in self.configs.items() if name.startswith("tokenizer")}
-        words = find_tokenizers(self.path, self.tokenizer, wanted)
         absent = {name: None for name, entry in self.index.items() if entry == [None, None]}
-        return kind(**{**absent, **parts, **words, "scheduler": scheduler}, **options)
+        return kind(**{**absent, **parts, "scheduler": scheduler}, **options)

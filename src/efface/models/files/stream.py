@@ -1,7 +1,7 @@
 """Erase from a checkpoint without loading it: only its text encoders and the weights that read the text are read.
 
-The 860 million other weights of a Stable Diffusion (2.2 billion of SDXL) stay on disk; peak memory is that of the
-text encoders.
+The other weights, 0.84 billion of a Stable Diffusion and 2.2 billion of SDXL, stay on disk; what is read is held in
+float32, 0.6 GB and 4.6 GB.
 """
 
 import json
@@ -52,12 +52,12 @@ def write(
     once to the type in the file. Raises `BadEdit` for an edit with guards or, unless `any_base`, of other weights,
     and `WriteError`.
     """
-    source, target = Path(where), Path(out)
     if edit.guards:
-        raise BadEdit("a guard works while images are drawn: it cannot be written into a checkpoint")
+        raise BadEdit("a guard works while images are generated: it cannot be written into a checkpoint")
+    checkpoint = find_checkpoint(where)
+    source, target = checkpoint.path, Path(out)
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise BadInput(f"{out} is the checkpoint itself: write the edited copy somewhere else")
-    checkpoint = find_checkpoint(source)
     edit.check(_view(checkpoint, edit.names), any_base)
 
     def value(name: str, old: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
     kinds = checkpoint.kinds()
     denoisers = {family.DENOISER for family in known_families()}
     with silent_libraries():
-        parts: dict[str, Any] = dict.fromkeys(kinds)
+        parts = dict.fromkeys(kinds) | checkpoint.tokenizers()
         parts |= {name: checkpoint.full(name, torch.float32) for name in kinds if name.startswith("text_encoder")}
         parts |= {name: checkpoint.empty(name) for name in kinds if name in denoisers}
         model = StreamedModel(checkpoint.assemble(parts), name=os.fspath(where))
