@@ -1,7 +1,7 @@
 """Presence: whether the judge names what was asked for among its first k answers.
 
 Its share over images of the erased concept is 1 - ESR-k (erasing success rate), over images of other concepts PSR-k
-(preserving success rate): Wu et al. 2025, EraseBench, https://arxiv.org/abs/2501.09833.
+(preserving success rate): Bui et al. 2024, section 5.2, https://arxiv.org/abs/2403.12326.
 """
 
 from dataclasses import dataclass

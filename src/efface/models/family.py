@@ -135,6 +135,9 @@ class Family(ABC):
         """Return the test of a named set of parameters, None for a name that is no set."""
         return self.SETS.get(name)
 
+    def prepare(self) -> None:
+        """Bring the pipeline's parts, as they were loaded, to the precision that they need; by default nothing."""
+
     # --- pixels ---
     @cached_property
     def image_size(self) -> int:

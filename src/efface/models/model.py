@@ -62,9 +62,11 @@ class Model:
 
         pipe, name = load_pipe(where, dtype, tokenizer, prediction)
         try:
-            return cls(pipe.to(device), name=name)
+            model = cls(pipe.to(device), name=name)
         except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have or know
             raise BadInput(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        model.family.prepare()
+        return model
 
     # --- parts ---
     @cached_property

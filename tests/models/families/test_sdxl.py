@@ -145,3 +145,14 @@ def test_parameter_sets_and_gradient_checkpointing(tiny_xl: Model):
     spare = ESD(steps=2, ddim_steps=2, params="x-strict", gradient_checkpointing=True)(tiny_xl, [CHURCH])
     for name, delta in plain.delta.items():
         torch.testing.assert_close(spare.delta[name], delta, atol=1e-6, rtol=1e-3)
+
+
+def test_in_half_precision_the_autoencoder_that_would_overflow_stays_in_fp32(folder_xl: Path, folder: Path):
+    half = Model.load(folder_xl, dtype=torch.float16)
+    assert {part: half.part(part).dtype for part in ("unet", "text_encoder_2", "vae")} == {
+        "unet": torch.float16,
+        "text_encoder_2": torch.float16,
+        "vae": torch.float32,
+    }
+    assert half.generate([Query("a church", 0, 2)]).isfinite().all()
+    assert Model.load(folder, dtype=torch.float16).part("vae").dtype == torch.float16

@@ -104,6 +104,12 @@ class SDXL(UNetFamily):
         empty = self.encode([""])
         return empty.map(torch.zeros_like) if self.pipe.config.force_zeros_for_empty_prompt else empty
 
+    def prepare(self) -> None:
+        """Bring an autoencoder that overflows in half precision, as SDXL base's does, to fp32."""
+        vae = self.pipe.vae
+        if vae.dtype == torch.float16 and vae.config.force_upcast:
+            vae.float()
+
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
         """Return the prompt's tokens; both tokenizers have one vocabulary and differ in the padding only."""
         return (text.tokens(self.pipe.tokenizer, prompt),)
