@@ -135,7 +135,7 @@ class Family(ABC):
         """Return the test of a named set of parameters, None for a name that is no set."""
         return self.SETS.get(name)
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027
         """Bring the pipeline's parts, as they were loaded, to the precision that they need; by default nothing."""
 
     # --- pixels ---
