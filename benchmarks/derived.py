@@ -33,7 +33,7 @@ from efface.methods.rece import RECE
 from efface.models.model import Model
 from efface.query import Query
 from efface.report import grid
-from efface.report.demo import keeps
+from efface.report.demo import preserved
 from efface.util.files import writing
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def erased(name: str, epochs: int, ridge: float | None = None) -> Edit:
     """Return RECE's edit with half of the other objects kept; with 0 epochs, the UCE edit that it starts from."""
     model, known = mini()
     fields = {} if ridge is None else {"derive_ridge": ridge}
-    return RECE.preset("mini", epochs=epochs, **fields)(model, [known[name]], keeps(known[name], known))
+    return RECE.preset("mini", epochs=epochs, **fields)(model, [known[name]], preserved(known[name], known))
 
 
 def embeddings(edit: Edit, prompt: str) -> dict[float, Tensor]:
@@ -87,7 +87,7 @@ def shown(pictures: Tensor, name: str) -> int:
 def others(name: str) -> tuple[list[Query], list[str]]:
     """Return one query for each object that is neither erased nor kept, nor related, with its name."""
     _, known = mini()
-    away = {name, *known[name].related, *(c.name for c in keeps(known[name], known))}
+    away = {name, *known[name].related, *(c.name for c in preserved(known[name], known))}
     left = [c for c in known.values() if c.kind == "object" and c.name not in away]
     return [Query(c.texts[0], 0, **HOW) for c in left], [c.name for c in left]
 

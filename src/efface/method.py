@@ -41,43 +41,43 @@ class Method(ABC):
         self,
         model: Model,
         erase: Sequence[Concept | str] | Concept | str,
-        keep: Sequence[Concept | str] = (),
+        preserve: Sequence[Concept | str] = (),
         seed: int = 0,
     ) -> Edit:
         """Erase concepts from a model, which is left as it was.
 
         Raises what `run` raises.
         """
-        return self.run(model, erase, keep, seed)[0]
+        return self.run(model, erase, preserve, seed)[0]
 
     def run(
         self,
         model: Model,
         erase: Sequence[Concept | str] | Concept | str,
-        keep: Sequence[Concept | str] = (),
+        preserve: Sequence[Concept | str] = (),
         seed: int = 0,
     ) -> tuple[Edit, dict[str, Edit]]:
         """Erase concepts; return the edit and the by-products that must stay out of it, by name (KPOP's "key").
 
-        Raises `BadInput` when nothing is to be erased, when a concept is both erased and kept, or for a bad seed.
+        Raises `BadInput` when nothing is to be erased, when a concept is both erased and preserved, or for a bad seed.
         """
         erased = _concepts([erase] if isinstance(erase, str | Concept) else erase)
-        kept = _concepts([keep] if isinstance(keep, str | Concept) else keep)
+        preserved = _concepts([preserve] if isinstance(preserve, str | Concept) else preserve)
         if not erased:
             raise BadInput("nothing to erase: give at least one concept")
-        both = sorted({c.name for c in erased} & {c.name for c in kept})
+        both = sorted({c.name for c in erased} & {c.name for c in preserved})
         if both:
-            raise BadInput(f"cannot both erase and keep {', '.join(both)}")
+            raise BadInput(f"cannot both erase and preserve {', '.join(both)}")
         check_seed(seed)
         began = time.perf_counter()
-        fitted = self.fit(model, erased, kept, seed)
+        fitted = self.fit(model, erased, preserved, seed)
         edit, by_products = fitted if isinstance(fitted, tuple) else (fitted, {})
         seconds = time.perf_counter() - began
-        meta = {**edit.meta, **stamp(self, model.base(edit.names), erased, kept, seed, seconds)}
+        meta = {**edit.meta, **stamp(self, model.base(edit.names), erased, preserved, seed, seconds)}
         return replace(edit, meta=meta), dict(by_products)
 
     @abstractmethod
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Fitted:
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Fitted:
         """Compute the edit, alone or with its by-products; the model's weights must be left as they were."""
 
     @classmethod
@@ -103,8 +103,8 @@ class InferenceMethod(Method):
     def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return the hooks of one trajectory; what they remember lives in their closure."""
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
-        """Return an edit that is one guard; `keep` and `seed` do not matter to it."""
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
+        """Return an edit that is one guard; `preserve` and `seed` do not matter to it."""
         return Edit(guards=(Guard(self, tuple(erase)),))
 
 

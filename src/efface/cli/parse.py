@@ -176,7 +176,7 @@ def load(edit: Sequence[Term]) -> "Edit":
 
 
 def spread(args: Sequence[str], flags: Iterable[str]) -> list[str]:
-    """Repeat a flag before each of its values: --keep a b -o x  →  --keep a --keep b -o x.
+    """Repeat a flag before each of its values: --preserve a b -o x  →  --preserve a --preserve b -o x.
 
     A value ends at the next word that starts with "-" and is not a number. Without this, a second value
     would be read as one more concept to erase.

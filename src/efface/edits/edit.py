@@ -71,13 +71,13 @@ class Edit(Parts):
         """Turn the edit round: what it removed, it now adds. Raises `BadEdit` when it has guards."""
         return arithmetic.scale(self, -1.0)
 
-    def prune(self, keep: str | Iterable[str] = (), drop: str | Iterable[str] = ()) -> "Edit":
-        """Leave only the weights that match `keep` (all, when empty) and do not match `drop`.
+    def prune(self, only: str | Iterable[str] = (), without: str | Iterable[str] = ()) -> "Edit":
+        """Leave only the weights that match `only` (all, when empty) and do not match `without`.
 
         A pattern is a block word (down, mid, up, attn1, attn2), a part of the dotted name ("to_k"), or a glob over
         the whole name. Raises `BadInput` when a pattern matches no weight of the edit.
         """
-        return arithmetic.prune(self, keep, drop)
+        return arithmetic.prune(self, only, without)
 
     @functools.cached_property
     def id(self) -> str:

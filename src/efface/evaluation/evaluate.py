@@ -14,7 +14,7 @@ from torch import Tensor
 from efface import registry
 from efface.concept import Concept
 from efface.edits.edit import Edit
-from efface.edits.provenance import git, versions
+from efface.edits.provenance import git, preserved, versions
 from efface.errors import BadInput, BadModel, unknown
 from efface.evaluation.prompts import Case, Plan, held_out
 from efface.evaluation.record import Asked, Base, Cost, Made, Maker, Record, Row, Sampling
@@ -29,8 +29,8 @@ from efface.util.progress import progress
 
 FIRST, FIRST_FIVE = Presence(1), Presence(5)
 TOLD = {  # of an edit's provenance: what a record has a field for, and what only edits need
-    "format", "method", "fields", "preset", "erase", "keep", "seed", "base", "versions", "git", "seconds", "created",
-    "op", "parts",
+    "format", "method", "fields", "preset", "erase", "preserve", "keep", "seed", "base", "versions", "git", "seconds",
+    "created", "op", "parts",
 }  # fmt: skip
 
 
@@ -89,13 +89,6 @@ def describe(edit: Edit) -> Made:
         erased=tuple(item["name"] for item in meta.get("erase", ())), preserved=preserved(edit.meta),
         about={key: value for key, value in meta.items() if key not in TOLD},
     )  # fmt: skip
-
-
-def preserved(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of what an edit was to preserve, or any that it was combined, scaled or pruned from."""
-    if "op" in meta:  # whose own "keep", if any, is a pattern of weights
-        return tuple(dict.fromkeys(name for part in meta.get("parts", ()) for name in preserved(part)))
-    return tuple(item["name"] for item in meta.get("keep", ()))
 
 
 def check_judged(targets: Sequence[Concept], table: Mapping[str, Concept], judge: Judge) -> None:

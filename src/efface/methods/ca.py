@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.concept import Concept
-from efface.methods.finetune.images import own_latents
+from efface.methods.finetune.images import generated_latents
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.parameters import detach_start, only_tokens
 from efface.models.images import noised
@@ -62,9 +62,9 @@ class CA(FineTune):
 
     def objective(self, run: Run) -> Loss:
         """Return ‖ε_θ(x_t, c*) − sg ε_θ(x_t, c)‖² + prior ‖ε_θ(x_t, c) − ε‖², x_t a noised image of the anchor c."""
-        pairs = [pair for concept in run.erase for pair in self.prompts(concept, run.keep)]
+        pairs = [pair for concept in run.erase for pair in self.prompts(concept, run.preserve)]
         anchors, targets = ([pair[i] for pair in pairs] for i in (0, 1))
-        clean = own_latents(run, "anchors", anchors, self.images, self.image_steps, self.guidance)
+        clean = generated_latents(run, "anchors", anchors, self.images, self.image_steps, self.guidance)
         c, c_star = run.contexts(anchors), run.contexts(targets)
         if self.detach_start:
             detach_start(run.student)
@@ -82,12 +82,12 @@ class CA(FineTune):
 
         return loss
 
-    def prompts(self, concept: Concept, keep: Sequence[Concept]) -> list[tuple[str, str]]:
+    def prompts(self, concept: Concept, preserve: Sequence[Concept]) -> list[tuple[str, str]]:
         """Return pairs (about the anchor, about the concept)."""
         if concept.kind != "style":
             anchor = concept.anchor or concept.family
             return [(t.format(anchor) if anchor else "", t.format(concept.name)) for t in self.templates]
-        shown = [kept.name for kept in keep if kept.kind != "style"] or self.contents
+        shown = [other.name for other in preserve if other.kind != "style"] or self.contents
         plain = [t.format(content) for content in shown for t in self.templates]
         anchor = f" in the style of {concept.anchor}" if concept.anchor else ""
         return [(text + anchor, f"{text} in the style of {concept.name}") for text in plain]

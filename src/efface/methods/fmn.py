@@ -13,7 +13,7 @@ from torch import Tensor
 from efface.concept import Concept
 from efface.context import Context, cat
 from efface.errors import BadInput
-from efface.methods.finetune.images import asked, own_latents
+from efface.methods.finetune.images import generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.textual_inversion import invert
 from efface.models.attention import positions, record
@@ -22,7 +22,7 @@ from efface.models.images import folder_latents, noised
 
 @dataclass(frozen=True)
 class FMN(FineTune):
-    """Forget concepts by shrinking the cross-attention maps at their words; `keep` is not used.
+    """Forget concepts by shrinking the cross-attention maps at their words; `preserve` is not used.
 
     Args:
         images: images of each concept, drawn by the untouched model, 0 for none
@@ -88,11 +88,11 @@ class FMN(FineTune):
 
     def _concept(self, run: Run, index: int, concept: Concept) -> tuple[Tensor, Context, Tensor]:
         """Return latents of the concept, the context of its prompt (one row) and a mask of its words (len,)."""
-        prompt = asked(concept)[0]
+        prompt = training_prompts(concept)[0]
         found = [folder_latents(run.base, self.folder).to(run.base.device)] if self.folder else []
         if self.images or not found:
             stage = f"images-{index}"
-            found.append(own_latents(run, stage, [prompt], self.images, self.image_steps, self.guidance))
+            found.append(generated_latents(run, stage, [prompt], self.images, self.image_steps, self.guidance))
         latents = torch.cat(found)
         if self.inversion_steps:
             prompt = prompt.replace(concept.name, "{}")

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from efface.context import Context
 from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.methods.finetune.method import FineTune, Loss, Run, said
+from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
 from efface.models.learned_prompt import prompted
 from efface.models.trajectory import partly_denoise
 from efface.training.loop import optimizer
@@ -34,12 +34,12 @@ class KPOP(FineTune):
         prompt_lr: learning rate of the prompt
         init: spread of the random first prompt, in that of the text's context
         prompt_steps: steps of the prompt before each step of the weights
-        keep_weight: weight of leaving the kept concepts as they are
+        preserve_weight: weight of leaving the kept concepts as they are
         source: which network draws z_t: student or base
         guidance: guidance scale while drawing z_t
         ddim_steps: steps of a whole trajectory
         reuse: noisy latents taken from one trajectory; must divide batch
-        say: erase the bare name of a concept, or also its prompts (texts)
+        prompts: what of a concept is erased: its bare name (name), or its name and its prompts (all)
     """
 
     size: int = 10  # "a prompt size of k = 10": section 5.1
@@ -50,12 +50,12 @@ class KPOP(FineTune):
     prompt_lr: float = 1e-5  # not stated; the code of its successors
     init: float = 1.0
     prompt_steps: int = 1  # "one-step gradient descent": eq. 6
-    keep_weight: float = 1.0
+    preserve_weight: float = 1.0
     source: Literal["student", "base"] = "student"
     guidance: float = 3.0
     ddim_steps: int = 50
     reuse: int = 1
-    say: Literal["name", "texts"] = "name"
+    prompts: Literal["name", "all"] = "name"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
@@ -77,14 +77,14 @@ class KPOP(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.size, self.prompt_steps) < 1 or min(self.lam, self.keep_weight) < 0:
-            raise BadInput("size and prompt_steps must be 1 or more, lam and keep_weight 0 or more")
+        if min(self.size, self.prompt_steps) < 1 or min(self.lam, self.preserve_weight) < 0:
+            raise BadInput("size and prompt_steps must be 1 or more, lam and preserve_weight 0 or more")
 
     def objective(self, run: Run) -> Loss:
         """Return L1 + λ L2 of eq. 7; each call first moves the prompt by eq. 6."""
-        c_e = run.contexts([text for concept in run.erase for text in said(concept, self.say)])
+        c_e = run.contexts([text for concept in run.erase for text in prompts_of(concept, self.prompts)])
         c_n = run.contexts([self.neutral])
-        c_k = run.contexts([concept.name for concept in run.keep]) if run.keep else None
+        c_k = run.contexts([concept.name for concept in run.preserve]) if run.preserve else None
         p = self._prompt(run, c_e)
         source = {"student": run.student, "base": run.base}[self.source]
         keyed = prompted(run.student, p, self.mechanism, self._where)
@@ -104,8 +104,10 @@ class KPOP(FineTune):
             value = mse_loss(run.student.eps(z, t, c), e_n)  # L1
             value = value + self.lam * mse_loss(keyed.eps(z, t, c), e_e)  # L2; what it says of p is not used
             if c_k is not None:
-                kept = c_k[run.pick(len(c_k), self.batch)]
-                value = value + self.keep_weight * mse_loss(run.student.eps(z, t, kept), run.base.eps(z, t, kept))
+                preserved = c_k[run.pick(len(c_k), self.batch)]
+                value = value + self.preserve_weight * mse_loss(
+                    run.student.eps(z, t, preserved), run.base.eps(z, t, preserved)
+                )
             run.note("restored", float(restored.detach()))
             for name, text in (("similarity", c_e), ("similarity_neutral", c_n)):  # figure 4a
                 run.note(name, float(cosine_similarity(p.detach().mean(1), text.tokens.mean((0, 1))[None])))

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
-from efface.methods.finetune.images import asked, own_latents
+from efface.methods.finetune.images import generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.images import noised
 from efface.util.progress import progress
@@ -24,7 +24,7 @@ from efface.util.progress import progress
 
 @dataclass(frozen=True)
 class SA(FineTune):
-    """Forget concepts by drawing their anchors for them; `keep` is what is replayed (else `contents`).
+    """Forget concepts by drawing their anchors for them; `preserve` is what is replayed (else `contents`).
 
     Args:
         images: surrogate images, of the anchors (else the families, else of anything)
@@ -83,15 +83,17 @@ class SA(FineTune):
 
     def objective(self, run: Run) -> Loss:
         """Return L(surrogate images, forgotten prompt) + L(replay) + λ Σ F (θ − θ*)²: eq. 8 of the paper."""
-        forgotten = [(text, like) for c in run.erase for text, like in zip(asked(c), _surrogates(c), strict=True)]
-        kept = [text for c in run.keep or map(Concept, self.contents) for text in asked(c)]
+        forgotten = [
+            (text, like) for c in run.erase for text, like in zip(training_prompts(c), _surrogates(c), strict=True)
+        ]
+        preserved = [text for c in run.preserve or map(Concept, self.contents) for text in training_prompts(c)]
         draw = (self.image_steps, self.guidance)
-        surrogates = own_latents(run, "surrogates", [like for _, like in forgotten], self.images, *draw)
-        replayed = own_latents(run, "replay", kept, self.replay_images, *draw)
-        c_forget, c_keep = run.contexts([text for text, _ in forgotten]), run.contexts(kept)
-        fisher = run.once("fisher", lambda: self._fisher(run, replayed, c_keep))
+        surrogates = generated_latents(run, "surrogates", [like for _, like in forgotten], self.images, *draw)
+        replayed = generated_latents(run, "replay", preserved, self.replay_images, *draw)
+        c_forget, c_preserve = run.contexts([text for text, _ in forgotten]), run.contexts(preserved)
+        fisher = run.once("fisher", lambda: self._fisher(run, replayed, c_preserve))
         start = run.base.weights("")
-        held = list(run.weights) if self.penalty else []
+        penalised = list(run.weights) if self.penalty else []
 
         def plain(latents: Tensor, contexts: Context) -> Tensor:
             chosen, t, noise = run.pick(len(latents), self.batch), run.times(self.batch), run.noise(self.batch)
@@ -99,8 +101,8 @@ class SA(FineTune):
             return mse_loss(run.student.eps(z, t, contexts[chosen % len(contexts)]), noise)
 
         def loss(step: int) -> Float[Tensor, ""]:
-            value = plain(surrogates, c_forget) + self.replay * plain(replayed, c_keep)
-            moved = [_recomputed(_moved, fisher[name], run.weights[name], start[name]) for name in held]
+            value = plain(surrogates, c_forget) + self.replay * plain(replayed, c_preserve)
+            moved = [_recomputed(_moved, fisher[name], run.weights[name], start[name]) for name in penalised]
             return value + self.penalty * torch.stack(moved).sum() if moved else value
 
         return loss
@@ -139,5 +141,8 @@ def _recomputed(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
 def _surrogates(concept: Concept) -> Sequence[str]:
     """Return, for each prompt of a concept, the prompt to draw instead."""
     like = concept.anchor or concept.family
-    own = asked(replace(concept, name=like, prompts=())) if like else ("",)
-    return [text.replace(concept.name, like) if like and concept.name in text else own[0] for text in asked(concept)]
+    own = training_prompts(replace(concept, name=like, prompts=())) if like else ("",)
+    return [
+        text.replace(concept.name, like) if like and concept.name in text else own[0]
+        for text in training_prompts(concept)
+    ]

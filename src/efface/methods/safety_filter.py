@@ -60,10 +60,10 @@ class SafetyFilter(InferenceMethod):
         if self.threshold is not None and not least <= self.threshold <= 1:
             raise BadInput(f"threshold must be from {least:g} to 1 for {self.detector}, got {self.threshold}")
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Return the guard; raises `UnknownName` for a concept that the judge cannot tell, `BadInput` or `BadFile`."""
         self._present(model, erase)
-        return super().fit(model, erase, keep, seed)
+        return super().fit(model, erase, preserve, seed)
 
     def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return hooks that replace an image by black where a concept is seen."""

@@ -13,13 +13,13 @@ from torch.nn.functional import mse_loss
 
 from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.methods.finetune.method import FineTune, Loss, Run, said
+from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
 from efface.models.trajectory import partly_denoise
 
 
 @dataclass(frozen=True)
 class SDD(FineTune):
-    """Erase concepts by self-distillation from the unconditional prediction; `keep` is not used.
+    """Erase concepts by self-distillation from the unconditional prediction; `preserve` is not used.
 
     Args:
         decay: of the moving average of the student, which draws z_t and is what the edit holds
@@ -27,7 +27,7 @@ class SDD(FineTune):
         guidance: guidance scale while drawing z_t
         ddim_steps: steps of a whole trajectory
         reuse: noisy latents taken from one trajectory; must divide batch
-        say: erase the bare name of a concept, or also its prompts (texts)
+        prompts: what of a concept is erased: its bare name (name), or its name and its prompts (all)
     """
 
     steps: int = 1500
@@ -39,7 +39,7 @@ class SDD(FineTune):
     guidance: float = 3.0
     ddim_steps: int = 50
     reuse: int = 1
-    say: Literal["name", "texts"] = "name"
+    prompts: Literal["name", "all"] = "name"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "repo": {},
@@ -55,8 +55,8 @@ class SDD(FineTune):
 
     def objective(self, run: Run) -> Loss:
         """Return ‖ε_θ(z_t, c) − sg ε_θ(z_t, ∅)‖², both from the student, z_t drawn by its moving average."""
-        run.keep_average(self.decay)
-        single = run.contexts([text for concept in run.erase for text in said(concept, self.say)])
+        run.track_average(self.decay)
+        single = run.contexts([text for concept in run.erase for text in prompts_of(concept, self.prompts)])
         joined = run.contexts([", ".join(concept.name for concept in run.erase)])
         drawn, taught = (joined, single) if self.joined == "draw" else (single, joined)
 

@@ -28,7 +28,7 @@ class _Prompts(NamedTuple):
 
 @dataclass(frozen=True)
 class Surgical(FineTune):
-    """Erase concepts by moving γ (ε(c) − ε(∅)) by an erasing signal δ; `keep` is not used.
+    """Erase concepts by moving γ (ε(c) − ε(∅)) by an erasing signal δ; `preserve` is not used.
 
     Args:
         gamma1: guidance scale of the frozen model, also while drawing z_t

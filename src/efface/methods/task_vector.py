@@ -13,16 +13,16 @@ from torch.nn.functional import mse_loss
 
 from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.methods.finetune.images import asked, own_latents
+from efface.methods.finetune.images import generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.images import folder_latents, noised
 
 
 @dataclass(frozen=True)
 class TaskVector(FineTune):
-    """Erase concepts by −α (θ_ft − θ), θ_ft fine-tuned on images of them under the empty prompt; `keep` is not used.
+    """Erase concepts by −α (θ_ft − θ), θ_ft fine-tuned on images of them under the empty prompt.
 
-    The edit scales and prunes, so that one training serves every α and every choice of blocks.
+    `preserve` is not used. The edit scales and prunes, so that one training serves every α and every choice of blocks.
 
     Args:
         alpha: length of the step away; 0 changes nothing
@@ -58,8 +58,8 @@ class TaskVector(FineTune):
         """Return ‖ε_θ(z_t, ∅) − ε‖² over noised images of the concepts."""
         found = [folder_latents(run.base, self.folder)] if self.folder else []
         if self.images or not found:
-            prompts = [text for concept in run.erase for text in asked(concept)]  # section 9
-            found.append(own_latents(run, "images", prompts, self.images, self.image_steps, self.guidance))
+            prompts = [text for concept in run.erase for text in training_prompts(concept)]  # section 9
+            found.append(generated_latents(run, "images", prompts, self.images, self.image_steps, self.guidance))
         clean = torch.cat([latents.to(run.base.device) for latents in found])
 
         def loss(step: int) -> Float[Tensor, ""]:

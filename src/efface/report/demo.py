@@ -68,7 +68,7 @@ def demo(
     say: is told each step as it begins. Returns the page's path. Raises what `evaluate` raises, and WriteError.
     """
     check_judged([concept], table, judge)
-    began, preserve, store = time.perf_counter(), keeps(concept, table), store or Store.default()
+    began, preserve, store = time.perf_counter(), preserved(concept, table), store or Store.default()
     columns, times = [], []
     for recipe in recipes:
         with _timed(f"erasing {concept.name} with {recipe.title}", say) as erasing:
@@ -97,7 +97,7 @@ def demo(
     return out / "index.html"
 
 
-def keeps(concept: Concept, table: Mapping[str, Concept]) -> tuple[Concept, ...]:
+def preserved(concept: Concept, table: Mapping[str, Concept]) -> tuple[Concept, ...]:
     """Return every second other object, and for a style every second other style and object.
 
     The rest shows what happens to concepts that were not preserved. A style stands in the prompts of objects, so these
@@ -160,7 +160,9 @@ def _commands(
     for recipe in recipes:
         preset = f" --preset {recipe.named()}" if recipe.named() else ""
         file = f"{concept.name.replace(' ', '-')}-{recipe.method}.safetensors"
-        lines.append(f'efface erase {recipe.method} "{concept.name}"{preset} --keep {names} --model {where} -o {file}')
+        lines.append(
+            f'efface erase {recipe.method} "{concept.name}"{preset} --preserve {names} --model {where} -o {file}'
+        )
         lines.append(f"efface evaluate {file} {_flags(plan)} --json {Path(file).stem}.json")
     return lines
 

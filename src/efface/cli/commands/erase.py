@@ -35,7 +35,7 @@ OWN = (
     "key",
     "concepts",
     "output",
-    "keep",
+    "preserve",
     "anchor",
     "kind",
     "preset",
@@ -50,7 +50,9 @@ Concepts = Annotated[
     list[str], typer.Argument(metavar="CONCEPT…", help="What to erase: names, or a family such as weapon.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The edit to write, .safetensors.")]
-Keep = Annotated[list[str] | None, typer.Option("--keep", "-k", metavar="CONCEPT…", help="What must stay as it is.")]
+Preserve = Annotated[
+    list[str] | None, typer.Option("--preserve", "-p", metavar="CONCEPT…", help="What must stay as it is.")
+]
 Anchor = Annotated[
     list[str] | None,
     typer.Option("--anchor", metavar="TEXT…", help="What to draw instead: one for all concepts, or one for each."),
@@ -128,7 +130,7 @@ def _own(method: Sheet) -> list[inspect.Parameter]:
     preset = Annotated[str, typer.Option("--preset", help=f"Named settings: {presets}.", show_default=False)]
     given: list[tuple[str, Any, Any]] = [
         ("concepts", Concepts, inspect.Parameter.empty), ("output", Output, inspect.Parameter.empty),
-        ("keep", Keep, None), ("anchor", Anchor, None), ("kind", Kind, ""), ("preset", preset, ""),
+        ("preserve", Preserve, None), ("anchor", Anchor, None), ("kind", Kind, ""), ("preset", preset, ""),
         ("seed", Seed, 0), ("model", ModelFlag, "mini"), ("device", DeviceFlag, "cpu"), ("dtype", DtypeFlag, "fp32"),
         ("tokenizer", TokenizerFlag, None),
     ]  # fmt: skip
@@ -183,31 +185,31 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     check_seed(values["seed"], "--seed")
     where = check.model(values["model"])
     concepts = check.concepts(values["concepts"], where, values["kind"], values["anchor"] or ())
-    keep = check.concepts(values["keep"] or (), where)
-    check.apart(concepts, keep)
+    preserve = check.concepts(values["preserve"] or (), where)
+    check.apart(concepts, preserve)
 
     fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # refuses values out of range
-    edit, by_products = _fit(fitted, where, concepts, keep, own)
+    edit, by_products = _fit(fitted, where, concepts, preserve, own)
     if own["key"]:
         made_with(by_products["key"], edit).save(own["key"])
     edit.save(values["output"])
     names = ", ".join(concept.name for concept in concepts)
     seconds = edit.meta.get("seconds", "?")
-    say(f"erased {names} from {where} with {method.name} in {seconds} s; kept {len(keep)}", values["output"])
+    say(f"erased {names} from {where} with {method.name} in {seconds} s; preserved {len(preserve)}", values["output"])
 
 
-def _fit(fitted: Any, where: str, concepts: Any, keep: Any, own: dict[str, Any]) -> "tuple[Edit, dict[str, Edit]]":
+def _fit(fitted: Any, where: str, concepts: Any, preserve: Any, own: dict[str, Any]) -> "tuple[Edit, dict[str, Edit]]":
     """Run the method on a loaded model, on a checkpoint that stays on disk, or with a state it can go on from."""
     if own["stream"]:
         from efface.methods.closed_form.stream import erase as erase_on_disk
 
         if not Path(where).exists():
             raise BadInput(f"--stream reads a checkpoint folder or file; {where} is neither")
-        return erase_on_disk(fitted, where, concepts, keep, own["seed"], own["tokenizer"]), {}
+        return erase_on_disk(fitted, where, concepts, preserve, own["seed"], own["tokenizer"]), {}
     model = load_model(where, own["device"], own["dtype"], own["tokenizer"])
     if own["checkpoint"] is None:
-        return fitted.run(model, concepts, keep, seed=own["seed"])
+        return fitted.run(model, concepts, preserve, seed=own["seed"])
     from efface.methods.finetune.method import checkpoints
 
     with checkpoints(own["checkpoint"]):
-        return fitted.run(model, concepts, keep, seed=own["seed"])
+        return fitted.run(model, concepts, preserve, seed=own["seed"])

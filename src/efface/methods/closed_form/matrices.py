@@ -67,28 +67,28 @@ class Factors(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """Hold the vectors that must stay as they are: themselves when few, their Gram matrix when many.
+class Preserved:
+    """Hold the preserved text vectors: themselves when few, their Gram matrix when many.
 
-    Both are scaled by the preserve scale. The Gram of a fixed keep set can be made once and reused.
+    Both are scaled by the preserve scale. The Gram matrix of a fixed set can be computed once and reused.
     """
 
     rows: Float64[Tensor, "n dim"]
     gram: Float64[Tensor, "dim dim"] | None = None
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "n dim"], scale: float = 1.0) -> "Kept":
-        """Keep these vectors with weight `scale`; raises `BadInput` for a bad scale or value."""
+    def of(cls, rows: Float[Tensor, "n dim"], scale: float = 1.0) -> "Preserved":
+        """Preserve these vectors with weight `scale`; raises `BadInput` for a bad scale or value."""
         return cls.gather([rows], rows.shape[1], scale)
 
     @classmethod
-    def gather(cls, batches: Iterable[Tensor], dim: int, scale: float = 1.0) -> "Kept":
-        """Keep the rows of all batches (n, dim), holding at most `dim` of them, a batch and one Gram matrix."""
+    def gather(cls, batches: Iterable[Tensor], dim: int, scale: float = 1.0) -> "Preserved":
+        """Preserve the rows of all batches (n, dim), with at most `dim` rows, a batch and a Gram matrix in memory."""
         check_scale("preserve_scale", scale)
         waiting = torch.zeros(0, dim)
         total: Tensor | None = None
         for batch in batches:
-            check_finite("kept text vectors", batch)
+            check_finite("preserved text vectors", batch)
             waiting = torch.cat([waiting, batch])
             if len(waiting) > dim:
                 total = gram(waiting) if total is None else total + gram(waiting)
@@ -97,9 +97,9 @@ class Kept:
             return cls(waiting.double() * math.sqrt(scale))
         return cls(waiting[:0].double(), scale * (total + gram(waiting)))
 
-    def rescaled(self, factor: float) -> "Kept":
+    def rescaled(self, factor: float) -> "Preserved":
         """Return the same vectors with their weight multiplied by `factor`."""
-        return Kept(self.rows * math.sqrt(factor), None if self.gram is None else self.gram * factor)
+        return Preserved(self.rows * math.sqrt(factor), None if self.gram is None else self.gram * factor)
 
     def matrix(self) -> Float64[Tensor, "dim dim"]:
         """Return the Gram matrix."""

@@ -21,7 +21,7 @@ BATCH = 32  # prompts encoded at once
 Rows = Float[Tensor, "n dim"]
 
 
-class Say(NamedTuple):
+class Phrase(NamedTuple):
     """Put a name into a prompt."""
 
     template: str
@@ -57,23 +57,23 @@ def check_template(template: str) -> None:
         raise BadInput(f"a template holds the name's place, {{}}, once; got {template!r}")
 
 
-def position(model: Model, say: Say, stream: int = 0) -> int:
+def position(model: Model, phrase: Phrase, stream: int = 0) -> int:
     """Return the position of the name's last token in a stream of text; raises `BadInput` for a name without any."""
-    word = model.family.streams(say.head)[stream].subject
-    before = model.family.streams(Say(say.template, "").head)[stream].subject
-    if say.name.strip() and word <= before:
-        raise BadInput(f"{say.name!r} has no tokens in this model's vocabulary")
+    word = model.family.streams(phrase.head)[stream].subject
+    before = model.family.streams(Phrase(phrase.template, "").head)[stream].subject
+    if phrase.name.strip() and word <= before:
+        raise BadInput(f"{phrase.name!r} has no tokens in this model's vocabulary")
     return word
 
 
-def read(model: Model, says: Sequence[Say]) -> Iterator[Text]:
+def read(model: Model, phrases: Sequence[Phrase]) -> Iterator[Text]:
     """Encode prompts in batches, one `Text` for each stream of text, in order, on the CPU in float32 (or wider)."""
-    for start in progress(range(0, len(says), BATCH), "texts"):
-        part = says[start : start + BATCH]
-        for say, vectors in zip(part, vectors_of(model, [say.text for say in part]), strict=True):
-            for i, tokens in enumerate(model.family.streams(say.text)):
+    for start in progress(range(0, len(phrases), BATCH), "texts"):
+        part = phrases[start : start + BATCH]
+        for phrase, vectors in zip(part, vectors_of(model, [phrase.text for phrase in part]), strict=True):
+            for i, tokens in enumerate(model.family.streams(phrase.text)):
                 own = vectors[tokens.start : tokens.start + len(tokens.ids)]
-                yield Text(own, position(model, say, i), tokens.ids[: tokens.eos + 1])
+                yield Text(own, position(model, phrase, i), tokens.ids[: tokens.eos + 1])
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from efface.query import Query
 from efface.util.progress import progress
 
 
-def own_latents(
+def generated_latents(
     run: Run, stage: str, prompts: Sequence[str], count: int, steps: int, guidance: float, batch: int = 32
 ) -> Float[Tensor, "n ch h w"]:
     """Draw `count` latents with the untouched model, the i-th for prompt i modulo their number.
@@ -36,7 +36,7 @@ def own_latents(
     return torch.cat(parts).to(run.base.device)
 
 
-def asked(concept: Concept) -> tuple[str, ...]:
+def training_prompts(concept: Concept) -> tuple[str, ...]:
     """Return the concept's own prompts, or how the papers ask for it."""
     default = "a painting in the style of {}" if concept.kind == "style" else "a photo of {}"
     return concept.prompts or (default.format(concept.name),)

@@ -79,13 +79,13 @@ class FineTune(Method):
         """Return the edit when training is over, and by-products if any: by default student minus base."""
         return Edit(delta=run.delta(), meta=run.report())
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Fitted:
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Fitted:
         """Train and return the edit; the model's weights are not touched.
 
         Raises: BadInput, BadFile (checkpoint), Diverged, WriteError.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            run = Run(self, model, tuple(erase), tuple(keep), seed)
+            run = Run(self, model, tuple(erase), tuple(preserve), seed)
             run.descend(self.objective(run))
             return self.result(run)
 
@@ -94,19 +94,19 @@ class Run:
     """Hold one training: the networks, the optimiser, and what a loss may ask for.
 
     base, student: the frozen network and the one in training.
-    average: the student's moving average, after `keep_average`.
-    erase, keep, seed: as given to the method.
+    average: the student's moving average, after `track_average`.
+    erase, preserve, seed: as given to the method.
     rng: the random numbers of the current step, on the CPU.
     weights: the student's trained parameters by name.
     null: the context of no prompt, one row.
     """
 
     def __init__(
-        self, method: FineTune, model: Model, erase: tuple[Concept, ...], keep: tuple[Concept, ...], seed: int
+        self, method: FineTune, model: Model, erase: tuple[Concept, ...], preserve: tuple[Concept, ...], seed: int
     ) -> None:
         self.rank, self.world = _processes(model)
-        self.method, self.erase, self.keep, self.seed = method, erase, keep, seed
-        self.about = _describe(method, model, erase, keep, seed) if current() else {}
+        self.method, self.erase, self.preserve, self.seed = method, erase, preserve, seed
+        self.about = _describe(method, model, erase, preserve, seed) if current() else {}
         model = replace(model, guards=())
         chosen = select(model, method.params)
         self.base = _view(model, {})
@@ -140,7 +140,7 @@ class Run:
         """Draw n of the whole numbers below `count`."""
         return torch.randint(count, (n,), generator=self.rng).to(self.base.device)
 
-    def keep_average(self, decay: float) -> None:
+    def track_average(self, decay: float) -> None:
         """Keep an exponential moving average of the student from here on."""
         self.decay = decay
         self.means = {name: p.detach().clone() for name, p in self.masters.items()}
@@ -232,9 +232,9 @@ class Run:
                 average[name].copy_(self.means[name])
 
 
-def said(concept: Concept, say: Literal["name", "texts"]) -> tuple[str, ...]:
-    """Return what a method takes a concept to be called: its bare name, or its name and its prompts."""
-    return (concept.name,) if say == "name" else (concept.name, *concept.texts)
+def prompts_of(concept: Concept, which: Literal["name", "all"]) -> tuple[str, ...]:
+    """Return the prompts by which a method erases a concept: its bare name, or its name and its prompts."""
+    return (concept.name,) if which == "name" else (concept.name, *concept.texts)
 
 
 def _view(model: Model, values: Mapping[str, Tensor]) -> Model:
@@ -257,11 +257,11 @@ def _master(p: Tensor) -> Tensor:
 
 
 def _describe(
-    method: FineTune, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int
+    method: FineTune, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int
 ) -> dict[str, Any]:
     """Return what a checkpoint must agree in to be resumed."""
     plain = registry.to_json(method)
-    concepts = {"erase": [c.to_json() for c in erase], "keep": [c.to_json() for c in keep]}
+    concepts = {"erase": [c.to_json() for c in erase], "preserve": [c.to_json() for c in preserve]}
     return {"method": plain["name"], **plain["fields"], **concepts, "seed": seed, "model": model.id}
 
 
@@ -280,4 +280,4 @@ def _processes(model: Model) -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-__all__ = ["FineTune", "Loss", "Run", "checkpoints", "said"]
+__all__ = ["FineTune", "Loss", "Run", "checkpoints", "prompts_of"]

@@ -65,7 +65,7 @@ def write(
         terms += [edit.delta[name].float()] if name in edit.delta else []
         return sum(terms, old.float())
 
-    about = {key: edit.meta[key] for key in ("method", "fields", "erase", "keep", "op") if key in edit.meta}
+    about = {key: edit.meta[key] for key in ("method", "fields", "erase", "preserve", "keep", "op") if key in edit.meta}
     meta = {"efface_edit": json.dumps({"id": edit.id, **about})}
     write_copy(source, target, checkpoint.places(edit.names), value, meta)
 
