@@ -111,7 +111,7 @@ def test_generate(invoke: Invoke, work: Path) -> None:
     code, out, _ = invoke("generate", "a church", *few, "-o", "one.png")
     assert code == 0
     assert opened("one.png").size == (16, 16)
-    assert "drew 1 image with" in out
+    assert "generated 1 image with" in out
     invoke(*ERASE)
     code, _, _ = invoke(
         "generate", "a church", "a house", *few, "--seeds", "0:2", "--edit", "church.safetensors", "-o", "a.png"
@@ -372,7 +372,7 @@ def test_a_plain_install_hears_nothing_of_torchvision(work: Path) -> None:
     args = ("generate", "a church", "--model", "../tiny", "--steps", "1", "-o", "one.png")
     done = subprocess.run([sys.executable, "-c", HIDDEN, *args], capture_output=True, text=True, check=True)
     assert done.stderr.strip().splitlines() == ["[transformers] a real warning"]
-    assert "drew 1 image" in done.stdout
+    assert "generated 1 image" in done.stdout
 
 
 def test_a_file_in_commands_is_a_command(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

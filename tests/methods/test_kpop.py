@@ -138,5 +138,5 @@ def test_seed_presets_and_bad_input(tiny):
             fast(**fields)
     with pytest.raises(BadEdit, match="not a key"):
         unlocked(tiny, edit)
-    with pytest.raises(BadEdit, match="7 wide"):
+    with pytest.raises(BadEdit, match="width 7, "):
         unlocked(tiny, Edit(extra={"prompt": torch.zeros(1, 2, 7)}, meta=key.meta))

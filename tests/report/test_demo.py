@@ -16,7 +16,7 @@ from efface.evaluation.store import Store
 from efface.judge import Judge, Profile
 from efface.models.model import Model
 from efface.report.demo import RECIPES, Recipe, _flags, demo, preserved
-from efface.report.pictures import choose, lines
+from efface.report.images import choose, lines
 
 OBJECTS = ("church", "house", "castle", "guitar", "dog", "wolf", "fox", "cat")
 TABLE = {n: Concept(n, keywords=("red", "blue", "moon", "cross")) for n in OBJECTS}

@@ -116,5 +116,5 @@ def prompts(texts: Sequence[str]) -> list[str]:
     """Refuse an empty prompt. Raises BadInput."""
     for text in texts:
         if not text.strip():
-            raise BadInput("a prompt is empty; say what to draw")
+            raise BadInput("a prompt is empty; say what to generate")
     return list(texts)

@@ -1,8 +1,8 @@
-"""Arithmetic of edits: sums, scales, differences and prunings of edits, as values.
+"""Arithmetic of edits: sums, differences, scaling and pruning.
 
-Text maps with the same names and the same right factor are merged, terms that are zero are dropped and maps are kept
-in one order, so that a + b equals b + a and a - a is the empty edit. Each side is merged by itself before the two
-meet: sums of three or more floats depend on their order, sums of two do not.
+Text maps with the same names and the same right factor are merged, zero terms are dropped and maps are sorted, so
+that a + b equals b + a and a - a is the empty edit. Each side is merged by itself before they are added: sums of
+three or more floats depend on their order, sums of two do not.
 """
 
 import math
@@ -75,7 +75,7 @@ def scale(edit: E, factor: float) -> E:
 
 
 def prune(edit: E, only: str | Iterable[str], without: str | Iterable[str]) -> E:
-    """Return the edit on a part of its weights."""
+    """Return the edit restricted to some of its weights."""
     blocks = edit.meta.get("base", {}).get("blocks", BLOCKS)
     wanted = (only,) if isinstance(only, str) else tuple(only)
     unwanted = (without,) if isinstance(without, str) else tuple(without)
@@ -98,7 +98,7 @@ def prune(edit: E, only: str | Iterable[str], without: str | Iterable[str]) -> E
 
 
 def matches(name: str, pattern: str, blocks: Mapping[str, str] = BLOCKS) -> bool:
-    """Say whether a weight's name matches a block word, a part of the dotted name, or a glob.
+    """Return whether a weight's name matches a block word, a part of the dotted name, or a glob.
 
     blocks: block words and the parts of names they stand for.
     """

@@ -1,4 +1,4 @@
-"""Provenance: who made an edit, from what, with which settings and versions."""
+"""Provenance: the method, model, settings and versions that an edit was made with."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ PACKAGES = ("efface", "torch", "diffusers", "transformers")
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of efface and of what its numbers depend on."""
+    """Return the versions of efface and of the libraries its results depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -53,7 +53,7 @@ def stamp(
 ) -> dict[str, Any]:
     """Return the provenance of a fresh edit as JSON values.
 
-    method: the dataclass instance that made it. base: what `Model.base` says of the weights it changes.
+    method: the dataclass instance that made it. base: from `Model.base`, for the weights it changes.
     """
     return {
         "format": FORMAT,

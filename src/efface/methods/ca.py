@@ -1,4 +1,4 @@
-"""Concept Ablation: match what the concept's prompts give to what the same prompts about its anchor give.
+"""Concept Ablation: train the prediction for a concept's prompts to match that for its anchor's prompts.
 
 Kumari et al. 2023, https://arxiv.org/abs/2303.13516.
 """
@@ -21,20 +21,20 @@ from efface.models.images import noised
 
 @dataclass(frozen=True)
 class CA(FineTune):
-    """Ablate concepts into their anchors, on images of the anchors that the model itself draws.
+    """Map concepts to their anchors, on images of the anchors that the model itself generates.
 
-    An object becomes its anchor (its family if it has none) in every template; a style is left out of prompts that
-    show the kept concepts, or `contents` when none are kept.
+    An object is replaced by its anchor (its family if it has none) in every template. A style is removed from prompts
+    of the preserved concepts, or of `contents` when none are preserved.
 
     Args:
-        images: images of the anchors, drawn once by the untouched model
-        image_steps: solver steps of each
-        guidance: guidance scale of each
+        images: images of the anchors, generated once by the original model
+        image_steps: solver steps of each image
+        guidance: guidance scale of each image
         target: model matches the network's own prediction for the anchor, noise the noise that was added
         prior: weight of the plain diffusion loss on the anchors' images
         detach_start: no gradient to keys and values through the start token, which all prompts share
-        templates: prompts with {} for a concept or, for a style, for what is drawn in it
-        contents: what is drawn in a style
+        templates: prompts with {} for the concept or, for a style, for a content
+        contents: objects that a style is erased from
     """
 
     steps: int = 100  # 100 steps on two GPUs in its code

@@ -16,14 +16,14 @@ from efface.models.trajectory import partly_denoise
 
 @dataclass(frozen=True)
 class ESD(FineTune):
-    """Erase concepts by teaching ε_θ(z_t, c) the frozen model's noise guided away from c; `preserve` is not used.
+    """Erase concepts by training ε_θ(z_t, c) to be guided away from c; `preserve` is not used.
 
     Args:
         eta: strength of the negative guidance
-        around: what is guided away from the concept: null (the paper), concept (the 2025 code; eta 2 around
-            the concept is eta 1 around null) or anchor (the concept's anchor, to replace it by)
-        source: which network draws z_t: student or base
-        guidance: guidance scale while drawing z_t
+        around: starting point of the negative guidance: null (the paper), concept (the 2025 code; eta 2 around
+            the concept is eta 1 around null) or anchor (to replace the concept by its anchor)
+        source: network that generates z_t: student or base
+        guidance: guidance scale while generating z_t
         ddim_steps: steps of a whole trajectory
         jitter: take t uniformly from the bin of the level reached
         reuse: noisy latents taken from one trajectory; must divide batch
@@ -50,12 +50,12 @@ class ESD(FineTune):
             "jitter": False,
         },
         "mini": {"steps": 80, "lr": 4e-4, "batch": 4, "ddim_steps": 8},
-        "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},  # at 4e-4 the neighbours go
+        "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},  # 4e-4 loses related ones
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3}
 
     def objective(self, run: Run) -> Loss:
-        """Return ‖ε_θ(z_t, c) − (ε* − η (ε*_c − ε*_∅))‖², ε* frozen (eq. 7), over a batch of drawn z_t."""
+        """Return ‖ε_θ(z_t, c) − (ε* − η (ε*_c − ε*_∅))‖², ε* frozen (eq. 7), over a batch of z_t."""
         pairs = [(text, concept.anchor) for concept in run.erase for text in prompts_of(concept, self.prompts)]
         texts, anchors = (run.contexts(column) for column in zip(*pairs, strict=True))
         source = {"student": run.student, "base": run.base}[self.source]

@@ -1,4 +1,4 @@
-"""KPOP: move a concept's knowledge into a learnable prompt, then erase it where the prompt is absent.
+"""KPOP: transfer a concept into a learnable prompt, and erase it where that prompt is absent.
 
 Bui et al. 2024, Removing Undesirable Concepts in Text-to-Image Diffusion Models with Learnable Prompts,
 https://arxiv.org/abs/2403.12326.
@@ -26,17 +26,17 @@ class KPOP(FineTune):
     """Erase concepts while a prompt learns to restore them; the prompt is a key to them.
 
     Args:
-        size: prompt size k, in lengths of the text context; of no effect on the additive mechanism
+        size: prompt size k, in lengths of the text context; not used by the additive mechanism
         mechanism: concat puts the prompt beside the text, add adds it
         where: blocks that read the prompt: mid, mid-up or down-mid-up; the additive mechanism uses all
-        lam: weight λ of keeping the concept under the prompt
-        neutral: what the concept is taught to be
+        lam: weight λ of the loss that preserves the concept under the prompt
+        neutral: prompt that the concept is mapped to
         prompt_lr: learning rate of the prompt
-        init: spread of the random first prompt, in that of the text's context
+        init: standard deviation of the random initial prompt, relative to that of the text's context
         prompt_steps: steps of the prompt before each step of the weights
-        preserve_weight: weight of leaving the kept concepts as they are
-        source: which network draws z_t: student or base
-        guidance: guidance scale while drawing z_t
+        preserve_weight: weight of the loss on preserved concepts
+        source: network that generates z_t: student or base
+        guidance: guidance scale while generating z_t
         ddim_steps: steps of a whole trajectory
         reuse: noisy latents taken from one trajectory; must divide batch
         prompts: what of a concept is erased: its bare name (name), or its name and its prompts (all)
@@ -102,7 +102,7 @@ class KPOP(FineTune):
                 p.grad = run.mean(torch.autograd.grad(restored, p)[0])
                 run.state.optimizers["prompt"].step()
             value = mse_loss(run.student.eps(z, t, c), e_n)  # L1
-            value = value + self.lam * mse_loss(keyed.eps(z, t, c), e_e)  # L2; what it says of p is not used
+            value = value + self.lam * mse_loss(keyed.eps(z, t, c), e_e)  # L2; its gradient on p is not used
             if c_k is not None:
                 preserved = c_k[run.pick(len(c_k), self.batch)]
                 value = value + self.preserve_weight * mse_loss(
@@ -116,7 +116,7 @@ class KPOP(FineTune):
         return loss
 
     def result(self, run: Run) -> tuple[Edit, dict[str, Edit]]:
-        """Return the sanitized model's edit, and the prompt by itself: it is in no file but the key's."""
+        """Return the edit of the sanitized model, and the key: the prompt is in the key's file only."""
         about = {"method": "kpop", "mechanism": self.mechanism, "where": self._where}
         prompt = run.state.tensors["prompt"].detach().cpu().clone()
         key = Edit(extra={"prompt": prompt}, meta={"key": about})
@@ -127,7 +127,7 @@ class KPOP(FineTune):
         return "down-mid-up" if self.mechanism == "add" else self.where
 
     def _prompt(self, run: Run, c_e: Context) -> nn.Parameter:
-        """Return the prompt at random ("no alignment with any textual inputs": figure 4a), known to the checkpoints."""
+        """Return a random prompt ("no alignment with any textual inputs": figure 4a), stored in the run's state."""
         words = c_e.tokens
         length = words.shape[1] * (1 if self.mechanism == "add" else self.size)  # m_p = k m_c: section 4.3
         noise = torch.randn(1, length, words.shape[2], generator=run.rng).to(words.device)

@@ -1,4 +1,4 @@
-"""RECE: derive the vectors that bring a concept back after UCE, and erase them too (Gong et al., ECCV 2024).
+"""RECE: after UCE, derive the vectors that bring a concept back and erase them too (Gong et al., ECCV 2024).
 
 https://arxiv.org/abs/2407.12383
 """
@@ -41,7 +41,7 @@ SCHEDULES: dict[str, dict[str, tuple[int, float]]] = {
 
 
 class Source(NamedTuple):
-    """Hold one prompt of a concept and its replacement, encoded, and how to derive from it.
+    """Hold one prompt of a concept and its replacement, encoded, and the settings to derive with.
 
     label: the concept's name for the first of its prompts, "" for the others.
     """
@@ -56,22 +56,22 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class RECE(ClosedForm):
-    """Erase concepts with UCE, then again and again the vectors that would bring them back.
+    """Erase concepts with UCE, then repeatedly erase the vectors that would bring them back.
 
     ridge: λ₂ of eq. 2 in every epoch.
     preserve_scale: λ₁ of eq. 2 in every epoch.
     erase_scale: weight of every erased vector.
     first_ridge: λ₂ of the UCE edit it starts from.
     first_preserve_scale: λ₁ of the UCE edit it starts from.
-    schedule: whose epochs and derive_ridge to take for each kind of concept, where none are given.
-    epochs: times to derive and erase.
+    schedule: source of the default epochs and derive_ridge for each kind of concept.
+    epochs: how often to derive and erase.
     derive_ridge: λ of eq. 7; 0 is eq. 5, whose vectors undo the edit exactly.
-    goals: whose outputs erased and preserved vectors should give, the original weights' (eq. 3) or the current ones'.
+    goals: outputs that erased and preserved vectors should give: those of the original weights (eq. 3) or the current.
     rows: derived vectors that are erased: from the concept's last word to the end (tail), or all.
     own_vectors: solve again for the vectors of the concept's own prompts in every epoch, so that they stay erased; the
         paper leaves this to the ridge.
     stop_below: stop when the judged share of images that show the concept falls below this; 0 never does.
-    stop_images: images drawn from each derived embedding to judge that.
+    stop_images: images generated from each derived embedding for `stop_below`.
     """
 
     ridge: float = 0.1
@@ -119,7 +119,7 @@ class RECE(ClosedForm):
             raise BadInput("epochs must be at least 0 and stop_images at least 1")
 
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
-        """Compute the edit (algorithm 1); `seed` matters only to the images that `stop_below` looks at."""
+        """Compute the edit (algorithm 1); `seed` is used only for the images of `stop_below`."""
         names = text_weights(model)
         check_texts(model, erase, preserve)
         system = key_value_gram(model, names)
@@ -162,7 +162,7 @@ class RECE(ClosedForm):
         ]
 
     def _derived(self, now: Sequence[Source], outputs: Outputs, change: Factors) -> list[Float64[Tensor, "len dim"]]:
-        """Return all rows of the embedding that brings each prompt's concept back under the current edit."""
+        """Return, for each prompt, the embedding that brings its concept back under the current edit."""
         found: dict[int, Tensor] = {}
         for ridge in {one.ridge for one in now}:
             group = [i for i, one in enumerate(now) if one.ridge == ridge]
@@ -172,7 +172,7 @@ class RECE(ClosedForm):
         return [found[i] for i in range(len(now))]
 
     def _erase(self, now: Sequence[Source], derived: Sequence[Tensor], preserved: Preserved, change: Factors) -> Fit:
-        """Find what to add to T so that the derived vectors are erased by eq. 3, around the current weights."""
+        """Solve eq. 3 for the step of T that erases the derived vectors, around the current weights."""
         pair = PAIRS[self.rows]
         pairs = [pair(one.old._replace(vectors=d), one.new) for one, d in zip(now, derived, strict=True)]
         if self.own_vectors:
@@ -180,7 +180,7 @@ class RECE(ClosedForm):
             pairs += own if self.goals == "original" else [(c, c) for c, _ in own]
         rows, goals = joined(pairs)
         preserved = preserved.rescaled(self.preserve_scale)
-        if self.goals == "current":  # W_t+1 = W_t S: targets and preserved vectors read as they do now
+        if self.goals == "current":  # W_t+1 = W_t S: targets and preserved vectors keep their current outputs
             fit = solve(rows, goals, self.ridge, self.erase_scale, preserved)
             return fit._replace(step=change.pushed(fit.step))
         return solve(rows, goals, self.ridge, self.erase_scale, preserved, start=change, restore=True)

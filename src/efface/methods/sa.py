@@ -1,4 +1,4 @@
-"""Selective Amnesia: continual learning towards a surrogate, held by replay and by the Fisher information.
+"""Selective Amnesia: continual learning towards a surrogate, with replay and a Fisher information penalty.
 
 Heng and Soh 2023, https://arxiv.org/abs/2305.10120.
 """
@@ -24,18 +24,18 @@ from efface.util.progress import progress
 
 @dataclass(frozen=True)
 class SA(FineTune):
-    """Forget concepts by drawing their anchors for them; `preserve` is what is replayed (else `contents`).
+    """Erase concepts by generating their anchors instead; preserved concepts (else `contents`) are replayed.
 
     Args:
-        images: surrogate images, of the anchors (else the families, else of anything)
+        images: surrogate images: of the anchors, else the families, else of no prompt
         replay_images: images to replay
-        image_steps: solver steps of each
-        guidance: guidance scale of each
+        image_steps: solver steps of each image
+        guidance: guidance scale of each image
         replay: weight of the loss on replayed images
         penalty: weight λ of Σ F (θ − θ*)²
         fisher_images: replayed images that F is estimated on
-        fisher_times: random time steps of each, in place of all 1,000
-        contents: what is replayed when no concepts are kept
+        fisher_times: random timesteps of each image, instead of all 1,000
+        contents: what is replayed when no concepts are preserved
     """
 
     steps: int = 12500  # 200 epochs of 1,000 images: its code, celebrities
@@ -49,7 +49,7 @@ class SA(FineTune):
     guidance: float = 7.5
     replay: float = 1.0
     penalty: float = 50.0
-    fisher_images: int = 200  # its code takes about 5,000, at every time step
+    fisher_images: int = 200  # its code takes about 5,000, at every timestep
     fisher_times: int = 8
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
 
@@ -110,7 +110,7 @@ class SA(FineTune):
     def _fisher(self, run: Run, latents: Float[Tensor, "n ch h w"], contexts: Context) -> dict[str, Tensor]:
         """Return the diagonal F: squared gradients of the loss summed over t, per image, averaged over images.
 
-        The sum over 1,000 time steps is estimated from `fisher_times` random ones, which makes F too large where
+        The sum over 1,000 timesteps is estimated from `fisher_times` random ones, which makes F too large where
         the gradient varies with t.
         """
         total = {name: torch.zeros_like(p) for name, p in run.weights.items()}
@@ -134,12 +134,12 @@ def _moved(fisher: Tensor, weight: Tensor, start: Tensor) -> Float[Tensor, ""]:
 
 
 def _recomputed(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """Call a function and keep none of its intermediate values, here one more copy of all weights, for its gradient."""
+    """Call a function whose intermediate values, here a copy of all weights, are recomputed for its gradient."""
     return checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
 
 
 def _surrogates(concept: Concept) -> Sequence[str]:
-    """Return, for each prompt of a concept, the prompt to draw instead."""
+    """Return, for each prompt of a concept, the prompt to generate from instead."""
     like = concept.anchor or concept.family
     own = training_prompts(replace(concept, name=like, prompts=())) if like else ("",)
     return [

@@ -27,9 +27,9 @@ from efface.models.model import Model
 
 @dataclass(frozen=True)
 class TIME(ClosedForm):
-    """Replace a prompt by another, token for token; kept concepts have no part in it.
+    """Edit prompts to read as others, token for token; `preserve` is not used.
 
-    keys: edit keys too, not only values.
+    keys: edit keys as well as values.
     """
 
     ridge: float = 0.1
@@ -45,7 +45,7 @@ class TIME(ClosedForm):
     }
 
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
-        """Compute the edit; nothing is random in it, and `preserve` does not matter to it."""
+        """Compute the edit; nothing is random in it, and `preserve` is not used."""
         names = text_weights(model, self.keys)
         check_texts(model, erase, preserve)
         phrases = [pair for pairs in self.phrases(erase) for pair in pairs]

@@ -32,14 +32,14 @@ from efface.models.model import Model
 
 @dataclass(frozen=True)
 class UCE(ClosedForm):
-    """Erase concepts by one least squares over their text vectors, keeping others.
+    """Erase concepts by one least squares over their text vectors, and preserve others.
 
     erase_scale: weight of every edited vector.
     preserve_scale: weight of every preserved vector; none means 1 / (number of preserved texts), at least 0.1.
     rows: vectors of a prompt that are edited: the last word's (last), from it to the end (tail), or all.
     preserve_rows: vectors of a prompt that are preserved.
-    preserve_empty: preserve the empty prompt too.
-    technique: replace gives the target's values; tensor gives them less their component along the concept's.
+    preserve_empty: also preserve the empty prompt.
+    technique: replace gives the target's outputs; tensor gives these without their component along the concept's.
     """
 
     erase_scale: float = 1.0

@@ -5,7 +5,7 @@ For text vectors c, goals g and a start T₀, the W that minimises
 
     T = T₀ + Sᵀ X,   S = g − T₀c,   X = w c M⁻¹,   M = λI + Σ w c cᵀ + Σ p k kᵀ,
 
-with the same T for every W₀, because M holds text vectors only. So M is factored once for all layers, in
+with the same T for every W₀, because M depends on text vectors only. So M is factored once for all layers, in
 float64 (its condition number nears 1e6 on CLIP's vectors, where float32 is wrong by a percent), and no
 inverse is formed. With fewer rows A = √w c than their width, A M⁻¹ = (λI + A Aᵀ)⁻¹ A is cheaper.
 

@@ -1,4 +1,4 @@
-"""What closed-form methods share: how concepts are said, what is kept, and the edit they return."""
+"""What closed-form methods share: prompts of concepts, preserved vectors, and the edit they return."""
 
 import json
 import re
@@ -40,12 +40,12 @@ MANY = 64  # preserved texts from which their Gram matrix is worth caching
 class ClosedForm(Method):
     """Base class of closed-form methods: concepts and their replacements in the same prompts.
 
-    ridge: λ, the weight of leaving the matrices as they are, above 0.
-    templates: prompts a name is put into, {} standing for it; all of them are edited.
+    ridge: λ, the weight of the change of the matrices, above 0.
+    templates: prompts with {} for the concept's name; all of them are edited.
     style_templates: the same for styles.
-    target: what is said instead of a concept that has no anchor.
+    target: replacement of a concept that has no anchor.
     style_target: the same for styles.
-    keywords: erase a concept's keywords too, each like a name of it.
+    keywords: also erase a concept's keywords, each as if it were its name.
     """
 
     ridge: float = 0.5
@@ -68,12 +68,12 @@ class ClosedForm(Method):
         """Compute the edit."""
 
     def phrases(self, erase: Sequence[Concept]) -> list[list[tuple[Phrase, Phrase]]]:
-        """Return, for every concept to be erased, its prompts beside those to put in their place."""
+        """Return, for every concept to be erased, pairs of a prompt and its replacement."""
         named = self._named(erase)
         return [self._phrases(concept, named) for concept in erase]
 
     def preserved_prompts(self, preserve: Sequence[Concept], erase: Sequence[Concept], empty: bool) -> list[Phrase]:
-        """Return every prompt to preserve, and the empty one."""
+        """Return every prompt to preserve, with the empty one first if `empty`."""
         named = self._named(erase)
         found = [Phrase(form, concept.name) for concept in preserve for form in self._forms(concept, named)]
         return [Phrase("{}", ""), *found] if empty else found
@@ -88,7 +88,7 @@ class ClosedForm(Method):
         ]
 
     def _named(self, erase: Sequence[Concept]) -> dict[str, list[Concept]]:
-        """Return the concepts to be erased that each template names in words of its own: one search per concept."""
+        """Return, for each template, the concepts to be erased that its own words name."""
         forms = dict.fromkeys((*self.templates, *self.style_templates))
         words = [(concept, re.compile(rf"\b{re.escape(concept.name)}\b", re.IGNORECASE)) for concept in erase]
         return {form: [concept for concept, word in words if word.search(form)] for form in forms}
@@ -136,12 +136,12 @@ def edited_rows(
 
 
 def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Rows, Rows]:
-    """Put the rows and the goals of all pairs one under the other."""
+    """Concatenate the rows and the goals of all pairs."""
     return torch.cat([rows for rows, _ in pairs]), torch.cat([goals for _, goals in pairs])
 
 
 def preserved_rows(model: Model, phrases: Sequence[Phrase], which: str, scale: float) -> Preserved:
-    """Encode what is to be kept, all rows of each text or the last word's; long lists are remembered."""
+    """Encode the preserved prompts: all rows of each (which = "all") or the last word's; long lists are cached."""
     check_scale("preserve_scale", scale)
 
     def batches() -> Iterator[Tensor]:
@@ -157,7 +157,7 @@ def preserved_rows(model: Model, phrases: Sequence[Phrase], which: str, scale: f
 
 
 def key_value_gram(model: Model, names: Sequence[str]) -> Tensor:
-    """Return G = Σ W₀ᵀW₀ over the named matrices, remembered by their values."""
+    """Return G = Σ W₀ᵀW₀ over the named matrices, cached by their values."""
     weights = model.weights()
     chosen = {name: weights[name] for name in names}
     return remembered(sha256_tensors(chosen), lambda: weight_gram(chosen.values()))
@@ -169,7 +169,7 @@ def text_edit(
     report: Mapping[str, Any],
     extra: Mapping[str, Tensor] | None = None,
 ) -> Edit:
-    """Make the edit W = W₀·T of the named weights: T in float32 factors, the report in its provenance."""
+    """Return the edit W = W₀·T of the named weights, with T in float32 factors and the report in its provenance."""
     small = change.compressed(SINGLE)
     text_map = TextMap(names, small.left.float().contiguous(), small.right.float().contiguous())
     meta = {"closed_form": {**report, "rank": small.left.shape[1]}}
@@ -177,5 +177,5 @@ def text_edit(
 
 
 def summary(fit: Fit) -> dict[str, float]:
-    """Return how good a solution is, rounded for the provenance."""
+    """Return the quality of a solution, rounded for the provenance."""
     return {key: float(f"{getattr(fit, key):.4g}") for key in ("residual", "drift", "condition")}

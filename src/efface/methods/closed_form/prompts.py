@@ -1,4 +1,4 @@
-"""Which text vectors a closed-form edit takes: how a concept is said, and which rows each variant edits.
+"""Text vectors of a closed-form edit: prompts of a concept, and the rows that each variant edits.
 
 Positions come from the tokenizer (start token, words, end token, padding to its own length), so that any text
 length and vocabulary works.
@@ -22,7 +22,7 @@ Rows = Float[Tensor, "n dim"]
 
 
 class Phrase(NamedTuple):
-    """Put a name into a prompt."""
+    """A prompt template and the name that is put into it."""
 
     template: str
     name: str
@@ -52,9 +52,9 @@ class Text(NamedTuple):
 
 
 def check_template(template: str) -> None:
-    """Raise `BadInput` unless the template holds one {}."""
+    """Raise `BadInput` unless the template contains {} once."""
     if template.count("{}") != 1:
-        raise BadInput(f"a template holds the name's place, {{}}, once; got {template!r}")
+        raise BadInput(f"a template contains {{}}, the place of the name, once; got {template!r}")
 
 
 def position(model: Model, phrase: Phrase, stream: int = 0) -> int:
@@ -93,7 +93,7 @@ def vectors_of(model: Model, prompts: Sequence[str]) -> Float[Tensor, "b len dim
 def tail(old: Text, new: Text) -> tuple[Rows, Rows]:
     """Pair the rows from the last word on, through end token and padding (UCE 2023).
 
-    The longer head shortens both sides, so that each last word, end token and padding meet their like.
+    The longer head shortens both sides, so that last word, end token and padding are paired with each other.
     """
     length = len(old.vectors) - max(old.word, new.word)
     return old.vectors[old.word :][:length], new.vectors[new.word :][:length]
@@ -112,7 +112,7 @@ def every(old: Text, new: Text) -> tuple[Rows, Rows]:
 def aligned(old: Text, new: Text) -> tuple[Rows, Rows]:
     """Pair every row with the row of the same token in the other prompt (TIME).
 
-    Tokens without a counterpart go to the token at their place, or, where nothing stands there, to the one
+    Tokens without a counterpart go to the token at their place, or, if there is none, to the one
     before it. What follows the end token is paired one by one and, when the new prompt runs out, with its last
     row.
     """

@@ -1,4 +1,4 @@
-"""Erase from a checkpoint without loading it: only its text encoder and the weights that read the text are read."""
+"""Closed-form edits of a checkpoint on disk: only the text encoder and the weights that read the text are loaded."""
 
 import os
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Fine-tuning: all that methods which train weights share, so that a method is its loss and little else.
+"""Fine-tuning: what methods that train weights share, so that a method is little more than its loss.
 
-A method brings its loss, which weights it trains and where z_t comes from. There is one network in memory:
+A method defines its loss, the weights it trains and the source of z_t. There is one network in memory:
 student, frozen base and moving average are views of the model that share all tensors but the trained ones;
 the model's own weights are never written to.
 """
@@ -32,21 +32,21 @@ Loss = Callable[[int], Tensor]  # step -> a number
 
 @dataclass(frozen=True)
 class FineTune(Method):
-    """Train some weights of a model against a loss; abstract.
+    """Base class of fine-tuning methods: train some weights of a model on a loss.
 
     Args:
         steps: steps of the optimiser
         lr: learning rate
         batch: noisy latents per step
-        params: which UNet weights are trained: x (cross-attention), x-strict (its keys and values),
+        params: UNet weights to train: x (cross-attention), x-strict (its keys and values),
             u (all but cross-attention, time embedding and output), u-linear (linear and convolution layers
             outside cross-attention), selfattn, attn (both attentions), to_out (output layers of both), full,
             or a pattern such as *mid_block*
         optimizer: adam, adamw or sgd
         weight_decay: the optimiser's weight decay
         clip: largest norm of the gradient, 0 for no limit
-        gradient_checkpointing: compute activations twice to save memory
-        bf16: compute in bfloat16 where the processor is fast at it; weights and moments stay in float32
+        gradient_checkpointing: recompute activations in the backward pass to save memory
+        bf16: compute in bfloat16, where the processor supports it; weights and moments stay in float32
     """
 
     steps: int = 1000
@@ -73,10 +73,10 @@ class FineTune(Method):
 
     @abstractmethod
     def objective(self, run: "Run") -> Loss:
-        """Return the loss of a step; what it needs once (contexts, images) it prepares here."""
+        """Return the loss as a function of the step; contexts and images are prepared here, once."""
 
     def result(self, run: "Run") -> Fitted:
-        """Return the edit when training is over, and by-products if any: by default student minus base."""
+        """Return the edit after training, and by-products if any: by default student minus base."""
         return Edit(delta=run.delta(), meta=run.report())
 
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Fitted:
@@ -91,9 +91,9 @@ class FineTune(Method):
 
 
 class Run:
-    """Hold one training: the networks, the optimiser, and what a loss may ask for.
+    """Hold the state of one training run: the networks, the optimiser, and helpers for losses.
 
-    base, student: the frozen network and the one in training.
+    base, student: the frozen model and the one in training.
     average: the student's moving average, after `track_average`.
     erase, preserve, seed: as given to the method.
     rng: the random numbers of the current step, on the CPU.
@@ -124,7 +124,7 @@ class Run:
             self.null = self.base.null().float()
 
     def contexts(self, texts: Iterable[str]) -> Context:
-        """Return the base's contexts of some prompts, without gradient."""
+        """Encode prompts with the base model, without gradient."""
         with torch.no_grad():
             return self.base.encode(list(texts)).float()
 
@@ -133,7 +133,7 @@ class Run:
         return torch.randn(n, *self.base.latent_shape, generator=self.rng).to(self.base.device)
 
     def times(self, n: int) -> Int[Tensor, " n"]:
-        """Draw n timesteps as training does."""
+        """Draw n timesteps uniformly, as in training a diffusion model."""
         return self.base.family.schedule.random_times(n, self.rng).to(self.base.device)
 
     def pick(self, count: int, n: int) -> Int[Tensor, " n"]:
@@ -141,27 +141,27 @@ class Run:
         return torch.randint(count, (n,), generator=self.rng).to(self.base.device)
 
     def track_average(self, decay: float) -> None:
-        """Keep an exponential moving average of the student from here on."""
+        """Track an exponential moving average of the student from now on."""
         self.decay = decay
         self.means = {name: p.detach().clone() for name, p in self.masters.items()}
         self.average = _view(self.base, {name: mean.to(self.weights[name].dtype) for name, mean in self.means.items()})
         self.state.tensors |= {f"average.{name}": mean for name, mean in self.means.items()}
 
     def once(self, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what `make` returned the first time; a resumed run finds it in its checkpoint folder.
+        """Return the result of `make`, computed once; a resumed run reads it from its checkpoint folder.
 
-        While `make` runs, `rng` is a generator of the seed and the stage alone.
+        While `make` runs, `rng` is seeded by the run's seed and the stage.
         """
 
         def seeded() -> dict[str, Tensor]:
             self.rng = generator(self.seed, stage)
             return make()
 
-        kept = current()
-        return kept.once(stage, self.about, seeded) if kept else seeded()
+        stored = current()
+        return stored.once(stage, self.about, seeded) if stored else seeded()
 
     def note(self, name: str, value: float) -> None:
-        """Note a number beside the loss of the current step."""
+        """Record a number beside the loss of the current step."""
         self.state.history.setdefault(name, []).append(value)
 
     def descend(self, loss: Loss) -> None:
@@ -193,13 +193,13 @@ class Run:
         return {name: (new[name].detach().float() - old[name].detach().float()).cpu() for name in self.weights}
 
     def report(self) -> dict[str, Any]:
-        """Return what an edit tells of its training: about 100 losses and notes, the count of trained weights."""
+        """Return the report of the training: about 100 losses and notes, and the number of trained weights."""
         every = max(1, self.state.step // 100)
         shown = {name: values[::every] for name, values in self.state.history.items()}
         return {"training": {**shown, "parameters": sum(p.numel() for p in self.weights.values())}}
 
     def _gather(self) -> None:
-        """Bring the gradients to the master copies, averaged over processes."""
+        """Copy the gradients to the master copies, averaged over processes."""
         for name, p in self.weights.items():
             master = self.masters[name]
             if master is not p:
@@ -217,7 +217,7 @@ class Run:
 
     @torch.no_grad()
     def _move(self) -> None:
-        """Move the average towards the master copies and publish both."""
+        """Update the average and copy both into the networks."""
         for name, mean in self.means.items():
             mean.lerp_(self.masters[name], 1 - self.decay)
         self._publish()
@@ -259,7 +259,7 @@ def _master(p: Tensor) -> Tensor:
 def _describe(
     method: FineTune, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int
 ) -> dict[str, Any]:
-    """Return what a checkpoint must agree in to be resumed."""
+    """Return the description of a run, which a checkpoint must equal to be resumed."""
     plain = registry.to_json(method)
     concepts = {"erase": [c.to_json() for c in erase], "preserve": [c.to_json() for c in preserve]}
     return {"method": plain["name"], **plain["fields"], **concepts, "seed": seed, "model": model.id}

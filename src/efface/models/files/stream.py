@@ -1,4 +1,4 @@
-"""Erase from a checkpoint without loading it: only its text encoders and the weights that read the text are read.
+"""Edit a checkpoint without loading it whole: only text encoders and the weights that read the text are loaded.
 
 The 860 million other weights of a Stable Diffusion (2.2 billion of SDXL) stay on disk; peak memory is that of the
 text encoders.
@@ -27,16 +27,16 @@ from efface.models.model import Model
 
 @dataclass(frozen=True, eq=False)
 class StreamedModel(Model):
-    """View a checkpoint on disk as a model that can encode text and has key and value matrices, and nothing else."""
+    """View a checkpoint on disk as a model with text encoders and key and value matrices only."""
 
     @cached_property
     def id(self) -> str:
-        """Return "": nobody knows which model it is without reading all of it."""
+        """Return "": the id would require reading the whole checkpoint."""
         return ""
 
     @property
     def device(self) -> torch.device:
-        """Return where its text encoders are; the rest of the denoiser is nowhere."""
+        """Return the device of the text encoders; the rest of the denoiser is not loaded."""
         return torch.device("cpu")
 
 
@@ -46,7 +46,7 @@ def write(
     out: str | os.PathLike[str],
     any_base: bool = False,
 ) -> None:
-    """Write an edited copy of a checkpoint; everything the edit does not change is copied as it is, in blocks.
+    """Write an edited copy of a checkpoint; all other values are copied in blocks.
 
     out: a .safetensors file for a file, a new folder for a folder. Values are added in float32 or wider and rounded
     once to the type in the file. Raises `BadEdit` for an edit with guards or, unless `any_base`, of other weights,
@@ -54,7 +54,7 @@ def write(
     """
     source, target = Path(where), Path(out)
     if edit.guards:
-        raise BadEdit("a guard works while images are drawn: it cannot be written into a checkpoint")
+        raise BadEdit("a guard works while images are generated: it cannot be written into a checkpoint")
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise BadInput(f"{out} is the checkpoint itself: write the edited copy somewhere else")
     checkpoint = find_checkpoint(source)
@@ -91,7 +91,7 @@ def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
 
 
 def _view(checkpoint: Checkpoint, names: Sequence[str]) -> StreamedModel:
-    """Return a model that has some weights of a checkpoint and nothing else, to check an edit on."""
+    """Return a model with only some weights of a checkpoint, to check an edit on."""
     parts: Any = SimpleNamespace(**{part: checkpoint.empty(part) for part in checkpoint.kinds()})
     model = StreamedModel(parts, name=str(checkpoint.path))
     known = model.weights("")
