@@ -23,7 +23,7 @@ from torch import Tensor
 from efface.concept import Concept, table
 from efface.edits.edit import Edit
 from efface.edits.provenance import git, versions
-from efface.evaluation.evaluate import drawing, images
+from efface.evaluation.evaluate import generating, images
 from efface.evaluation.stats import wilson
 from efface.judges.mini import judge
 from efface.methods.closed_form.least_squares import derive
@@ -33,7 +33,7 @@ from efface.methods.rece import RECE
 from efface.models.model import Model
 from efface.query import Query
 from efface.report import grid
-from efface.report.demo import keeps
+from efface.report.demo import preserved
 from efface.util.files import writing
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def erased(name: str, epochs: int, ridge: float | None = None) -> Edit:
     """Return RECE's edit with half of the other objects kept; with 0 epochs, the UCE edit that it starts from."""
     model, known = mini()
     fields = {} if ridge is None else {"derive_ridge": ridge}
-    return RECE.preset("mini", epochs=epochs, **fields)(model, [known[name]], keeps(known[name], known))
+    return RECE.preset("mini", epochs=epochs, **fields)(model, [known[name]], preserved(known[name], known))
 
 
 def embeddings(edit: Edit, prompt: str) -> dict[float, Tensor]:
@@ -87,7 +87,7 @@ def shown(pictures: Tensor, name: str) -> int:
 def others(name: str) -> tuple[list[Query], list[str]]:
     """Return one query for each object that is neither erased nor kept, nor related, with its name."""
     _, known = mini()
-    away = {name, *known[name].related, *(c.name for c in keeps(known[name], known))}
+    away = {name, *known[name].related, *(c.name for c in preserved(known[name], known))}
     left = [c for c in known.values() if c.kind == "object" and c.name not in away]
     return [Query(c.texts[0], 0, **HOW) for c in left], [c.name for c in left]
 
@@ -97,13 +97,13 @@ def attacked(name: str, epochs: int) -> dict[str, Any]:
     model, known = mini()
     edit, prompt = erased(name, epochs), known[name].texts[0]
     queries, names = others(name)
-    with drawing(model, edit) as draw:
+    with generating(model, edit) as generate:
         counts = {
-            when: {f"{ridge:g}": shown(draw(asked(prompt, e)), name) for ridge, e in found.items()}
+            when: {f"{ridge:g}": shown(generate(asked(prompt, e)), name) for ridge, e in found.items()}
             for when, found in (("old", against_uce(name)), ("new", embeddings(edit, prompt)))
         }
-        plain = shown(draw(asked(prompt)), name)
-        kept = right(draw(queries), names)
+        plain = shown(generate(asked(prompt)), name)
+        kept = right(generate(queries), names)
     return {"concept": name, "epochs": epochs, **counts, "plain": plain, "seeds": len(SEEDS), "kept": kept}
 
 
@@ -138,9 +138,9 @@ def swept(name: str, ridge: float) -> dict[str, Any]:
     moved = sum(float(d.square().sum()) for d in change.values()) ** 0.5
     weights = model.weights()
     whole = sum(float(weights[n].square().sum()) for n in change) ** 0.5
-    with drawing(model, edit) as draw:
-        plain = shown(draw(asked(prompt)), name)
-        old = sum(shown(draw(asked(prompt, embeds)), name) for embeds in against_uce(name).values())
+    with generating(model, edit) as generate:
+        plain = shown(generate(asked(prompt)), name)
+        old = sum(shown(generate(asked(prompt, embeds)), name) for embeds in against_uce(name).values())
     return {
         "concept": name,
         "ridge": ridge,

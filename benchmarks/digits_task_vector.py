@@ -93,7 +93,7 @@ def main() -> None:
     lines = json.loads(options.out.read_text())["lines"] if options.out.is_file() else []
     for training, parts in missing(lines):
         edit = trained(experiment, training)
-        found = line(experiment, edit.prune(keep=PARTS[parts]))
+        found = line(experiment, edit.prune(only=PARTS[parts]))
         lines.append({"training": training, "parts": parts, "vector": edit.id[:16], **found})
         print(f"{training}, {parts}: alpha {found['alpha']:g}, others {found['others']['share']:.1%}")
         about = {

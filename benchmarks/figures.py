@@ -38,7 +38,7 @@ from efface.models.model import Model
 from efface.models.purification import purify
 from efface.query import Query
 from efface.report import grid
-from efface.report.demo import keeps
+from efface.report.demo import preserved
 from efface.util.files import writing
 from methods import EDITS, drawn, mini, plan
 
@@ -53,7 +53,7 @@ CONCEPT = "church"
 Fields = dict[str, Any]
 Row = dict[str, Any]
 FAST: Fields = {"bf16": True}  # how KPOP and All but One are trained here; the table of methods trains in float32
-SCORES = {"target": "church, by its name", "implicit": "church, by keywords", "unprotected": "others, not kept"}
+SCORES = {"target": "church, by its name", "implicit": "church, by keywords", "unprotected": "others, not preserved"}
 
 
 def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Edit], Edit] = lambda e: e) -> Row:
@@ -65,8 +65,8 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
     concept = known[CONCEPT]
     edit = then(trained(method, fields))
     result = evaluate(drawn(), edit, concept, known, judge("mini"), plan(), any_base=True)
-    preserved = {c.name for c in keeps(concept, known)}
-    others = [v.after for k, v in result.singles.items() if v.group == "unrelated" and k not in preserved]
+    named = {c.name for c in preserved(concept, known)}
+    others = [v.after for k, v in result.singles.items() if v.group == "unrelated" and k not in named]
     left_out = sum(others, Share(hits=0, n=0))
     likeness = result.mean("ssim", "unrelated")
     assert likeness is not None
@@ -93,7 +93,7 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
 
 
 def side(share: Share) -> Row:
-    """Return a share as figures.jsonl keeps it."""
+    """Return a share as figures.jsonl has it."""
     return {"top1": share.value, "n": share.n, "ci95": list(share.interval)}
 
 
@@ -105,7 +105,7 @@ def trained(method: str, fields: Fields) -> Edit:
         concept = known[CONCEPT]
         with asides() as found:
             edit = registry.get("methods", method).preset("mini", **fields)(
-                model, concept, keeps(concept, known), seed=0
+                model, concept, preserved(concept, known), seed=0
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, aside in found.items():
@@ -287,10 +287,10 @@ def task_vector() -> None:
     """Draw figure 4 of the task vectors paper, without its robustness axis."""
     sets: Mapping[str, dict[str, str]] = {
         "all": {},
-        "without down": {"drop": "down"},
-        "without mid": {"drop": "mid"},
-        "without up": {"drop": "up"},
-        "cross-attention": {"keep": "attn2"},
+        "without down": {"without": "down"},
+        "without mid": {"without": "mid"},
+        "without up": {"without": "up"},
+        "cross-attention": {"only": "attn2"},
     }
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for (name, choice), mark in zip(sets.items(), "osD^v", strict=True):

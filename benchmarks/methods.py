@@ -29,7 +29,7 @@ from efface.evaluation.prompts import Plan
 from efface.evaluation.record import Aggregate, Base, Cost, Made, Record, Scored, read
 from efface.judge import judge_of
 from efface.models.model import Model
-from efface.report.demo import keeps
+from efface.report.demo import preserved
 
 HERE = Path(__file__).parent
 SETUP = tomllib.loads((HERE / "methods.toml").read_text())
@@ -96,7 +96,7 @@ def concepts(job: Job, known: dict[str, Concept]) -> tuple[list[Concept], tuple[
     """Return what a job erases and what it preserves."""
     if job.setting not in FIVE:
         concept = known[job.setting]
-        return [concept], keeps(concept, known)
+        return [concept], preserved(concept, known)
     ten = [known[name] for name in SETUP["objects"]]
     return ten[:5], tuple(ten[5:]) if "kept" in job.setting else ()
 

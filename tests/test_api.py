@@ -9,9 +9,9 @@ from efface.models.model import Model
 
 def test_load_and_erase_are_enough(folder: Path, tmp_path: Path):
     model = efface.load(folder)
-    edit = efface.erase(model, "church", method="negative", keep=["house"], prompt="a church")
+    edit = efface.erase(model, "church", method="negative", preserve=["house"], prompt="a church")
     assert edit.meta["fields"] == {"prompt": "a church"}
-    assert edit.meta["keep"] == [{"name": "house"}]
+    assert edit.meta["preserve"] == [{"name": "house"}]
     edit.save(tmp_path / "edit.safetensors")
     assert efface.Edit.load(tmp_path / "edit.safetensors") == edit
 

@@ -17,13 +17,13 @@ from efface.util.seeds import check_seed
 class Recording(Method):
     """Say what was asked for."""
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
-        return Edit(extra={"seed": torch.tensor(seed)}, meta={"own": [c.name for c in (*erase, *keep)]})
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
+        return Edit(extra={"seed": torch.tensor(seed)}, meta={"own": [c.name for c in (*erase, *preserve)]})
 
 
 def test_names_and_concepts_are_taken_alike(tiny: Model):
     church, dog = Concept("church", anchor="house"), Concept("dog")
-    edit = Recording()(tiny, [church, "dog", dog], keep="fox", seed=7)
+    edit = Recording()(tiny, [church, "dog", dog], preserve="fox", seed=7)
     assert edit.meta["own"] == ["church", "dog", "fox"]
     assert edit.meta["erase"] == [{"name": "church", "anchor": "house"}, {"name": "dog"}]
     assert edit.extra["seed"] == 7

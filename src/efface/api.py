@@ -34,7 +34,7 @@ def erase(
     model: Model,
     erase: str | Concept | Sequence[str | Concept],
     method: str = "uce",
-    keep: Sequence[str | Concept] = (),
+    preserve: Sequence[str | Concept] = (),
     seed: int = 0,
     preset: str = "",
     **fields: Any,
@@ -44,14 +44,14 @@ def erase(
     Names are looked up in the model's concept table when it has one. `fields` are the method's hyper-parameters.
     Raises `UnknownName` (method, preset, field, concept) or `BadInput`.
 
-    >>> edit = efface.erase(model, "church", method="uce", keep=["house"])
+    >>> edit = efface.erase(model, "church", method="uce", preserve=["house"])
     >>> edit.save("church.safetensors")
     >>> with edit.applied(model) as edited:
     ...     images = edited.generate([efface.Query("a picture of a church", seed=0)])
     """
     chosen = registry.get("methods", method).preset(preset, **fields)
     erased = [erase] if isinstance(erase, str | Concept) else list(erase)
-    return chosen(model, [_find(c, model) for c in erased], [_find(c, model) for c in keep], seed)
+    return chosen(model, [_find(c, model) for c in erased], [_find(c, model) for c in preserve], seed)
 
 
 def _find(value: str | Concept, model: Model) -> Concept:

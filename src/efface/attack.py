@@ -1,4 +1,4 @@
-"""Attack: looks for queries that bring back what an edit took away; its fields are its hyper-parameters."""
+"""Attack: searches for queries with which an edited model generates the erased concept again."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ A = TypeVar("A", bound="Attack")
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is attacked: the edited model, who says whether the concept is back, and the model before the edit.
+    """Hold what is attacked: the edited model, the judge that looks for the concept, and the original model.
 
-    edited: with its guards.
-    judge: the one that the attack may ask; quote results by another one where there is one.
-    original: for attacks that draw the concept with it; None where there is none.
+    edited: the edited model, with its guards.
+    judge: the judge that the attack may query. Report results by another judge where there is one.
+    original: the model before the edit, for attacks that generate the concept with it; None if there is none.
     """
 
     edited: Model
@@ -34,7 +34,7 @@ class Target:
     original: Model | None = None
 
     def seen(self, images: Float[Tensor, "n 3 h w"], concept: Concept) -> Float[Tensor, " n"]:
-        """Return the judge's probability that each picture shows the concept; raises `UnknownName`."""
+        """Return the judge's probability that each image shows the concept; raises `UnknownName`."""
         kind = "style" if concept.kind == "style" else "object"
         column = self.judge.index(concept.name, kind)
         return self.judge.probabilities(images, kind)[:, column]
@@ -42,13 +42,13 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What an attack found.
+    """Hold the result of an attack.
 
-    queries: the most successful ones, best first; a prompt that has no words is in their `context`.
-    scores: the attack's own estimate for each, 0 to 1. It was maximised, so it is too high: draw anew before quoting.
+    queries: the most successful ones, best first; a prompt that is not text is in their `context`.
+    scores: the attack's own estimate for each, 0 to 1. It was maximised, so it is biased: report new images.
     edit: set by attacks that change weights ("relearning"), to be added to the edit under attack.
-    cost: images drawn, calls of the denoiser (an image and a timestep each), what else the attack counts.
-    about: what the attack wants to keep beside it, JSON values.
+    cost: images generated, calls of the denoiser (one image at one timestep each), and what else the attack counts.
+    about: further details of the search, JSON values.
     """
 
     queries: tuple[Query, ...] = ()
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Attack(ABC):
-    """Attack an edited model: calling it returns a `Finding`.
+    """Base class of attacks: calling one searches an edited model and returns a `Finding`. Fields are hyper-parameters.
 
     PRESETS and QUICK are as in `Method`: named sets of field values, and values that make it quick enough for tests.
     """
@@ -70,13 +70,13 @@ class Attack(ABC):
     QUICK: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        """Refuse a word that a field does not know; an attack that checks more calls this first."""
+        """Check the choices of fields; a subclass that checks more calls this first. Raises `UnknownName`."""
         registry.check_choices(self)
 
     def __call__(
         self, target: Target, concept: Concept | str, queries: Sequence[Query] | Query, seed: int = 0
     ) -> Finding:
-        """Look for the concept; `queries` say how the images are to be drawn, and what is asked at the start.
+        """Search for the concept; `queries` give the first prompts and how images are sampled.
 
         The models are left as they were. Raises `BadInput` without a query, or for a bad seed.
         """

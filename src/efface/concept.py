@@ -1,4 +1,4 @@
-"""What to erase: a concept, how it is said, and what to say instead."""
+"""Concept: what to erase, the prompts that ask for it, and its anchor."""
 
 import json
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ TEMPLATES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Concept:
-    """Name something a model can draw.
+    """Describe something that a model can generate by name.
 
-    name: what it is called, the words methods erase.
+    name: its name, the words that methods erase.
     prompts: ways to ask for it; when empty, `texts` gives the default of its kind.
-    anchor: what to draw instead; empty leaves the choice to the method.
+    anchor: what to generate instead; when empty, the method chooses.
     kind: object, style, identity or unsafe.
     family: a group it belongs to ("weapon"), or "".
-    related: names of near concepts that should survive.
+    related: names of related concepts, which should stay.
     keywords: words that imply it without naming it.
 
     >>> Concept("neon", kind="style", anchor="art").texts
@@ -90,7 +90,7 @@ def table_path(model: str) -> Path:
 
 
 def table(model: str) -> dict[str, Concept]:
-    """Return the concepts a model is known to draw by name, objects before styles; {} for a model without a table.
+    """Return a model's concept table by name, objects before styles; {} for a model without one.
 
     Raises `BadFile` when the table is not as expected.
     """
@@ -103,7 +103,7 @@ def _read(path: Path, _modified: int) -> dict[str, Concept]:
     try:
         groups = json.loads(path.read_text(encoding="utf-8"))
         items = [item for group in ("objects", "styles") for item in groups.get(group, [])]
-        known = {f.name for f in fields(Concept)}  # the table holds more (labels, held-out words) for others to read
+        known = {f.name for f in fields(Concept)}  # the table has further keys (labels, held-out words)
         found = [Concept.from_json({key: item[key] for key in item if key in known}) for item in items]
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise BadFile(f"{path} is not a concept table: {error}") from error
@@ -113,7 +113,7 @@ def _read(path: Path, _modified: int) -> dict[str, Concept]:
 def find(name: str, model: str) -> Concept:
     """Return a concept of a model's table, or a plain one when the model has no table.
 
-    Raises `UnknownName` (with the nearest match) when there is a table and it does not hold the name.
+    Raises `UnknownName` (with the nearest match) when there is a table that lacks the name.
     """
     known = table(model)
     if known and name not in known:

@@ -1,4 +1,4 @@
-"""Context: what conditions a denoiser on a prompt, in the place of the prompt itself."""
+"""Context: an encoded prompt, on which the denoiser is conditioned."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Context:
 
     @property
     def device(self) -> torch.device:
-        """Return where it is."""
+        """Return the device of the tensors."""
         return self.tokens.device
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Context":
@@ -46,16 +46,16 @@ class Context:
         return replace(self, tokens=tokens)
 
     def to(self, where: "torch.dtype | torch.device | Context") -> "Context":
-        """Return it in a dtype or on a device; another context stands for its own dtype and device."""
+        """Return the context in a dtype or on a device, or in the dtype and on the device of another context."""
         like = where.tokens if isinstance(where, Context) else where
         return self.map(lambda value: value.to(like))
 
     def float(self) -> "Context":
-        """Return it in fp32."""
+        """Return the context in fp32."""
         return self.map(Tensor.float)
 
     def expand(self, count: int) -> "Context":
-        """Return one row as many times as asked for, without a copy; as many rows as asked for as they are.
+        """Return `count` rows: one row is repeated without a copy, `count` rows are returned as they are.
 
         Raises `BadInput` for any other number of rows.
         """
@@ -65,7 +65,7 @@ class Context:
 
 
 def cat(contexts: Sequence[Context]) -> Context:
-    """Return the rows of several contexts of one family, one under the other; at least one."""
+    """Concatenate the rows of one or more contexts of one family."""
     pooled = [c.pooled for c in contexts if c.pooled is not None]
     if pooled and len(pooled) < len(contexts):
         raise BadInput("contexts with and without pooled vectors cannot be joined: they are of different families")

@@ -5,35 +5,35 @@ from difflib import get_close_matches
 
 
 class EffaceError(Exception):
-    """Be the base of all errors a user can cause; the command line prints its text and exits with 2."""
+    """Base class of efface's errors; the command line prints the message and exits with 2."""
 
 
 class UnknownName(EffaceError):
-    """Report a name (method, field, concept, model, solver) that is not known."""
+    """Unknown name of a method, field, concept, model or solver."""
 
 
 class BadFile(EffaceError):
-    """Report a file that is missing, truncated, foreign, or of a kind that is refused (pickle)."""
+    """File that is missing, damaged, of another format, or refused because it is a pickle."""
 
 
 class BadModel(EffaceError):
-    """Report a model that cannot be loaded or that lacks what was asked of it."""
+    """Model that cannot be loaded, or that lacks a part or weight that is needed."""
 
 
 class BadEdit(EffaceError):
-    """Report an edit that does not fit: another model, a future format, an operation without meaning."""
+    """Edit that does not fit the model, has a newer file format, or cannot be combined in this way."""
 
 
 class BadInput(EffaceError):
-    """Report a value outside its range: an empty prompt, a negative number of steps, a seed out of range."""
+    """Value outside its range: an empty prompt, a negative number of steps, a seed out of range."""
 
 
 class WriteError(EffaceError):
-    """Report that a file could not be written; nothing half-written is left behind."""
+    """File that cannot be written; no partial file is left behind."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
-    """Make (not raise) an `UnknownName` that names the nearest match and, when they are few, all known names."""
+    """Return an `UnknownName` error that gives the nearest match and, when they are few, all known names."""
     names = sorted(set(known))
     near = get_close_matches(given, names, n=1, cutoff=0.5) or [n for n in names if n.lower() == given.lower()]
     hint = f"; did you mean {near[0]!r}?" if near else ""

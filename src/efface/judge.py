@@ -1,4 +1,4 @@
-"""Judge: says what an image shows. One file each in `judges/`; the file name is the registration."""
+"""Judge: a classifier that says what an image shows. Each file in `judges/` registers one under its file name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ Judged = Literal["object", "style"]  # the kinds of thing that a judge can name
 
 
 class Profile(Value):
-    """What a score must be quoted with. Scores of different profiles are not comparable.
+    """Identify the judge behind a score. Scores of different profiles are not comparable.
 
     evaluator: name of the judge. version: of its code. sha256: of the weights of each of its networks, 16 digits.
-    input: side of the images it reads, px. classes: number of objects it tells apart. statistic: what makes the
-    verdict. threshold: the probability a verdict needs, None where the largest one decides.
+    input: width of the images it reads, px. classes: number of objects it tells apart. statistic: how the
+    verdict is taken. threshold: the probability a verdict needs, None where the largest one decides.
     """
 
     evaluator: str
@@ -33,7 +33,7 @@ class Profile(Value):
 
 
 class Judge(ABC):
-    """Say which object and which style an image shows.
+    """Base class of judges, which classify the object and the style of an image.
 
     classes, styles: the names it knows, in the order of its probabilities. Probabilities are differentiable in the
     images when gradients are on, unless `differentiable` is false. A file in `judges/` registers one subclass, which
@@ -42,7 +42,7 @@ class Judge(ABC):
 
     KIND: ClassVar[str] = "judges"
     MODELS: ClassVar[tuple[str, ...]] = ()  # the models it judges
-    NAMES: ClassVar[tuple[str, ...]] = ("judge",)  # of the judges that the file holds; the first is the usual one
+    NAMES: ClassVar[tuple[str, ...]] = ("judge",)  # of the judges in the file; the first is the default
 
     classes: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Judge(ABC):
     @property
     @abstractmethod
     def profile(self) -> Profile:
-        """Return what a score must be quoted with."""
+        """Return the profile that its scores are reported with."""
 
     @abstractmethod
     def objects(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
@@ -90,7 +90,7 @@ class Judge(ABC):
 def judge_of(model: str, name: str = "") -> Judge:
     """Return the judge of a model ("mini", "digits:mnist"), found among the files of `judges/`.
 
-    name: of the judge, where a model has several; "" is the usual one.
+    name: of the judge, where a model has several; "" is the default.
     Raises `BadInput` for a model that has none, `UnknownName` for a judge it does not have.
     """
     known: list[str] = []

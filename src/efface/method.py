@@ -1,4 +1,4 @@
-"""Method: turns a model and a concept into an edit; its fields are its hyper-parameters."""
+"""Method: computes an edit that erases concepts from a model; its fields are its hyper-parameters."""
 
 import time
 from abc import ABC, abstractmethod
@@ -21,11 +21,11 @@ Fitted = Edit | tuple[Edit, Mapping[str, Edit]]  # an edit, alone or with by-pro
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Erase concepts: calling it returns an `Edit` that carries its own provenance.
+    """Base class of erasure methods: calling one returns an `Edit` with its provenance.
 
-    PRESETS names sets of field values (one per paper and per official code where they differ); QUICK holds
-    field values that make a costly method fast enough for the contract tests; BY_PRODUCTS names what it makes
-    besides its edit.
+    PRESETS: named sets of field values, one for the paper and one for the official code where they differ.
+    QUICK: field values that make a costly method fast enough for tests. BY_PRODUCTS: names of what it returns
+    besides the edit.
     """
 
     KIND: ClassVar[str] = "methods"
@@ -34,51 +34,51 @@ class Method(ABC):
     BY_PRODUCTS: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a word that a field does not know; a method that checks more calls this first."""
+        """Check the choices of fields; a subclass that checks more calls this first. Raises `UnknownName`."""
         registry.check_choices(self)
 
     def __call__(
         self,
         model: Model,
         erase: Sequence[Concept | str] | Concept | str,
-        keep: Sequence[Concept | str] = (),
+        preserve: Sequence[Concept | str] = (),
         seed: int = 0,
     ) -> Edit:
-        """Erase concepts from a model, which is left as it was.
+        """Return an edit that erases concepts; the model itself is not changed.
 
         Raises what `run` raises.
         """
-        return self.run(model, erase, keep, seed)[0]
+        return self.run(model, erase, preserve, seed)[0]
 
     def run(
         self,
         model: Model,
         erase: Sequence[Concept | str] | Concept | str,
-        keep: Sequence[Concept | str] = (),
+        preserve: Sequence[Concept | str] = (),
         seed: int = 0,
     ) -> tuple[Edit, dict[str, Edit]]:
-        """Erase concepts; return the edit and the by-products that must stay out of it, by name (KPOP's "key").
+        """Return the edit and the method's by-products by name (KPOP's "key"), which are not part of the edit.
 
-        Raises `BadInput` when nothing is to be erased, when a concept is both erased and kept, or for a bad seed.
+        Raises `BadInput` when nothing is to be erased, when a concept is both erased and preserved, or for a bad seed.
         """
         erased = _concepts([erase] if isinstance(erase, str | Concept) else erase)
-        kept = _concepts([keep] if isinstance(keep, str | Concept) else keep)
+        preserved = _concepts([preserve] if isinstance(preserve, str | Concept) else preserve)
         if not erased:
             raise BadInput("nothing to erase: give at least one concept")
-        both = sorted({c.name for c in erased} & {c.name for c in kept})
+        both = sorted({c.name for c in erased} & {c.name for c in preserved})
         if both:
-            raise BadInput(f"cannot both erase and keep {', '.join(both)}")
+            raise BadInput(f"cannot both erase and preserve {', '.join(both)}")
         check_seed(seed)
         began = time.perf_counter()
-        fitted = self.fit(model, erased, kept, seed)
+        fitted = self.fit(model, erased, preserved, seed)
         edit, by_products = fitted if isinstance(fitted, tuple) else (fitted, {})
         seconds = time.perf_counter() - began
-        meta = {**edit.meta, **stamp(self, model.base(edit.names), erased, kept, seed, seconds)}
+        meta = {**edit.meta, **stamp(self, model.base(edit.names), erased, preserved, seed, seconds)}
         return replace(edit, meta=meta), dict(by_products)
 
     @abstractmethod
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Fitted:
-        """Compute the edit, alone or with its by-products; the model's weights must be left as they were."""
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Fitted:
+        """Compute the edit, alone or with its by-products; must not change the model's weights."""
 
     @classmethod
     def preset(cls: type[M], name: str = "", **override: Any) -> M:
@@ -97,14 +97,14 @@ class Method(ABC):
 
 
 class InferenceMethod(Method):
-    """Hold concepts back while images are drawn: its edit is a guard, and no weight changes."""
+    """Base class of inference-time methods, whose edit is a guard and changes no weight."""
 
     @abstractmethod
     def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
-        """Return the hooks of one trajectory; what they remember lives in their closure."""
+        """Return the hooks of one trajectory; they keep their state between steps in a closure."""
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
-        """Return an edit that is one guard; `keep` and `seed` do not matter to it."""
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
+        """Return an edit that is one guard; `preserve` and `seed` are not used."""
         return Edit(guards=(Guard(self, tuple(erase)),))
 
 

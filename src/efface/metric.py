@@ -1,4 +1,4 @@
-"""Metric: says how well an edit did. One file each in `metrics/`; the file name is the registration."""
+"""Metric: scores images or an edit. Each file in `metrics/` registers one under its file name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from efface.judge import Judge, Judged
 from efface.models.model import Model
 
 Need = Literal["images", "original", "reference", "texts", "labels", "judge", "model", "edit"]
-Better = Literal["high", "low", "as its group"]  # the last: what should go is better low, what should stay high
+Better = Literal["high", "low", "as its group"]  # the last: low for what should go, high for what should stay
 WORDS: dict[str, str] = {
     "images": "images",
     "original": "the original model's images of the same prompts and seeds",
@@ -30,12 +30,12 @@ WORDS: dict[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What a metric looks at; every metric names what it needs of it.
+    """Hold the inputs of metrics; each metric declares which of them it needs.
 
     images: what is scored, in [0, 1]. original: the same prompts and seeds by the model before the edit.
     reference: other images to compare a whole set with. texts: the prompt of each image.
     labels, kinds: the name that each image should show, and whether it is an object or a style.
-    judge: who says what an image shows. model, edit: the model before the edit, and the edit.
+    judge: the judge. model, edit: the model before the edit, and the edit.
     Raises `BadInput` unless texts, labels and kinds are one per image.
     """
 
@@ -66,7 +66,7 @@ class Samples:
         return self.kinds[index] if self.kinds else "object"
 
     def probabilities(self, kind: Judged) -> Float[Tensor, "n names"]:
-        """Return what the judge says of every image; it is asked once, however many metrics want to know."""
+        """Return the judge's probabilities for every image; computed once and shared by all metrics."""
         if kind not in self.known:
             assert self.judge is not None
             assert self.images is not None
@@ -76,7 +76,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """Score an edit: calling it returns one number per image, (n,), or one number for all, ().
+    """Base class of metrics: calling one returns a score per image, (n,), or one for all images, ().
 
     NEEDS: what it asks of `Samples`. RANGE: the lowest and the highest value. BETTER: which end is good.
     PER_IMAGE: whether it returns one number per image. PACKAGE: an optional package that it needs, or "".
@@ -100,15 +100,15 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(self, samples: Samples) -> Float[Tensor, " n"] | Float[Tensor, ""]:
-        """Return the scores of samples that hold all it needs."""
+        """Return the scores; everything in NEEDS is there."""
 
     def missing(self, samples: Samples) -> list[str]:
-        """Return, in words, what it lacks of these samples or of this machine; [] when it can be computed."""
+        """Return descriptions of the inputs or packages that are missing; [] when it can be computed."""
         lacking = [WORDS[need] for need in samples.missing(self.NEEDS)]
         return lacking + ([self._install()] if self.PACKAGE and not _installed(self.PACKAGE) else [])
 
     def _install(self) -> str:
-        return f"the package {self.PACKAGE}, which is not here: pip install 'efface[eval]'"
+        return f"the package {self.PACKAGE}, which is not installed: pip install 'efface[eval]'"
 
 
 def _installed(package: str) -> bool:

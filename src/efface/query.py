@@ -1,4 +1,4 @@
-"""Query: one image asked of a model."""
+"""Query: the prompt, seed and sampling settings of one image."""
 
 import json
 import math
@@ -13,13 +13,13 @@ from efface.util.seeds import check_seed
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """Ask for one image.
+    """Describe one image to generate.
 
     prompt: the text; "" is the unconditional prompt.
-    seed: of its own noise, 0 to 2^63 - 1.
+    seed: of its initial noise, 0 to 2^63 - 1.
     steps: of the solver, 1 or more.
     guidance: classifier-free guidance scale; 1 means none.
-    context: one row that takes the place of the encoded prompt; without a pooled vector the prompt's own is used.
+    context: one row, used in place of the encoded prompt; without a pooled vector the prompt's own is used.
     solver: "" for the model's own, else a name in `efface.models.solvers.SOLVERS`.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]

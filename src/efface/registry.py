@@ -1,4 +1,4 @@
-"""Find methods, attacks and metrics by looking in a folder: the file name is the registration.
+"""Registry: find methods, attacks, metrics, judges and families by their file names.
 
 Listing reads file names and docstrings only; torch is imported when a class is asked for.
 """
@@ -24,10 +24,10 @@ PLAIN = (float, int, bool, str)
 
 @dataclass(frozen=True)
 class Field:
-    """One hyper-parameter, as a class has it or as its source says it (`efface.cli.fields`).
+    """Describe one hyper-parameter, read from a class or from its source (`efface.cli.fields`).
 
     type: float, int, bool or str, of one element when `many`. default: None where there is none.
-    choices: the words it takes, when they are listed.
+    choices: the allowed values, when they are listed (`Literal`).
     """
 
     name: str
@@ -51,7 +51,7 @@ def _folder(kind: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Return the sorted names of one kind ("methods", "attacks", "metrics"); imports nothing."""
+    """Return the sorted names of one kind, such as "methods"; imports nothing."""
     return sorted(path.stem for path in _folder(kind).glob("*.py") if not path.stem.startswith("_"))
 
 
@@ -96,7 +96,7 @@ def make(kind: str, name: str, **values: Any) -> Any:
 
 
 def build(cls: type[Any], **values: Any) -> Any:
-    """Build an instance of a registered class, with lists made tuples and unknown fields refused by name."""
+    """Build an instance of a registered class; lists become tuples. Raises `UnknownName` for an unknown field."""
     known = {f.name for f in fields(cls) if f.init}
     for key in values:
         if key not in known:
@@ -123,13 +123,13 @@ def describe(cls: type[Any]) -> tuple[Field, ...]:
 
 
 def check_choices(value: Any) -> None:
-    """Refuse a dataclass with a word that a field does not know: what `Literal` says. Raises `UnknownName`."""
+    """Check that every field with listed choices has one of them. Raises `UnknownName`."""
     for field in describe(type(value)):
         check_choice(field, getattr(value, field.name), field.name)
 
 
 def check_choice(field: Field, given: Any, called: str) -> None:
-    """Refuse a word, or one of many, that a field with listed choices does not know. Raises `UnknownName`."""
+    """Check that a value, or each of several, is among a field's choices. Raises `UnknownName`."""
     if not field.choices or (field.optional and given is None):
         return
     for word in given if field.many and isinstance(given, tuple | list) else [given]:
@@ -157,7 +157,7 @@ def _helps(cls: type[Any]) -> dict[str, str]:
 
 
 def helps(docstring: str, known: Collection[str]) -> dict[str, str]:
-    """Read the "name: text" lines of some known names in a docstring; a text may go on, deeper indented."""
+    """Return the "name: text" entries of a docstring for known names; a text may continue on lines indented deeper."""
     found: dict[str, str] = {}
     current, depth = "", 0
     for line in inspect.cleandoc(docstring).splitlines():
@@ -193,7 +193,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Read what `to_json` wrote; only our own registered classes can be named. Raises `UnknownName` or `BadInput`."""
+    """Read what `to_json` wrote; it can name registered classes only. Raises `UnknownName` or `BadInput`."""
     if isinstance(value, list):
         return tuple(from_json(item) for item in value)
     if not isinstance(value, dict):

@@ -76,7 +76,7 @@ def opened(name: str) -> Image.Image:
     return image
 
 
-ERASE = ("erase", "uce", "church", "--keep", "house", "castle", "--model", "../tiny", "-o", "church.safetensors")
+ERASE = ("erase", "uce", "church", "--preserve", "house", "castle", "--model", "../tiny", "-o", "church.safetensors")
 
 
 def test_erase_writes_an_edit_that_says_how_it_was_made(invoke: Invoke, work: Path) -> None:
@@ -85,14 +85,14 @@ def test_erase_writes_an_edit_that_says_how_it_was_made(invoke: Invoke, work: Pa
     assert out.splitlines()[-1] == "church.safetensors"
     meta: Any = Edit.load("church.safetensors").meta
     assert meta["fields"]["ridge"] == 0.25
-    assert [c["name"] for c in meta["keep"]] == ["house", "castle"]
+    assert [c["name"] for c in meta["preserve"]] == ["house", "castle"]
     assert meta["erase"] == [{"name": "church", "anchor": "building"}]
     assert meta["seed"] == 3
 
 
 def test_erase_equals_the_python_call(invoke: Invoke, tiny: Model) -> None:
     invoke(*ERASE)
-    edit = efface.erase(tiny, "church", keep=["house", "castle"])
+    edit = efface.erase(tiny, "church", preserve=["house", "castle"])
     assert Edit.load("church.safetensors") == edit
 
 
@@ -111,7 +111,7 @@ def test_generate(invoke: Invoke, work: Path) -> None:
     code, out, _ = invoke("generate", "a church", *few, "-o", "one.png")
     assert code == 0
     assert opened("one.png").size == (16, 16)
-    assert "drew 1 image with" in out
+    assert "generated 1 image with" in out
     invoke(*ERASE)
     code, _, _ = invoke(
         "generate", "a church", "a house", *few, "--seeds", "0:2", "--edit", "church.safetensors", "-o", "a.png"
@@ -179,7 +179,7 @@ def test_checkpoint_of_a_training(invoke: Invoke, work: Path) -> None:
 
 
 def test_evaluate(invoke: Invoke, work: Path) -> None:
-    invoke("erase", "uce", "church", "--keep", "dog", "--model", "../known", "-o", "church.safetensors")
+    invoke("erase", "uce", "church", "--preserve", "dog", "--model", "../known", "-o", "church.safetensors")
     code, out, err = invoke(
         "evaluate", "church.safetensors", "--json", "out.json", "--seeds", "0", "--related-seeds", "0",
         "--target-seeds", "0:2", "--steps", 1,
@@ -215,9 +215,10 @@ def test_version_and_help(invoke: Invoke) -> None:
 REFUSED = [
     ("erase ucee church -o x.safetensors", "did you mean 'uce'"),
     ("erase uce churhc --model ../known -o x.safetensors", "did you mean 'church'"),
-    ("erase uce church --keep huose --model ../known -o x.safetensors", "did you mean 'house'"),
-    ("erase uce church --keep church --model ../tiny -o x.safetensors", "both erased and kept"),
+    ("erase uce church --preserve huose --model ../known -o x.safetensors", "did you mean 'house'"),
+    ("erase uce church --preserve church --model ../tiny -o x.safetensors", "both erased and preserved"),
     ("erase uce church church --model ../tiny -o x.safetensors", "named twice"),
+    ("erase uce church --keep dog --model ../tiny -o x.safetensors", "unknown flag of efface erase uce '--keep'"),
     ("erase uce church --rigde 1 --model ../tiny -o x.safetensors", "did you mean '--ridge'"),
     ("erase uce church --ridge x --model ../tiny -o x.safetensors", "--ridge"),
     ("erase uce church --ridge -1 --model ../tiny -o x.safetensors", "ridge"),
@@ -371,7 +372,7 @@ def test_a_plain_install_hears_nothing_of_torchvision(work: Path) -> None:
     args = ("generate", "a church", "--model", "../tiny", "--steps", "1", "-o", "one.png")
     done = subprocess.run([sys.executable, "-c", HIDDEN, *args], capture_output=True, text=True, check=True)
     assert done.stderr.strip().splitlines() == ["[transformers] a real warning"]
-    assert "drew 1 image" in done.stdout
+    assert "generated 1 image" in done.stdout
 
 
 def test_a_file_in_commands_is_a_command(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,6 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_spread_repeats_the_flag_until_the_next_flag() -> None:
-    given = ["uce", "church", "--keep", "house", "gas pump", "-o", "x", "--keep", "dog", "--anchor", "-1"]
-    wanted = "uce church --keep house --keep | -o x --keep dog --anchor -1".replace("|", "gas_pump").split()
-    assert parse.spread(given, ["--keep", "--anchor"]) == [w.replace("_", " ") for w in wanted]
+    given = ["uce", "church", "--preserve", "house", "gas pump", "-o", "x", "--preserve", "dog", "--anchor", "-1"]
+    wanted = "uce church --preserve house --preserve | -o x --preserve dog --anchor -1".replace("|", "gas_pump").split()
+    assert parse.spread(given, ["--preserve", "--anchor"]) == [w.replace("_", " ") for w in wanted]

@@ -123,7 +123,7 @@ def test_one_and_the_empty_edit_are_neutral(a: Edit):
 @given(edits(), st.sampled_from(["down", "mid", "up", "attn2", "*.conv.*"]))
 def test_what_is_pruned_and_what_is_left_are_the_whole(a: Edit, pattern: str):
     if any(arithmetic.matches(name, pattern) for name in a.names):
-        kept, left = a.prune(keep=pattern), a.prune(drop=pattern)
+        kept, left = a.prune(only=pattern), a.prune(without=pattern)
         assert set(kept.names) | set(left.names) == set(a.names)
         assert not set(kept.names) & set(left.names)
         assert close(dense(kept + left), dense(a))

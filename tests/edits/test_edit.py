@@ -93,7 +93,7 @@ def test_an_edit_made_on_an_edited_model_is_relative_to_it(tiny: Model):
 @pytest.mark.parametrize("make", [dense_edit, map_edit])
 def test_strength_zero_is_the_base_model_bit_for_bit(tiny: Model, make):
     edit = make(tiny)
-    for nothing in (0 * edit, edit - edit, edit + (-edit), edit.prune(keep="*.attn2.to_k.*") * 0.0):
+    for nothing in (0 * edit, edit - edit, edit + (-edit), edit.prune(only="*.attn2.to_k.*") * 0.0):
         assert nothing == Edit()
         with nothing.applied(tiny) as edited:
             assert same(state(edited), state(tiny))
@@ -138,9 +138,9 @@ def test_only_an_edit_of_all_keys_and_values_can_be_a_guard(tiny: Model):
     with pytest.raises(BadEdit, match="text maps alone"):
         Edit().as_guard()
     with pytest.raises(BadEdit, match="every key and value"):
-        map_edit(tiny).prune(drop="to_k").as_guard()
+        map_edit(tiny).prune(without="to_k").as_guard()
     with pytest.raises(BadEdit, match="every key and value"):
-        (map_edit(tiny) + map_edit(tiny, 5).prune(keep="mid")).as_guard()
+        (map_edit(tiny) + map_edit(tiny, 5).prune(only="mid")).as_guard()
 
 
 def test_another_architecture_is_always_refused(tiny: Model, tiny2: Model):
@@ -215,22 +215,22 @@ def test_guards_can_be_taken_out_again(tiny: Model):
 def test_prune_by_block_part_and_glob(tiny: Model):
     names = {name: torch.ones(1) for name in tiny.weights() if "attn" in name or "conv" in name}
     edit = Edit(delta=names)
-    assert all("up_blocks" in name for name in edit.prune(keep="up").names)
-    assert all("up_blocks" not in name for name in edit.prune(drop=["up"]).names)
-    assert {n.split(".")[1] for n in edit.prune(keep=("down", "mid")).names} == {"down_blocks", "mid_block"}
-    assert all(".attn2." in name for name in edit.prune(keep="attn2", drop="attn1").names)
-    assert edit.prune(keep="unet.conv_in.*").names == ("unet.conv_in.bias", "unet.conv_in.weight")
-    assert edit.prune(keep="to_k").names == tuple(n for n in edit.names if ".to_k." in n)
+    assert all("up_blocks" in name for name in edit.prune(only="up").names)
+    assert all("up_blocks" not in name for name in edit.prune(without=["up"]).names)
+    assert {n.split(".")[1] for n in edit.prune(only=("down", "mid")).names} == {"down_blocks", "mid_block"}
+    assert all(".attn2." in name for name in edit.prune(only="attn2", without="attn1").names)
+    assert edit.prune(only="unet.conv_in.*").names == ("unet.conv_in.bias", "unet.conv_in.weight")
+    assert edit.prune(only="to_k").names == tuple(n for n in edit.names if ".to_k." in n)
     assert edit.prune().names == edit.names
     with pytest.raises(BadInput, match="'nowhere' matches none"):
-        edit.prune(drop="nowhere")
+        edit.prune(without="nowhere")
 
 
 def test_pruning_a_text_map_takes_names_away(tiny: Model):
     edit = map_edit(tiny)
-    values = edit.prune(drop="to_k")
+    values = edit.prune(without="to_k")
     assert len(values.names) == 4
-    assert values + edit.prune(keep="to_k") != Edit()
+    assert values + edit.prune(only="to_k") != Edit()
     with values.applied(tiny) as edited, edit.applied(tiny) as whole:
         for name in edit.names:
             expected = whole if name in values.names else tiny
@@ -258,7 +258,7 @@ def test_the_provenance_of_combinations_names_the_parts(tiny: Model):
     assert set(combined.meta["base"]["hashes"]) == set(combined.names)
     assert (2 * combined).meta["scale"] == 1.0
     combined.check(tiny)
-    assert a.prune(keep="attn2").meta["op"] == "prune"
+    assert a.prune(only="attn2").meta["op"] == "prune"
 
 
 def test_edits_of_different_models_do_not_add(tiny: Model):

@@ -1,6 +1,7 @@
 """Evaluation: the groups, the counts behind every number, and the same numbers by an independent way."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,9 @@ def paint(tmp_path: Path, swaps: dict[str, str]) -> Painter:
     return painter
 
 
-def an_edit(model: Model, keep: Sequence[str] = ()) -> Edit:
+def an_edit(model: Model, preserve: Sequence[str] = (), key: str = "preserve") -> Edit:
     name = model.text_weights()[0]
-    meta = {"method": "test", "keep": [{"name": k} for k in keep], "erase": [{"name": "church"}]}
+    meta = {"method": "test", key: [{"name": name} for name in preserve], "erase": [{"name": "church"}]}
     return Edit({name: torch.full_like(model.weights()[name], 0.3)}, meta=meta)
 
 
@@ -160,10 +161,24 @@ def test_scores_of_metrics(tiny: Model, tmp_path: Path) -> None:
 def test_a_scaled_pruned_or_combined_edit_preserves_what_its_parts_did(tiny: Model, tmp_path: Path) -> None:
     store = paint(tmp_path, {})
     one, two = an_edit(tiny, ["dog"]), an_edit(tiny, ["wolf"])
-    for edit in (0.5 * (one + two), (one + two).prune(keep="attn2"), one - two):
+    for edit in (0.5 * (one + two), (one + two).prune(only="attn2"), one - two):
         found = evaluate(tiny, edit, TABLE["church"], TABLE, Reader(), PLAN, store)
         assert set(found.edit.preserved) == {"dog", "wolf"}
         assert {name for name, value in found.singles.items() if value.preserved} == {"dog", "wolf"}
+
+
+def test_edit_files_that_say_keep_still_load_prune_and_evaluate(tiny: Model, tmp_path: Path) -> None:
+    """The header as efface wrote it before "preserve": concepts under "keep", patterns of a pruning under "keep"."""
+    old = an_edit(tiny, ["dog"], key="keep")
+    pruned = replace(old, meta={"format": 1, "op": "prune", "keep": ["attn2"], "drop": ["up"], "parts": [old.meta]})
+    for i, edit in enumerate((old, pruned)):
+        edit.save(tmp_path / f"{i}.safetensors")
+        loaded = Edit.load(tmp_path / f"{i}.safetensors")
+        assert (loaded, loaded.id) == (edit, edit.id)
+        for one in (loaded, loaded.prune(only="attn2"), 0.5 * loaded + an_edit(tiny)):
+            found = evaluate(tiny, one, TABLE["church"], TABLE, Reader(), PLAN, paint(tmp_path, {}))
+            assert found.edit.preserved == ("dog",)
+            assert {name for name, value in found.singles.items() if value.preserved} == {"dog"}
 
 
 def test_change_is_paired(tiny: Model, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_finished_training_can_be_made_longer_but_not_another_one(tmp_path):
     fit(tmp_path / "net.safetensors", 4)
     _, state, losses = fit(tmp_path / "net.safetensors", 6)
     assert (state.step, len(losses)) == (6, 2)
-    with pytest.raises(BadInput, match="of another run: seed is 0 there and 1 here"):
+    with pytest.raises(BadInput, match="to another run: seed is 0 there and 1 here"):
         fit(tmp_path / "net.safetensors", 6, seed=1)
 
 

@@ -17,7 +17,7 @@ from efface.models.model import Model
 from efface.query import Query
 
 NAMES = registry.names("methods")
-ERASE, KEEP = (Concept("church"),), (Concept("house"),)
+ERASE, PRESERVE = (Concept("church"),), (Concept("house"),)
 QUERIES = [Query("a picture of a church", 0, 2), Query("a dog", 1, 2)]
 
 
@@ -33,7 +33,7 @@ def edits(_loaded: Model) -> dict[str, Edit]:
 
     class Made(dict[str, Edit]):
         def __missing__(self, name: str) -> Edit:
-            self[name] = quick(name)(_loaded, ERASE, KEEP, seed=3)
+            self[name] = quick(name)(_loaded, ERASE, PRESERVE, seed=3)
             return self[name]
 
     return Made()
@@ -68,7 +68,7 @@ class TestMethod:
     def test_the_model_is_left_as_it_was_and_the_edit_is_that_of_its_seed(self, name: str, tiny: Model, edits):
         flags = {n: w.requires_grad for n, w in tiny.weights("").items()}
         global_state = torch.get_rng_state()
-        again = quick(name)(tiny, ERASE, KEEP, seed=3)  # the fixture checks the weights afterwards
+        again = quick(name)(tiny, ERASE, PRESERVE, seed=3)  # the fixture checks the weights afterwards
         assert again.id == edits[name].id
         assert {n: w.requires_grad for n, w in tiny.weights("").items()} == flags
         assert torch.equal(torch.get_rng_state(), global_state)
@@ -106,7 +106,7 @@ class TestMethod:
         assert meta["method"] == name
         assert meta["fields"] == registry.to_json(method)["fields"]
         assert [Concept.from_json(c) for c in meta["erase"]] == list(ERASE)
-        assert [Concept.from_json(c) for c in meta["keep"]] == list(KEEP)
+        assert [Concept.from_json(c) for c in meta["preserve"]] == list(PRESERVE)
         assert meta["seed"] == 3
         assert meta["seconds"] >= 0
         assert {"torch", "diffusers", "transformers", "efface"} <= set(meta["versions"])
@@ -120,7 +120,7 @@ class TestMethod:
         method = quick(name)
         with pytest.raises(BadInput, match="nothing to erase"):
             method(tiny, [])
-        with pytest.raises(BadInput, match="both erase and keep church"):
+        with pytest.raises(BadInput, match="both erase and preserve church"):
             method(tiny, ["church"], ["house", "church"])
         for seed in (-1, 2**63):
             with pytest.raises(BadInput, match="seed"):

@@ -68,7 +68,7 @@ def test_anchor_and_several_concepts(tiny):
     edit = fast(around="anchor")(tiny, [CHURCH])
     assert edit != fast(around="anchor")(tiny, [Concept("church", anchor="castle")])
     assert fast()(tiny, ["church", "dog"]) != fast()(tiny, ["church"])
-    assert fast(say="texts", batch=4, reuse=2)(tiny, [CHURCH]).delta
+    assert fast(prompts="all", batch=4, reuse=2)(tiny, [CHURCH]).delta
 
 
 def test_v_prediction(tiny2):
@@ -88,7 +88,7 @@ def test_bad_input(tiny):
     for fields in ({"reuse": 3}, {"reuse": 0}, {"ddim_steps": 0}, {"ddim_steps": 1001}):
         with pytest.raises(BadInput):
             fast(**fields)(tiny, ["church"])
-    for name in ("around", "source", "say"):
+    for name in ("around", "source", "prompts"):
         method = fast()
         object.__setattr__(method, name, "far")  # past the type check of the tests
         with pytest.raises(UnknownName, match=f"unknown value of {name} 'far'"):

@@ -78,7 +78,7 @@ def test_seed_presets_and_bad_input(tiny, tmp_path):
     assert fast()(tiny, ["church"]) != fast()(tiny, ["church"], seed=1)
     assert fast()(tiny, ["church", "dog"]) != fast()(tiny, ["church"])
     assert (FMN().steps, FMN().lr, FMN().params) == (35, 2e-6, "full")
-    with pytest.raises(BadInput, match="does not stand in the prompt"):
+    with pytest.raises(BadInput, match="is not in the prompt"):
         fast()(tiny, [Concept("church", prompts=("a house",))])
     with pytest.raises(BadInput, match="for one concept"):
         fast(folder=str(tmp_path))(tiny, ["church", "dog"])

@@ -13,8 +13,8 @@ def fast(**fields):
     return KPOP(**{"steps": 3, "ddim_steps": 3, "batch": 2, "lr": 1e-3, "size": 1, "prompt_lr": 1e-2, **fields})
 
 
-def train(model, erase=("church",), keep=(), **fields):
-    edit, by_products = fast(**fields).run(model, list(erase), list(keep))
+def train(model, erase=("church",), preserve=(), **fields):
+    edit, by_products = fast(**fields).run(model, list(erase), list(preserve))
     return edit, by_products["key"]
 
 
@@ -121,7 +121,7 @@ def test_size_and_several_concepts(tiny):
 
 def test_keep_holds_kept_concepts(tiny):
     free, _ = train(tiny, steps=12, lr=3e-3, source="base")
-    held, _ = train(tiny, keep=["dog"], steps=12, lr=3e-3, source="base", keep_weight=10.0)
+    held, _ = train(tiny, preserve=["dog"], steps=12, lr=3e-3, source="base", preserve_weight=10.0)
     with free.applied(tiny) as a, held.applied(tiny) as b:
         assert gap(b, tiny, "dog") < 0.7 * gap(a, tiny, "dog")
 
@@ -138,5 +138,5 @@ def test_seed_presets_and_bad_input(tiny):
             fast(**fields)
     with pytest.raises(BadEdit, match="not a key"):
         unlocked(tiny, edit)
-    with pytest.raises(BadEdit, match="7 wide"):
+    with pytest.raises(BadEdit, match="width 7, "):
         unlocked(tiny, Edit(extra={"prompt": torch.zeros(1, 2, 7)}, meta=key.meta))

@@ -26,9 +26,9 @@ def edited(old, anchor, c, g, k, ridge, p):
     return top @ torch.linalg.inv(ridge * EYE + c.T @ c + p * k.T @ k)
 
 
-def algorithm(model, epochs, ridge, goals, rows, first, keep, hold=False):
+def algorithm(model, epochs, ridge, goals, rows, first, preserve, own_vectors=False):
     """Run algorithm 1 with inverses; return the weights and derived embeddings of every epoch."""
-    c, g, *k = (v.double() for v in model.encode(["church", "red house", "", *keep]).tokens)
+    c, g, *k = (v.double() for v in model.encode(["church", "red house", "", *preserve]).tokens)
     k = torch.cat(k)
     weights = model.weights()
     base = [weights[n].detach().double() for n in model.text_weights()]
@@ -39,7 +39,7 @@ def algorithm(model, epochs, ridge, goals, rows, first, keep, hold=False):
         adversarial = c @ (torch.linalg.inv(normal) @ sum(w.T @ w0 for w, w0 in zip(now, base, strict=True))).T
         derived.append(adversarial)
         pair = (adversarial, g) if rows == "all" else tail(model, adversarial, g)
-        if hold:
+        if own_vectors:
             own, target = tail(model, c, g)
             pair = torch.cat([pair[0], own]), torch.cat([pair[1], target if goals == "original" else own])
         now = [edited(w, w0 if goals == "original" else w, *pair, k, 0.1, 0.1) for w, w0 in zip(now, base, strict=True)]
@@ -53,15 +53,15 @@ def algorithm(model, epochs, ridge, goals, rows, first, keep, hold=False):
         ({"epochs": 4, "derive_ridge": 1e-3}, (4, 1e-3, "original", "tail", (0.1, 0.1))),
         (RECE.PRESETS["repo"], (1, 0.1, "current", "all", (0.5, 1.0))),
         (RECE.PRESETS["repo"] | {"epochs": 3}, (3, 0.1, "current", "all", (0.5, 1.0))),
-        ({"epochs": 2, "hold": True}, (2, 0.1, "original", "tail", (0.1, 0.1))),
-        (RECE.PRESETS["repo"] | {"epochs": 2, "hold": True}, (2, 0.1, "current", "all", (0.5, 1.0))),
+        ({"epochs": 2, "own_vectors": True}, (2, 0.1, "original", "tail", (0.1, 0.1))),
+        (RECE.PRESETS["repo"] | {"epochs": 2, "own_vectors": True}, (2, 0.1, "current", "all", (0.5, 1.0))),
         ({"epochs": 0}, (0, 0.1, "original", "tail", (0.1, 0.1))),
     ],
 )
-@pytest.mark.parametrize("keep", [(), ("dog", "a red car", "guitar")])
-def test_is_algorithm_1(tiny, fields, settings, keep):
-    edit = RECE(**fields)(tiny, [CHURCH], keep=keep)
-    weights, derived = algorithm(tiny, *settings, keep, fields.get("hold", False))
+@pytest.mark.parametrize("preserve", [(), ("dog", "a red car", "guitar")])
+def test_is_algorithm_1(tiny, fields, settings, preserve):
+    edit = RECE(**fields)(tiny, [CHURCH], preserve=preserve)
+    weights, derived = algorithm(tiny, *settings, preserve, fields.get("own_vectors", False))
     for name, delta in edit.dense(tiny).items():
         expected = weights[name] - tiny.weights()[name].double()
         assert (delta - expected).norm() < 1e-4 * expected.norm()

@@ -72,7 +72,7 @@ def test_clip_takes_the_nearest_of_all_names(tiny, monkeypatch):
     assert blank(filtered(tiny, SafetyFilter.preset("mini"), [CHURCH], images(3))) == [True, False, True]
     assert blank(filtered(tiny, SafetyFilter(detector="clip"), [NEON], images(3))) == [False, True, False]
     assert asked == [["a picture of a church", "a picture of a house"], ["a picture", "art in the style of neon"]]
-    with pytest.raises(BadInput, match="clip knows first choices only"):
+    with pytest.raises(BadInput, match="clip has no threshold: leave it out"):
         SafetyFilter(detector="clip", threshold=0.5)
 
 
@@ -180,7 +180,7 @@ def test_bad_input(tiny, monkeypatch):
     with pytest.raises(UnknownName, match="style of the judge"):
         SafetyFilter()(tiny, [Concept("church", kind="style")])
     monkeypatch.setattr(judge("mini"), "size", 8)
-    with pytest.raises(BadInput, match="of 8 pixels, this model draws 16"):
+    with pytest.raises(BadInput, match="of 8 pixels, this model generates 16"):
         SafetyFilter()(tiny, CHURCH)
 
 

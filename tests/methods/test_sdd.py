@@ -7,7 +7,7 @@ from efface.methods.finetune.method import Run
 from efface.methods.sdd import SDD
 from efface.models.trajectory import partly_denoise
 
-keep_average = Run.keep_average
+track_average = Run.track_average
 
 
 def fast(**fields):
@@ -31,7 +31,7 @@ def test_the_moving_average_draws_concepts_joined(tiny, monkeypatch):
         return partly_denoise(model, contexts, *rest, **options)
 
     monkeypatch.setattr(sdd, "partly_denoise", spy)
-    monkeypatch.setattr(Run, "keep_average", lambda run, decay: runs.append(run) or keep_average(run, decay))
+    monkeypatch.setattr(Run, "track_average", lambda run, decay: runs.append(run) or track_average(run, decay))
     fast(steps=1)(tiny, ["church", "dog"])
     fast(steps=1, joined="loss")(tiny, ["church", "dog"])
     assert [model for model, _ in calls] == [run.average for run in runs]

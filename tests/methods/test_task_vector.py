@@ -4,7 +4,7 @@ from PIL import Image
 
 from efface.concept import Concept
 from efface.errors import BadInput
-from efface.methods.finetune.images import asked
+from efface.methods.finetune.images import training_prompts
 from efface.methods.task_vector import TaskVector
 from efface.models.images import folder_latents, noised
 
@@ -53,7 +53,7 @@ def test_blocks(tiny):
     edit = fast()(tiny, ["church"])
     pruned = fast(only=("attn2",), without=("up",))(tiny, ["church"])
     assert set(pruned.delta) == {n for n in edit.delta if "attn2" in n and "up_blocks" not in n}
-    assert pruned == edit.prune(keep=("attn2",), drop=("up",))
+    assert pruned == edit.prune(only=("attn2",), without=("up",))
 
 
 def test_images_of_a_folder(tiny, album):
@@ -69,7 +69,7 @@ def test_noised_is_the_scheduler_s(tiny):
 
 
 def test_prompts_presets_and_seed(tiny):
-    assert asked(Concept("neon", kind="style")) == ("a painting in the style of neon",)
+    assert training_prompts(Concept("neon", kind="style")) == ("a painting in the style of neon",)
     assert TaskVector.preset("paper") == TaskVector()
     assert TaskVector.preset("repo-2025").steps == 200
     assert fast()(tiny, ["church"]) == fast()(tiny, ["church"])

@@ -10,9 +10,9 @@ from efface.edits.edit import Edit
 from efface.errors import BadInput, BadModel, UnknownName
 from efface.methods.closed_form.cache import forget
 from efface.methods.closed_form.least_squares import solve
-from efface.methods.closed_form.matrices import Factors, Kept
-from efface.methods.closed_form.method import kept_rows, text_edit
-from efface.methods.closed_form.prompts import Say
+from efface.methods.closed_form.matrices import Factors, Preserved
+from efface.methods.closed_form.method import preserved_rows, text_edit
+from efface.methods.closed_form.prompts import Phrase
 from efface.methods.uce import UCE
 from efface.models.model import Model
 from efface.query import Query
@@ -55,7 +55,7 @@ def assert_dense(edit, model, expected, rtol=1e-5):
 
 def test_paper_preset_is_the_formula(tiny):
     """Published code: rows from the last word on; the empty text and every row of the kept ones; λ 0.5, p 1 / 2."""
-    edit = UCE()(tiny, [Concept("church")], keep=[Concept("guitar")], seed=0)
+    edit = UCE()(tiny, [Concept("church")], preserve=[Concept("guitar")], seed=0)
     c, g = tail(tiny, "church", "")
     k = torch.cat([words(tiny, "")[0], words(tiny, "guitar")[0]])
     weights = tiny.weights()
@@ -68,7 +68,7 @@ def test_paper_preset_is_the_formula(tiny):
 def test_2025_preset_is_the_formula(tiny):
     """One row a concept, style to "art", nothing kept by itself; several concepts in one solve."""
     erase = [Concept("neon", kind="style"), CHURCH]
-    edit = UCE.preset("repo-2025")(tiny, erase, keep=[Concept("red car")])
+    edit = UCE.preset("repo-2025")(tiny, erase, preserve=[Concept("red car")])
 
     def row(text):
         vectors, count = words(tiny, text)
@@ -127,8 +127,8 @@ def test_order_of_concepts_does_not_matter(tiny):
 def test_keeping_protects(tiny):
     k = words(tiny, "guitar")[0]
     moved = []
-    for keep in ([], ["guitar"]):
-        delta = UCE(preserve_scale=10.0)(tiny, ["church"], keep=keep).dense(tiny)
+    for preserve in ([], ["guitar"]):
+        delta = UCE(preserve_scale=10.0)(tiny, ["church"], preserve=preserve).dense(tiny)
         moved.append(sum(float((k @ d.double().T).norm()) for d in delta.values()))
     assert moved[1] < 0.5 * moved[0]
 
@@ -138,24 +138,24 @@ def test_templates_and_keywords_add_prompts(tiny):
     assert UCE()(tiny, [church]).meta["closed_form"]["texts"] == 1
     assert UCE(keywords=True)(tiny, [church]).meta["closed_form"]["texts"] == 3
     edit = UCE(templates=("{}", "a {} in the style of neon"), keywords=True)(tiny, [church], ["house"])
-    assert edit.meta["closed_form"] | {"texts": 6, "kept_texts": 3} == edit.meta["closed_form"]
+    assert edit.meta["closed_form"] | {"texts": 6, "preserved_texts": 3} == edit.meta["closed_form"]
 
 
 def test_templates_that_name_an_erased_concept_are_left_out(tiny):
-    """Keeping "a dog by neon" would keep neon, and "a church in {} style" would keep church."""
+    """Keeping "a dog by neon" would preserve neon, and "a church in {} style" would preserve church."""
     church, neon = Concept("church"), Concept("Neon", kind="style")
     method = UCE(templates=("{}", "a {} by neon", "a {} by neonate"), style_templates=("a church in {} style",))
-    says = [say.text for say in method.kept_says([Concept("dog"), neon], [church], empty=False)]
-    assert says == ["dog", "a dog by neon", "a dog by neonate", "Neon"]
-    says = [say.text for say in method.kept_says([Concept("dog")], [neon], empty=True)]
-    assert says == ["", "dog", "a dog by neonate"]
-    assert [old.text for old, _ in method.says([church, neon])[0]] == ["church", "a church by neonate"]
-    assert UCE(templates=("a {} by neon",))(tiny, [neon], keep=["dog"]).meta["closed_form"]["kept_texts"] == 2
+    phrases = [phrase.text for phrase in method.preserved_prompts([Concept("dog"), neon], [church], empty=False)]
+    assert phrases == ["dog", "a dog by neon", "a dog by neonate", "Neon"]
+    phrases = [phrase.text for phrase in method.preserved_prompts([Concept("dog")], [neon], empty=True)]
+    assert phrases == ["", "dog", "a dog by neonate"]
+    assert [old.text for old, _ in method.phrases([church, neon])[0]] == ["church", "a church by neonate"]
+    assert UCE(templates=("a {} by neon",))(tiny, [neon], preserve=["dog"]).meta["closed_form"]["preserved_texts"] == 2
 
 
 def test_template_with_words_behind_the_name(tiny):
     """Rows start at the name's own last token, wherever it is in the prompt."""
-    edit = UCE(templates=("a {} in neon",), keep_empty=False)(tiny, [Concept("church", anchor="red house")])
+    edit = UCE(templates=("a {} in neon",), preserve_empty=False)(tiny, [Concept("church", anchor="red house")])
     c, g = words(tiny, "a church in neon")[0], words(tiny, "a red house in neon")[0]
     weights = tiny.weights()
     expected = {n: plain(weights[n], c[2:-1], g[3:], c[:0], 0.5, 1.0, 1.0) for n in tiny.text_weights()}
@@ -180,7 +180,7 @@ def test_algebra_of_maps_and_dense_deltas(tiny):
     for edit, x, y in sums.values():
         for name, delta in edit.dense(tiny).items():
             torch.testing.assert_close(delta, x * da[name] + y * db[name], rtol=1e-4, atol=1e-5)
-    values = (a + b).prune(keep="to_v")
+    values = (a + b).prune(only="to_v")
     assert set(values.names) == {n for n in da if "to_v" in n}
 
 
@@ -189,7 +189,7 @@ def test_edit_of_one_concept_is_small_and_exact_at_full_size(tmp_path):
     g = torch.Generator().manual_seed(0)
     base = torch.randn(1, 768, generator=g)
     c, t = base + 0.3 * torch.randn(75, 768, generator=g), base + 0.3 * torch.randn(75, 768, generator=g)
-    fit = solve(c, t, 0.5, kept=Kept.of(base + 0.3 * torch.randn(77, 768, generator=g)))
+    fit = solve(c, t, 0.5, preserved=Preserved.of(base + 0.3 * torch.randn(77, 768, generator=g)))
     names = tuple(f"unet.layer.{i}.to_k.weight" for i in range(len(SD14)))
     edit = text_edit(names, fit.step, {})
     edit.save(tmp_path / "church.safetensors")
@@ -204,21 +204,21 @@ def test_edit_of_one_concept_is_small_and_exact_at_full_size(tmp_path):
 def test_many_kept_texts_are_remembered(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFACE_HOME", str(tmp_path))
     monkeypatch.setattr("efface.methods.closed_form.method.MANY", 3)
-    says = [Say("{}", name) for name in ("", "house", "dog", "cat")]
-    first = kept_rows(tiny, says, "all", 0.5).matrix()
-    torch.testing.assert_close(first, sum(0.5 * (v.T @ v) for v in (words(tiny, s.name)[0] for s in says)))
+    phrases = [Phrase("{}", name) for name in ("", "house", "dog", "cat")]
+    first = preserved_rows(tiny, phrases, "all", 0.5).matrix()
+    torch.testing.assert_close(first, sum(0.5 * (v.T @ v) for v in (words(tiny, s.name)[0] for s in phrases)))
     files = list((tmp_path / "gram").glob("*.safetensors"))
     assert len(files) == 1
     encode = Model.encode
     monkeypatch.setattr(Model, "encode", lambda *_: pytest.fail("encoded again"))
-    assert torch.equal(kept_rows(tiny, says, "all", 0.5).matrix(), first)
+    assert torch.equal(preserved_rows(tiny, phrases, "all", 0.5).matrix(), first)
     forget()
-    assert torch.equal(kept_rows(tiny, says, "all", 1.0).matrix(), 2 * first)
+    assert torch.equal(preserved_rows(tiny, phrases, "all", 1.0).matrix(), 2 * first)
     forget()
     files[0].write_bytes(b"damaged")
     monkeypatch.setattr(Model, "encode", encode)
-    assert torch.equal(kept_rows(tiny, says, "all", 0.5).matrix(), first)
-    kept_rows(tiny, says, "last", 0.5)
+    assert torch.equal(preserved_rows(tiny, phrases, "all", 0.5).matrix(), first)
+    preserved_rows(tiny, phrases, "last", 0.5)
     assert len(list((tmp_path / "gram").glob("*.safetensors"))) == 2
     forget()
 
@@ -257,7 +257,7 @@ def make_xl(base):
 
 def test_sdxl_geometry(tiny):
     model = make_xl(tiny.pipe)
-    edit = UCE.preset("repo-2025", erase_scale=1e6)(model, [CHURCH], keep=["dog"])
+    edit = UCE.preset("repo-2025", erase_scale=1e6)(model, [CHURCH], preserve=["dog"])
     assert len(edit.names) == 2 * 2 * 4  # keys and values; two transformer layers in four attentions
     assert edit.maps[0].left.shape == (80, 1)
     c, g = model.pipe.encode_prompt(prompt=["church", "house"], device="cpu", do_classifier_free_guidance=False)[0]
@@ -292,9 +292,9 @@ def test_bad_concepts(tiny, monkeypatch):
     with pytest.raises(BadInput, match="same text"):
         UCE()(tiny, ["church", "Church"])
     with pytest.raises(BadInput, match="same text"):
-        UCE()(tiny, ["church"], keep=["CHURCH"])
-    with pytest.raises(BadInput, match="both erase and keep"):
-        UCE()(tiny, ["church"], keep=["church"])
+        UCE()(tiny, ["church"], preserve=["CHURCH"])
+    with pytest.raises(BadInput, match="both erase and preserve"):
+        UCE()(tiny, ["church"], preserve=["church"])
     tokens = type(tiny).tokens
     monkeypatch.setattr(Model, "tokens", lambda self, prompt: tokens(self, prompt.replace("\u2063", "")))
     with pytest.raises(BadInput, match="no tokens"):

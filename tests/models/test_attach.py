@@ -111,7 +111,7 @@ def test_a_guard_on_pixels_is_attached_in_every_output_form(tiny: Model):
     assert np.allclose(draw(pipe, queries(), output_type="np"), halved.permute(0, 2, 3, 1).numpy(), atol=1e-6)
     pictures = draw(pipe, queries(), output_type="pil")
     assert np.abs(np.asarray(pictures[0]) / 255 - halved[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
-    with pytest.raises(BadEdit, match="latents cannot be had"):
+    with pytest.raises(BadEdit, match="this pipeline cannot return latents"):
         draw(pipe, queries(), output_type="latent")
     assert pipe("a dog", num_inference_steps=2, output_type="pt", return_dict=False)[0].max() <= 0.5
 

@@ -96,7 +96,7 @@ def test_random_times_are_whole_and_of_their_generator():
 
 
 def test_what_is_not_known_is_refused():
-    with pytest.raises(BadModel, match="predicts 'noise'; known are epsilon"):
+    with pytest.raises(BadModel, match="unknown output of the denoiser 'noise'; known: epsilon"):
         Flow("noise")
     with pytest.raises(BadModel, match="has no alphas_cumprod"):
         Diffusion.of(FlowMatchEulerDiscreteScheduler())

@@ -15,8 +15,8 @@ from efface.evaluation.record import Record, read
 from efface.evaluation.store import Store
 from efface.judge import Judge, Profile
 from efface.models.model import Model
-from efface.report.demo import RECIPES, Recipe, _flags, demo, keeps
-from efface.report.pictures import choose, lines
+from efface.report.demo import RECIPES, Recipe, _flags, demo, preserved
+from efface.report.images import choose, lines
 
 OBJECTS = ("church", "house", "castle", "guitar", "dog", "wolf", "fox", "cat")
 TABLE = {n: Concept(n, keywords=("red", "blue", "moon", "cross")) for n in OBJECTS}
@@ -54,7 +54,7 @@ def test_demo_writes_a_page_and_the_edits(tiny: Model, tmp_path: Path) -> None:
         (record,) = read(tmp_path / f"church-{recipe.method}.json")
         assert record.edit.id == edit.id
         assert record.edit.method == recipe.method
-        assert [c["name"] for c in edit.meta["keep"]] == [c.name for c in keeps(TABLE["church"], TABLE)]
+        assert [c["name"] for c in edit.meta["preserve"]] == [c.name for c in preserved(TABLE["church"], TABLE)]
 
 
 def test_the_commands_on_the_page_give_the_plan(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_pictures_show_the_erased_two_related_and_three_unrelated(tiny: Model, t
 
 
 def test_keeps_are_half_of_the_other_objects() -> None:
-    names = [c.name for c in keeps(TABLE["church"], TABLE)]
+    names = [c.name for c in preserved(TABLE["church"], TABLE)]
     assert names == ["house", "guitar", "wolf", "cat"]
 
 

@@ -15,7 +15,7 @@ from efface.evaluation.record import Aggregate, Asked, Base, Made, Record, Row, 
 from efface.evaluation.summary import Change, Share, Summary
 from efface.judge import Profile
 from efface.report import grid, tables
-from efface.report.page import Column, Line, Page, Picture, render, save, sections
+from efface.report.page import CellImage, Column, Line, Page, render, save, sections
 from efface.report.verdict import GONE, SURE, Verdict, verdict, verdicts
 
 GROUP = {group.name: group for group in GROUPS}
@@ -59,7 +59,7 @@ def page(*results: Record) -> Page:
     columns = [Column(f"M{i}", "a <b>method</b>", r) for i, r in enumerate(results)]
     images = torch.rand(2, 3, 8, 8)
     cell = [
-        Picture(grid.data_uri(grid.to_image(i)), w, w == "church")
+        CellImage(grid.data_uri(grid.to_image(i)), w, w == "church")
         for i, w in zip(images, ("church", "dog"), strict=True)
     ]
     lines = [Line('a "church" & more', "erased", [cell] * (1 + len(columns)))]
@@ -222,7 +222,7 @@ def test_shares_add_and_turn_around() -> None:
 
 def test_sections_are_found_by_name_and_ordered() -> None:
     names = [module.__name__.rpartition(".")[2] for module in sections()]
-    assert names == ["verdicts", "pictures", "accuracy", "scores", "times", "provenance"]
+    assert names == ["verdicts", "images", "accuracy", "scores", "times", "provenance"]
     assert all(module.__doc__ for module in sections())
 
 

@@ -1,4 +1,4 @@
-"""Gradient: ascends to contexts that bring the concept back, through the sampler or through the noise prediction.
+"""Gradient: gradient ascent on contexts, through the sampler or through the noise prediction.
 
 Through the noise prediction it is textual inversion (Gal et al. 2022, https://arxiv.org/abs/2208.01618) of the erased
 concept, as in Pham et al. 2023, Circumventing Concept Erasure Methods, https://arxiv.org/abs/2308.01508.
@@ -23,19 +23,19 @@ from efface.util.progress import progress
 
 @dataclass(frozen=True)
 class Gradient(Attack):
-    """Move contexts from random starts along the gradient, all starts in one batch, every token at its norm.
+    """Optimise contexts from random starts in one batch, with the norm of every token fixed.
 
     Args:
-        through: sampler maximises what the judge says of images generated in a few steps; eps needs no judge and
+        through: sampler maximises the judge's probability for images generated in a few steps; eps needs no judge and
             minimises the error of the predicted noise on images of the concept by the original model
         restarts: random starts
         iterations: steps of Adam
-        noises: noises a start and iteration
+        noises: noises of each start in each iteration
         steps: solver steps of the images that are differentiated
         lr: learning rate
-        radius: norm of every token, 0 for free; by default that of the first query's prompt, token by token
+        radius: norm of every token, 0 for no constraint; by default that of the first query's prompt, token by token
         images: images of the concept that eps learns from
-        ranking: images a start that decide which is best, at the query's own steps
+        ranking: images of each start for the final ranking, at the query's own steps
     """
 
     through: Literal["sampler", "eps"] = "sampler"
@@ -64,7 +64,7 @@ class Gradient(Attack):
             raise BadInput(f"lr is above 0 and radius at least 0, got {self.lr}, {self.radius}")
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
-        """Return one query a start, ranked by fresh images; raises `BadInput` when eps has no original model."""
+        """Return one query for each start, ranked by new images; raises `BadInput` when eps has no original model."""
         like = queries[0]
         norms = token_norms(target, like.prompt or concept.texts[0], self.radius)
         shape = (self.restarts, *target.edited.null().tokens.shape[1:])

@@ -1,4 +1,4 @@
-"""Grid: tries every point of a grid of contexts, by successive halving.
+"""Grid: exhaustive search over a grid of contexts, by successive halving.
 
 The exhaustive search of Pham et al. 2024, Robust Concept Erasure Using Task Vectors, section 3.3,
 https://arxiv.org/abs/2404.03631; halving after Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943.
@@ -29,14 +29,14 @@ MAX_POINTS = 4_000_000
 
 @dataclass(frozen=True)
 class Grid(Attack):
-    """Try every context of a grid with few steps, and the best again and again with more steps and more noise.
+    """Try every context of a grid with few steps; repeat the best with more steps and images in each round.
 
     Where a prompt is one vector (the digits), the grid is over its numbers. Elsewhere it is over the mixtures of the
     prompts of all queries: every prompt is a direction away from no prompt.
 
     Args:
         values: values that each coefficient takes, equally spaced from -1 to 1
-        radius: length that every context is brought to, 0 for as it is; by default that of the directions
+        radius: norm that every context is scaled to, 0 for none; by default the mean norm of the directions
         steps: solver steps in each round, 0 for the query's own
         images: images of each context in each round, every one from its own noise
         survivors: contexts left after each round
@@ -61,7 +61,7 @@ class Grid(Attack):
             raise BadInput(f"values is at least 2, chunk 1, radius 0; got {given}")
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
-        """Return the contexts that are left after the last round.
+        """Return the best contexts of the last round.
 
         `about` holds, for each round, how many contexts entered it and the score of the last survivor. Raises
         `BadInput` for more than 4 million points, and for queries whose prompts span no grid.
@@ -103,7 +103,7 @@ class Grid(Attack):
     ) -> tuple[Float[Tensor, " n"], float]:
         """Return the mean probability of the concept for every row, and the seconds it took.
 
-        Every chunk is stored for a resumed search, its seconds too.
+        Every chunk is stored with its seconds, so that a search can be resumed.
         """
         stored, parts = current(), []
         about = {"values": self.values, "round": number, "steps": like.steps, "images": self.images[number]}
@@ -127,10 +127,10 @@ class Grid(Attack):
 
 
 def points(values: int, width: int) -> Float[Tensor, "n width"]:
-    """Return the grid's points, those that point the same way once.
+    """Return the grid's points, only one of those with the same direction.
 
-    Coordinates are whole numbers, so a point is kept when its coordinates have no common divisor; what it stands for
-    (a multiple of it) is in the grid as well. An odd grid holds the zero vector.
+    Coordinates are whole numbers, so a point is kept when its coordinates have no common divisor, in place of its
+    multiples. A grid with an odd number of values has the zero vector.
     """
     rows = _integers(values, width)
     divisor = np.gcd.reduce(rows, axis=1)

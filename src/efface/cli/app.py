@@ -1,4 +1,4 @@
-"""Put the commands together, and turn every expected error into one line and exit code 2."""
+"""The program: its commands, and every expected error as one line with exit code 2."""
 
 import logging
 import sys
@@ -35,7 +35,7 @@ class Ordered(typer.core.TyperGroup):
 
 
 def program() -> typer.Typer:
-    """Put together the program of all files in commands/."""
+    """Return the program with a command for each file in commands/."""
     app = typer.Typer(
         name="efface",
         cls=Ordered,
@@ -71,22 +71,22 @@ def _options(
 
 
 class Fallback(logging.Filter):
-    """Drop what transformers logs when it reads images without torchvision, which efface does not need."""
+    """Drop the warning of transformers that torchvision is missing, which efface does not need."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "ImageProcessor` requires torchvision (not installed); falling back" not in record.getMessage()
 
 
 def quiet_libraries() -> None:
-    """Silence what other libraries say that is not the user's to mend."""
+    """Silence warnings of other libraries that users cannot act on."""
     warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)\b")
     logging.getLogger("transformers.utils.import_utils").addFilter(Fallback())
 
 
 def main(args: Sequence[str] | None = None, other: typer.Typer | None = None, name: str = "efface") -> None:
-    """Run one command and leave the process with 0, or 2 and one line on standard error.
+    """Run one command and exit with 0, or with 2 and one line on standard error.
 
-    other, name: another program than efface's own, whose errors are to be answered alike.
+    other, name: another program and its name, with the same handling of errors.
     """
     quiet_libraries()
     sys.exit(run(list(sys.argv[1:] if args is None else args), other, name))
@@ -98,14 +98,14 @@ def run(args: list[str], other: typer.Typer | None = None, name: str = "efface")
     try:
         result = command.main(args, prog_name=name, standalone_mode=False)
     except EffaceError as error:
-        return _fail(str(error).replace("any_base", "--any-base"))  # the flag's name for the argument
-    except OSError as error:  # a disk that filled up, a file that went away
+        return _fail(str(error).replace("any_base", "--any-base"))  # the flag instead of the argument
+    except OSError as error:  # a full disk, a removed file
         return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except typer.Abort:
         return _fail("stopped", 130)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
-    except Exception as error:  # click's usage errors, wherever typer keeps its click
+    except Exception as error:  # click's usage errors; typer may have its own copy of click
         if not hasattr(error, "format_message"):
             raise
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -116,7 +116,7 @@ def run(args: list[str], other: typer.Typer | None = None, name: str = "efface")
 
 
 def _usage(error: Any) -> str:
-    """Say what was wrong with the command line, and which command's help tells more."""
+    """Return what was wrong with the command line, and the command with more help."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "efface"
     if type(error).__name__ == "NoSuchOption" and context is not None:

@@ -105,16 +105,16 @@ def _look_up(name: str, known: dict[str, Concept]) -> list[Concept]:
     return members
 
 
-def apart(erase: Sequence[Concept], keep: Sequence[Concept]) -> None:
-    """Refuse to erase and keep the same thing. Raises BadInput."""
-    both = {concept.name for concept in erase} & {concept.name for concept in keep}
+def apart(erase: Sequence[Concept], preserve: Sequence[Concept]) -> None:
+    """Refuse to erase and preserve the same thing. Raises BadInput."""
+    both = {concept.name for concept in erase} & {concept.name for concept in preserve}
     if both:
-        raise BadInput(f"both erased and kept: {', '.join(sorted(both))}; take it out of --keep")
+        raise BadInput(f"both erased and preserved: {', '.join(sorted(both))}; take it out of --preserve")
 
 
 def prompts(texts: Sequence[str]) -> list[str]:
     """Refuse an empty prompt. Raises BadInput."""
     for text in texts:
         if not text.strip():
-            raise BadInput("a prompt is empty; say what to draw")
+            raise BadInput("a prompt is empty; say what to generate")
     return list(texts)

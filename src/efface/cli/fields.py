@@ -18,9 +18,9 @@ PLAIN = {"float": float, "int": int, "bool": bool, "str": str}
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a source file says of the class it registers: a summary, fields in order, presets, its ancestors.
+    """Describe a registered class, from its source file: summary, fields in order, presets, base classes.
 
-    by_products: what the method makes besides its edit, by name.
+    by_products: names of what the method returns besides its edit.
     """
 
     name: str
@@ -47,7 +47,7 @@ def sheet(kind: str, name: str) -> Sheet:
     found: dict[str, Field] = {}
     presets: dict[str, dict[str, Any]] = {}
     by_products: tuple[str, ...] = ()
-    for cls, module in lineage:  # furthest base first
+    for cls, module in lineage:  # most distant base first
         known = literals.names(module, PACKAGE / kind)
         for item in cls.body:
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
@@ -73,7 +73,7 @@ def sheet(kind: str, name: str) -> Sheet:
 
 
 def check_preset(method: Sheet, preset: str) -> None:
-    """Refuse a preset the class does not have. Raises UnknownName."""
+    """Raise UnknownName for a preset that the class does not have."""
     if preset and method.presets and preset not in method.presets:
         raise unknown(f"preset of {method.name}", preset, method.presets)
     if preset and not method.presets:
@@ -81,7 +81,7 @@ def check_preset(method: Sheet, preset: str) -> None:
 
 
 def check_choices(method: Sheet, values: dict[str, Any]) -> None:
-    """Refuse a value that is not one of the words a field knows. Raises UnknownName."""
+    """Raise UnknownName for a value that is not among a field's choices."""
     for f in method.fields:
         if f.name in values:
             check_choice(f, values[f.name], f.flag)

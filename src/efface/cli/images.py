@@ -1,4 +1,4 @@
-"""What the commands that generate images share: their arguments, their checks, and the images themselves."""
+"""Shared by commands that generate images: arguments, checks, and the images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from efface.edits.edit import Edit
     from efface.models.model import Model
 
-PromptsArgument = Annotated[list[str], typer.Argument(metavar="PROMPT…", help="What to draw; one row each.")]
-SheetFlag = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write, .png.")]
+PromptsArgument = Annotated[list[str], typer.Argument(metavar="PROMPT…", help="Prompts of the images; one row each.")]
+SheetFlag = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The image file to write, .png.")]
 
-MAX_IMAGES = 4096  # a sheet of more is no picture any more
+MAX_IMAGES = 4096  # most images of one sheet
 
 
-def draw(
+def generate(
     model: "Model",
     edit: "Edit | None",
     prompts: list[str],
@@ -30,9 +30,9 @@ def draw(
     common: Common,
     key: Path | None = None,
 ) -> "Tensor":
-    """Return (prompts × seeds, 3, h, w) images in [0, 1], from the store where it has them.
+    """Return (prompts × seeds, 3, h, w) images in [0, 1], from the store if it has them.
 
-    key: the file of a key to the edit, with which the model draws the concept again.
+    key: the file of a key to the edit, with which the model generates the concept again.
     """
     from efface.evaluation.evaluate import images
     from efface.evaluation.store import Store
@@ -48,7 +48,7 @@ def draw(
 
 
 def label(text: str) -> str:
-    """Name a column: a lone file by its stem, an expression without the suffixes."""
+    """Return a column's label: the stem of a single file, an expression without suffixes."""
     path = Path(text)
     return path.stem if path.is_file() else text.replace(".safetensors", "")
 

@@ -1,4 +1,4 @@
-"""`--key`: what brings back a concept that a method has hidden rather than removed (KPOP, section 5.6.4)."""
+"""`--key`: the key of an edit, with which the model generates the erased concept again (KPOP, section 5.6.4)."""
 
 import json
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from efface.edits.edit import Edit
 
 KeyFlag = Annotated[
-    Path | None, typer.Option("--key", metavar="FILE", help="The key to an --edit: draw what it erased all the same.")
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="The key of an --edit: generate the erased concept all the same."),
 ]
 
 
 def owned(key: Path | None, edits: Sequence[Sequence[Term]]) -> list[bool]:
-    """Say which edits a key opens, by what the headers of the files say; all False without a key.
+    """Return whether the key opens each edit, from the files' headers; all False without a key.
 
-    Raises BadFile for a file that is missing or damaged, BadEdit for one that is no key or opens none of the edits.
+    Raises BadFile for a file that is missing or damaged, BadEdit for one that is no key or not of these edits.
     """
     if key is None:
         return [False] * len(edits)
@@ -31,7 +32,7 @@ def owned(key: Path | None, edits: Sequence[Sequence[Term]]) -> list[bool]:
     about = _header(key)
     if "key" not in about:
         raise BadEdit(f"--key {key} is not a key: one is written by efface erase METHOD … --key FILE")
-    made_with = about.get("edit")  # a key made in Python need not say
+    made_with = about.get("edit")  # a key saved from Python may not name its edit
     found = [made_with is None or made_with in {_header(term.path).get("id") for term in edit} for edit in edits]
     if not any(found):
         raise BadEdit(f"--key {key} opens the edit {str(made_with)[:12]}, which is not among those given as --edit")
@@ -39,7 +40,7 @@ def owned(key: Path | None, edits: Sequence[Sequence[Term]]) -> list[bool]:
 
 
 def made_with(key: "Edit", edit: "Edit") -> "Edit":
-    """Return a key that says which edit it opens."""
+    """Return the key with the id of the edit that it opens."""
     from dataclasses import replace
 
     return replace(key, meta={**key.meta, "edit": edit.id, "erase": edit.meta.get("erase", [])})

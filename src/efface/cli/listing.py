@@ -1,4 +1,4 @@
-"""`efface list`: what there is, read from file names, docstrings and tables."""
+"""`efface list`: methods, models, concepts and others, from file names, docstrings and tables."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Values written in source: literals, constants by name (also imported ones), and arithmetic on them. Runs nothing."""
+"""Values in source code: literals, named constants (also imported ones), and arithmetic on them; nothing is run."""
 
 import ast
 import operator
@@ -19,7 +19,7 @@ Names = Mapping[str, ast.expr]
 
 @cache
 def tree(path: Path) -> ast.Module:
-    """Parse a source file, once."""
+    """Return the parsed source file, cached."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
@@ -33,9 +33,9 @@ def imported(name: str, module: ast.Module, folder: Path) -> ast.Module | None:
 
 
 def names(module: ast.Module, folder: Path) -> dict[str, ast.expr]:
-    """Return what a module's names stand for: its own assignments, and those of files under `folder` it imports.
+    """Return the values of a module's names: its own assignments, and those it imports from files under `folder`.
 
-    Names of its own come last and win.
+    Its own names take precedence.
     """
     found: dict[str, ast.expr] = {}
     for item in module.body:
@@ -52,7 +52,7 @@ def names(module: ast.Module, folder: Path) -> dict[str, ast.expr]:
 
 
 def value(node: ast.expr | None, known: Names | None = None) -> Any:
-    """Return the value of an expression, or None when it is more than a literal."""
+    """Return the value of an expression, or None when it cannot be computed from literals."""
     try:
         return _read(node, known or {})
     except (ValueError, TypeError, ZeroDivisionError, RecursionError):

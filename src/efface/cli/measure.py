@@ -1,4 +1,4 @@
-"""`efface evaluate` and `efface demo`: judged accuracy, before and after."""
+"""`efface evaluate` and `efface demo`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EditArgument = Annotated[str, typer.Argument(metavar="EDIT", help="An edit file, or a sum of edits.")]
 ConceptFlag = Annotated[
     list[str] | None,
-    typer.Option("--concept", "-c", metavar="CONCEPT…", help="What was erased.", show_default="as the edit says"),
+    typer.Option("--concept", "-c", metavar="CONCEPT…", help="The erased concepts.", show_default="from the edit"),
 ]
 JsonFlag = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the record to this .json file.")]
 JudgeFlag = Annotated[str, typer.Option("--judge", help="Which judge, for a model with several.", show_default="")]
@@ -42,7 +42,7 @@ def evaluate(
     implicit_seeds: ImplicitSeeds = "0:4",
     styled_seeds: StyledSeeds = "0:4",
 ) -> None:
-    """Judge an edit: accuracy on target, related, unrelated and implicit prompts, before and after, with intervals."""
+    """Evaluate an edit: the judge's accuracy for each group of prompts, before and after, with 95 % intervals."""
     if json_file:
         check.output(json_file, ".json", "--json")
     given = common.check()
@@ -82,11 +82,11 @@ def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tu
     if not known:
         raise BadModel(
             f"{where} has no concept table, so its images cannot be judged: put a concepts.json beside it, "
-            "or look with efface compare"
+            "or use efface compare"
         )
     names = names or [item["name"] for item in meta.get("erase", ())]
     if not names:
-        raise BadInput("the edit does not say what it erased; name it with --concept")
+        raise BadInput("the edit has no erased concept on record; name it with --concept")
     return where, check.concepts(names, where), known
 
 
@@ -94,11 +94,11 @@ def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tu
 def demo(
     common: Common,
     concept: Annotated[str, typer.Option("--concept", "-c", help="What to erase.")] = "church",
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the page.")] = Path(
-        "demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the page, the edits and records.")
+    ] = Path("demo"),
 ) -> None:
-    """Erase a concept from the embedded model by UCE, ESD and the negative prompt, and write a page about it."""
+    """Erase a concept from the embedded model by UCE, ESD, negative prompt and SLD, and write a page about it."""
     given = common.check()
     where = check.model("mini")
     (target, *more) = check.concepts([concept], where)

@@ -1,4 +1,4 @@
-"""The flags that several commands share, and the few lines that turn them into objects."""
+"""Flags that several commands share, and the objects made from them."""
 
 import functools
 import inspect
@@ -49,18 +49,20 @@ Expression = Annotated[
 TokenizerFlag = Annotated[
     Path | None,
     typer.Option(
-        "--tokenizer", metavar="FOLDER", help="CLIP's vocabulary, for a single-file model without one nearby."
+        "--tokenizer",
+        metavar="FOLDER",
+        help="Folder with CLIP's vocabulary, for a single-file model, if none is found.",
     ),
 ]
 AnyBaseFlag = Annotated[
     bool,
-    typer.Option("--any-base", help="Apply an edit made on other weights of the same architecture all the same."),
+    typer.Option("--any-base", help="Also apply an edit that was made on other weights of the same architecture."),
 ]
 
 
 @dataclass(frozen=True)
 class Common:
-    """What the flags of every command that draws say: its fields are the flags."""
+    """Hold the flags that every command that generates images has, one field each."""
 
     steps: StepsFlag = None
     guidance: GuidanceFlag = None
@@ -86,7 +88,7 @@ class Common:
         return {name: value for name, value in given.items() if value is not None}
 
     def load(self, where: str) -> "Model":
-        """Load a model at the end of all checks."""
+        """Load a model, after all checks."""
         return load_model(where, self.device, self.dtype, self.tokenizer)
 
 
@@ -117,7 +119,7 @@ def with_flags(shared_by: type, into: str, *without: str) -> Callable[[Callable[
 
 
 class Variadic(typer.core.TyperCommand):
-    """Let every flag that may be given again take several values in a row."""
+    """Command whose repeatable flags take several values in a row."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         flags = [flag for option in self.params if getattr(option, "multiple", False) for flag in option.opts]
@@ -132,7 +134,7 @@ def check_dtype(dtype: str) -> str:
 
 
 def load_model(where: str, device: str, dtype: str, tokenizer: Path | None = None) -> "Model":
-    """Load a model at the end of all checks."""
+    """Load a model, after all checks."""
     import torch
 
     from efface.models.model import Model
@@ -158,7 +160,7 @@ def queries(prompts: list[str], seeds: tuple[int, ...], given: dict[str, Any]) -
 
 
 def say(line: str, path: Path) -> None:
-    """Print what was done and where it is, on two lines of standard output."""
+    """Print a line about what was done and the path of the result."""
     if line:
         typer.echo(line)
     typer.echo(path)

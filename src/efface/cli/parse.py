@@ -1,4 +1,4 @@
-"""What people type: ranges of seeds, expressions of edits, flags that take several values."""
+"""Parsers of the command line: ranges of seeds, expressions of edits, flags with several values."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -43,12 +43,12 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def _number(digits: str) -> int:
-    """Read a whole number; one of more digits than Python reads stays out of every range."""
+    """Return a whole number; one with more digits than Python reads is out of every range."""
     return int(digits) if len(digits) <= 40 else int(digits[:40])
 
 
 class Term(NamedTuple):
-    """One summand of an edit expression: scale × the edit in a file."""
+    """Hold one term of an edit expression: scale × the edit in a file."""
 
     scale: float
     path: Path
@@ -64,7 +64,7 @@ def terms(text: str) -> list[Term]:
     """Read an edit expression into its terms, with every scale multiplied out.
 
     Grammar: sum = [±] product {± product}; product = factor {* factor | / number}; factor = number | file |
-    "(" sum ")". A text that names an existing file is that file, whatever characters it holds.
+    "(" sum ")". A text that names an existing file is that file, whatever characters it contains.
     Raises BadInput for anything else, and for a product of two files.
     """
     if Path(text).is_file():
@@ -149,7 +149,7 @@ def _scaled(scale: float, value: "list[Term] | float") -> "list[Term] | float":
 
 
 def check_files(edits: Iterable[Sequence[Term]]) -> None:
-    """Refuse a file that is missing or damaged, before anything heavy is loaded. Raises UnknownName or BadFile."""
+    """Check that files exist and are whole, before a model is loaded. Raises UnknownName or BadFile."""
     for term in (term for edit in edits for term in edit):
         if term.path.is_dir():
             raise BadInput(f"{term.path} is a folder; an edit is one .safetensors file")
@@ -164,7 +164,7 @@ def _missing(path: Path) -> Exception:
 
 
 def load(edit: Sequence[Term]) -> "Edit":
-    """Load the files of an expression and add them up."""
+    """Load the files of an expression and return the sum."""
     from efface.edits.edit import Edit
 
     parts = [Edit.load(term.path) for term in edit]
@@ -176,7 +176,7 @@ def load(edit: Sequence[Term]) -> "Edit":
 
 
 def spread(args: Sequence[str], flags: Iterable[str]) -> list[str]:
-    """Repeat a flag before each of its values: --keep a b -o x  →  --keep a --keep b -o x.
+    """Repeat a flag before each of its values: --preserve a b -o x  →  --preserve a --preserve b -o x.
 
     A value ends at the next word that starts with "-" and is not a number. Without this, a second value
     would be read as one more concept to erase.

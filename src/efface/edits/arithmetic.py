@@ -1,8 +1,8 @@
-"""Arithmetic of edits: sums, scales, differences and prunings of edits, as values.
+"""Arithmetic of edits: sums, differences, scaling and pruning.
 
-Text maps with the same names and the same right factor are merged, terms that are zero are dropped and maps are kept
-in one order, so that a + b equals b + a and a - a is the empty edit. Each side is merged by itself before the two
-meet: sums of three or more floats depend on their order, sums of two do not.
+Text maps with the same names and the same right factor are merged, zero terms are dropped and maps are sorted, so
+that a + b equals b + a and a - a is the empty edit. Each side is merged by itself before they are added: sums of
+three or more floats depend on their order, sums of two do not.
 """
 
 import math
@@ -74,31 +74,31 @@ def scale(edit: E, factor: float) -> E:
     return replace(edit, delta=_nonzero(delta), maps=_merged(maps), meta=meta)
 
 
-def prune(edit: E, keep: str | Iterable[str], drop: str | Iterable[str]) -> E:
-    """Return the edit on a part of its weights."""
+def prune(edit: E, only: str | Iterable[str], without: str | Iterable[str]) -> E:
+    """Return the edit restricted to some of its weights."""
     blocks = edit.meta.get("base", {}).get("blocks", BLOCKS)
-    keeps = (keep,) if isinstance(keep, str) else tuple(keep)
-    drops = (drop,) if isinstance(drop, str) else tuple(drop)
-    for pattern in (*keeps, *drops):
+    wanted = (only,) if isinstance(only, str) else tuple(only)
+    unwanted = (without,) if isinstance(without, str) else tuple(without)
+    for pattern in (*wanted, *unwanted):
         if not any(matches(name, pattern, blocks) for name in edit.names):
             raise BadInput(f"{pattern!r} matches none of the edit's {len(edit.names)} weights")
 
     def among(name: str, patterns: tuple[str, ...]) -> bool:
         return any(matches(name, pattern, blocks) for pattern in patterns)
 
-    kept = {name for name in edit.names if (not keeps or among(name, keeps)) and not among(name, drops)}
-    maps = tuple(replace(m, names=tuple(n for n in m.names if n in kept)) for m in edit.maps)
-    meta = {"format": 1, "op": "prune", "keep": list(keeps), "drop": list(drops), "parts": [edit.meta]}
+    chosen = {name for name in edit.names if (not wanted or among(name, wanted)) and not among(name, unwanted)}
+    maps = tuple(replace(m, names=tuple(n for n in m.names if n in chosen)) for m in edit.maps)
+    meta = {"format": 1, "op": "prune", "only": list(wanted), "without": list(unwanted), "parts": [edit.meta]}
     return replace(
         edit,
-        delta={name: tensor for name, tensor in edit.delta.items() if name in kept},
+        delta={name: tensor for name, tensor in edit.delta.items() if name in chosen},
         maps=_merged(m for m in maps if m.names),
         meta={**meta, "base": edit.meta.get("base", {})},
     )
 
 
 def matches(name: str, pattern: str, blocks: Mapping[str, str] = BLOCKS) -> bool:
-    """Say whether a weight's name matches a block word, a part of the dotted name, or a glob.
+    """Return whether a weight's name matches a block word, a part of the dotted name, or a glob.
 
     blocks: block words and the parts of names they stand for.
     """
@@ -136,8 +136,8 @@ def _merged(maps: Iterable[TextMap]) -> tuple[TextMap, ...]:
         before = groups.get(key)
         left = text_map.left if before is None else before.left + text_map.left
         groups[key] = replace(text_map, names=names, left=left)
-    kept = [text_map for text_map in groups.values() if bool(text_map.left.any()) and bool(text_map.right.any())]
-    return tuple(sorted(kept, key=lambda m: (m.names, sha256_tensors({"left": m.left, "right": m.right}))))
+    nonzero = [text_map for text_map in groups.values() if bool(text_map.left.any()) and bool(text_map.right.any())]
+    return tuple(sorted(nonzero, key=lambda m: (m.names, sha256_tensors({"left": m.left, "right": m.right}))))
 
 
 def _joined(a: Parts, b: Parts, op: str) -> dict[str, Any]:

@@ -18,15 +18,15 @@ from efface.errors import BadEdit
 
 @runtime_checkable
 class NamedWeights(Protocol):
-    """What an edit must know of a model: its weights by name, which ones they are, and how to swap some.
+    """Protocol of what an edit needs of a model: weights by name, their hashes, and a copy with some replaced.
 
-    `Model` fulfils it; so does anything else with weights by name.
+    `Model` fulfils it.
     """
 
     @property
     def name(self) -> str: ...
     @property
-    def origin(self) -> "tuple[Any, str] | None": ...  # for an edited model: the model below, and the edit's id
+    def origin(self) -> "tuple[Any, str] | None": ...  # of an edited model: the model before, and the edit's id
     def weights(self, prefix: str = "unet.") -> dict[str, nn.Parameter]: ...
     def hashes(self, names: Iterable[str]) -> dict[str, str]: ...
     def edited(self, weights: Mapping[str, Tensor], guards: tuple[Guard | MapGuard, ...] = (), id: str = "") -> Any: ...
@@ -41,9 +41,9 @@ class Edit(Parts):
 
     delta: dense differences by weight name.
     maps: low-rank maps of the text side, see `TextMap`.
-    guards: what steps in while an image is drawn.
+    guards: what steps in while an image is generated.
     meta: provenance, JSON values.
-    extra: small tensors a method wants to keep; never applied, not part of `id`.
+    extra: further tensors of the method; never applied, not part of `id`.
 
     >>> both = Edit.load("church.safetensors") + 0.5 * Edit.load("dog.safetensors")
     >>> with both.applied(model) as edited:
@@ -58,7 +58,7 @@ class Edit(Parts):
         return arithmetic.add(self, other)
 
     def __sub__(self, other: "Edit") -> "Edit":
-        """Take `other` back out: weights are subtracted, and its guards must be among this edit's."""
+        """Remove `other`: weights are subtracted, and its guards must be among this edit's."""
         return arithmetic.subtract(self, other)
 
     def __mul__(self, scale: float | int) -> "Edit":
@@ -68,20 +68,20 @@ class Edit(Parts):
     __rmul__ = __mul__
 
     def __neg__(self) -> "Edit":
-        """Turn the edit round: what it removed, it now adds. Raises `BadEdit` when it has guards."""
+        """Reverse the sign of the edit: what it removed, it now adds. Raises `BadEdit` when it has guards."""
         return arithmetic.scale(self, -1.0)
 
-    def prune(self, keep: str | Iterable[str] = (), drop: str | Iterable[str] = ()) -> "Edit":
-        """Leave only the weights that match `keep` (all, when empty) and do not match `drop`.
+    def prune(self, only: str | Iterable[str] = (), without: str | Iterable[str] = ()) -> "Edit":
+        """Leave only the weights that match `only` (all, when empty) and do not match `without`.
 
         A pattern is a block word (down, mid, up, attn1, attn2), a part of the dotted name ("to_k"), or a glob over
         the whole name. Raises `BadInput` when a pattern matches no weight of the edit.
         """
-        return arithmetic.prune(self, keep, drop)
+        return arithmetic.prune(self, only, without)
 
     @functools.cached_property
     def id(self) -> str:
-        """Return the sha256 of what the edit does: deltas, maps and guards, not the clock and not `extra`."""
+        """Return the sha256 of what the edit does: deltas, maps and guards, without provenance and `extra`."""
         return file.content_id(self)
 
     def __eq__(self, other: object) -> bool:
@@ -117,7 +117,7 @@ class Edit(Parts):
         yield model.edited(self.new_weights(model, any_base), self.guards, self.id)
 
     def as_guard(self) -> "Edit":
-        """Return the same edit as a guard on the text embeddings, which leaves every weight as it is.
+        """Return an equivalent edit that is a guard on the text embeddings and changes no weight.
 
         Raises `BadEdit` unless the edit is made of text maps that cover every key and value projection of the text.
         """

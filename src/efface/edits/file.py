@@ -1,4 +1,4 @@
-"""Edits on disk: one safetensors file, tensors beside a JSON provenance in the header."""
+"""Edit files: one safetensors file with the tensors, and the provenance as JSON in its header."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from efface.util.files import load_safetensors, save_safetensors, sha256_tensors
 
 
 def content_id(edit: Parts) -> str:
-    """Return the sha256 of what an edit does: differences, maps and guards, not its provenance and not `extra`."""
+    """Return the sha256 of what an edit does: differences, maps and guards, without provenance and `extra`."""
     tensors, guards = pack(replace(edit, extra={}))
     return sha256_text(sha256_tensors(tensors) + json.dumps(guards, sort_keys=True))
 
@@ -40,9 +40,9 @@ def pack(edit: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save(edit: Parts, path: str | os.PathLike[str]) -> None:
-    """Write an edit to one file; raises `WriteError` and leaves nothing half-written."""
+    """Write an edit to one file; raises `WriteError` and leaves no partial file."""
     tensors, description = pack(edit)
-    if not tensors:  # safetensors keeps no file without tensors on some platforms
+    if not tensors:  # some versions of safetensors refuse a file without tensors
         tensors = {"empty": torch.zeros(1)}
     header = {**edit.meta, "format": FORMAT, **description, "id": content_id(edit)}
     save_safetensors(path, tensors, {"efface": json.dumps(header)})

@@ -1,4 +1,4 @@
-"""Guards: what steps in while an image is drawn, at three places (text, noise, pixels), instead of changing weights."""
+"""Guards: hooks on the text, the noise prediction and the pixels during sampling, instead of changed weights."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ def unguided(_eps: Eps, _x: Latents, _t: Tensor, cond: Latents, uncond: Latents)
 
 @dataclass
 class Hooks:
-    """Hold what a guard does on one trajectory; every hook defaults to doing nothing.
+    """Hold the hooks of a guard for one trajectory; by default they do nothing.
 
     embed: (c) -> c, the conditional context, one row an image.
-    null: (c) -> c, the unconditional context; apart from `embed` so that a negative prompt costs no third pass.
+    null: (c) -> c, the unconditional context; separate from `embed` so that a negative prompt costs no third pass.
     guide: (eps, x, t, cond, uncond) -> (cond, uncond), all (b, ch, h, w) but t, which is one timestep or one an image;
         eps(x, t, c) is unguarded, and x is scaled as the denoiser sees it.
     filter: (images) -> images, (b, 3, h, w) in [0, 1].
@@ -45,14 +45,14 @@ class Hooks:
 
 @runtime_checkable
 class InferenceTime(Protocol):
-    """What a guard must know of an inference-time method: how it starts."""
+    """Protocol of an inference-time method, as a guard uses it."""
 
     def start(self, model: Any, erase: tuple[Concept, ...]) -> Hooks: ...
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Pair an inference-time method with what it holds back; `start` gives the hooks of one trajectory."""
+    """Hold an inference-time method and the concepts it suppresses."""
 
     method: InferenceTime
     erase: tuple[Concept, ...]

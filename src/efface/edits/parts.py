@@ -1,4 +1,4 @@
-"""Parts: what an edit is made of. Weight differences, maps of the text side, guards, provenance."""
+"""Parts of an edit: weight differences, text maps, guards, provenance."""
 
 import functools
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class TextMap:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Hold the parts of an edit; `Edit` adds what can be done with them. The fields are described there."""
+    """Hold the parts of an edit; see `Edit`, which adds the operations."""
 
     delta: Mapping[str, Tensor] = field(default_factory=dict)
     maps: tuple[TextMap, ...] = ()

@@ -1,4 +1,4 @@
-"""Provenance: who made an edit, from what, with which settings and versions."""
+"""Provenance: the method, model, settings and versions that an edit was made with."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ PACKAGES = ("efface", "torch", "diffusers", "transformers")
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of efface and of what its numbers depend on."""
+    """Return the versions of efface and of the libraries its results depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -47,13 +47,13 @@ def stamp(
     method: Any,
     base: Mapping[str, Any],
     erase: Sequence[Concept],
-    keep: Sequence[Concept],
+    preserve: Sequence[Concept],
     seed: int,
     seconds: float,
 ) -> dict[str, Any]:
     """Return the provenance of a fresh edit as JSON values.
 
-    method: the dataclass instance that made it. base: what `Model.base` says of the weights it changes.
+    method: the dataclass instance that made it. base: from `Model.base`, for the weights it changes.
     """
     return {
         "format": FORMAT,
@@ -61,7 +61,7 @@ def stamp(
         "fields": {f.name: registry.to_json(getattr(method, f.name)) for f in fields(method) if f.init},
         "preset": method.preset_name,
         "erase": [concept.to_json() for concept in erase],
-        "keep": [concept.to_json() for concept in keep],
+        "preserve": [concept.to_json() for concept in preserve],
         "seed": seed,
         "base": dict(base),
         "versions": versions(),
@@ -69,3 +69,14 @@ def stamp(
         "seconds": round(seconds, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def preserved(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the concepts that an edit was told to preserve, given its provenance.
+
+    An edit that was combined, scaled or pruned preserves what its parts do. Edit files written before efface said
+    "preserve" have these concepts under "keep".
+    """
+    if "op" in meta:  # a pruning written then has patterns of weights under "keep"
+        return tuple(dict.fromkeys(name for part in meta.get("parts", ()) for name in preserved(part)))
+    return tuple(concept["name"] for concept in meta.get("preserve", meta.get("keep", ())))

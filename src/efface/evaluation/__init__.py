@@ -1,1 +1,1 @@
-"""Evaluation: which images to generate, what judges and metrics say of them, records."""
+"""Evaluation: prompts, judged images, metrics and records."""

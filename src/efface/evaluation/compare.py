@@ -1,4 +1,4 @@
-"""Which records may stand in one table: those of one judge, one plan of prompts and seeds, one sampler, one model."""
+"""Comparable records: those of one judge, one plan of prompts and seeds, one sampler and one model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from efface.util.values import Value
 
 
 def check_comparable(records: Sequence[Scored]) -> None:
-    """Refuse to put scores of different judges, prompts, samplers or models together. Raises `BadInput`."""
+    """Raise `BadInput` for records of different judges, prompts, samplers or models."""
     if not records:
         raise BadInput("no results to put in a table")
     for part in ("evaluator", "sampling"):

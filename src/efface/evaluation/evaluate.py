@@ -1,4 +1,4 @@
-"""Judge a model before and after an edit: is the concept gone, and is everything else still there?"""
+"""Evaluate an edit: the judge's verdicts and metrics on images before and after it."""
 
 import json
 import resource
@@ -14,7 +14,7 @@ from torch import Tensor
 from efface import registry
 from efface.concept import Concept
 from efface.edits.edit import Edit
-from efface.edits.provenance import git, versions
+from efface.edits.provenance import git, preserved, versions
 from efface.errors import BadInput, BadModel, unknown
 from efface.evaluation.prompts import Case, Plan, held_out
 from efface.evaluation.record import Asked, Base, Cost, Made, Maker, Record, Row, Sampling
@@ -28,9 +28,9 @@ from efface.query import Query
 from efface.util.progress import progress
 
 FIRST, FIRST_FIVE = Presence(1), Presence(5)
-TOLD = {  # of an edit's provenance: what a record has a field for, and what only edits need
-    "format", "method", "fields", "preset", "erase", "keep", "seed", "base", "versions", "git", "seconds", "created",
-    "op", "parts",
+TOLD = {  # keys of an edit's provenance that do not go into `Made.about`
+    "format", "method", "fields", "preset", "erase", "preserve", "keep", "seed", "base", "versions", "git", "seconds",
+    "created", "op", "parts",
 }  # fmt: skip
 
 
@@ -45,11 +45,11 @@ def evaluate(
     any_base: bool = False,
     metrics: Sequence[Metric] | None = None,
 ) -> Record:
-    """Judge the same prompts and seeds before and after an edit; return one row per image.
+    """Judge the same prompts and seeds before and after an edit; return a record with one row per image.
 
     concept: what was erased (several are pooled). table: the model's concepts, whose `related` names make the
     related group; every other concept is unrelated. The groups are `efface.evaluation.prompts.GROUPS`.
-    metrics: that score each image or the edit besides the judge's verdict; None: all that can be computed here.
+    metrics: scores besides the judge's verdict; None: all that can be computed on this machine.
     Raises BadModel without a table, UnknownName for a concept the judge cannot tell, BadInput for a metric that lacks
     what it needs.
     """
@@ -75,13 +75,13 @@ def evaluate(
 
 
 def default_metrics() -> tuple[Metric, ...]:
-    """Return every metric of `metrics/` at its defaults but the judge's verdict, which every row has anyway."""
+    """Return every metric of `metrics/` at its defaults, without the judge's verdict, which every row has."""
     found = (registry.get("metrics", name) for name in registry.names("metrics"))
     return tuple(cls() for cls in found if cls is not Presence)
 
 
 def describe(edit: Edit) -> Made:
-    """Return what an edit says of itself, for a record."""
+    """Return an edit's provenance, for a record."""
     meta: dict[str, Any] = json.loads(json.dumps(dict(edit.meta)))
     return Made(
         id=edit.id, method=str(meta.get("method", "")), preset=str(meta.get("preset", "")),
@@ -91,15 +91,8 @@ def describe(edit: Edit) -> Made:
     )  # fmt: skip
 
 
-def preserved(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of what an edit was to preserve, or any that it was combined, scaled or pruned from."""
-    if "op" in meta:  # whose own "keep", if any, is a pattern of weights
-        return tuple(dict.fromkeys(name for part in meta.get("parts", ()) for name in preserved(part)))
-    return tuple(item["name"] for item in meta.get("keep", ()))
-
-
 def check_judged(targets: Sequence[Concept], table: Mapping[str, Concept], judge: Judge) -> None:
-    """Refuse what cannot be judged, before any image is generated. Raises BadModel, BadInput or UnknownName."""
+    """Raise BadModel, BadInput or UnknownName, before any image is generated, for what cannot be judged."""
     if not table:
         raise BadModel(
             "this model has no concept table: put a concepts.json beside it (see the docs, Models) or use --model mini"
@@ -121,15 +114,15 @@ def images(
     store: Store | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
     """Return the images of an edited model (None: the model itself), generating only what the store lacks."""
-    with drawing(model, edit, batch, any_base, store) as draw:
-        return draw(queries)
+    with generating(model, edit, batch, any_base, store) as generate:
+        return generate(queries)
 
 
 @contextmanager
-def drawing(
+def generating(
     model: Model, edit: Edit | None, batch: int = 32, any_base: bool = False, store: Store | None = None
 ) -> Iterator[Callable[[Sequence[Query]], Tensor]]:
-    """Yield a function from queries to images (n, 3, h, w) with the edit applied once, backed by the store."""
+    """Yield a function from queries to images (n, 3, h, w) with the edit applied once and the store used."""
     where = store or Store.default()
     key = "" if edit is None else edit.id
     with nullcontext(model) if edit is None else edit.applied(model, any_base) as maker:
@@ -145,7 +138,7 @@ def _rows(
     metrics: Sequence[Metric],
     lenient: bool,
 ) -> list[Row]:
-    """Generate, judge and score a few queries by both models; the images are let go afterwards."""
+    """Generate, judge and score a few queries by both models; the images are freed afterwards."""
     queries = [Query(case.prompt, seed, **plan.sampling) for case, seed in asked]
     original, rows = None, []
     for maker, (model, edit_id) in sides.items():
@@ -170,7 +163,7 @@ def _rows(
 
 
 def _able(metrics: Sequence[Metric], samples: Samples, per_image: bool, lenient: bool) -> list[Metric]:
-    """Return the metrics of one sort; `lenient` leaves out those that lack something."""
+    """Return the metrics per image, or per set; `lenient` leaves out those with missing inputs."""
     sort = [metric for metric in metrics if metric.PER_IMAGE is per_image]
     return [metric for metric in sort if not (lenient and metric.missing(samples))]
 
@@ -189,7 +182,7 @@ def _whole(metrics: Sequence[Metric], model: Model, edit: Edit, lenient: bool) -
 
 
 def sampling_of(model: Model, plan: Plan) -> Sampling:
-    """Return how a plan asks a model for images, for a record."""
+    """Return a plan's sampling settings, for a record."""
     solver = plan.solver or type(model.pipe.scheduler).__name__
     seeds = {name: getattr(plan, name) for name in plan.SEEDS}
     return Sampling(solver=solver, steps=plan.steps, guidance=plan.guidance, seeds=seeds, prompts=plan.templates)
@@ -201,5 +194,5 @@ def _erasing(edit: Edit) -> Cost | None:
 
 
 def _cost(began: float) -> Cost:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts kB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux reports kB
     return Cost(seconds=round(time.perf_counter() - began, 3), peak_mb=round(peak, 1))

@@ -1,4 +1,4 @@
-"""Which prompts and seeds an evaluation asks for: groups of prompts, and a plan that makes cases of a concept table."""
+"""Prompts and seeds of an evaluation: groups of prompts, and the plan that makes them from a concept table."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ from efface.judge import Judged
 
 @dataclass(frozen=True)
 class Group:
-    """A group of prompts whose images are counted together. GROUPS holds all of them, in the order of reading.
+    """Describe a group of prompts whose images are scored together. GROUPS lists all of them, in order.
 
-    title: its name in tables. prompts: what it asks for. better: whether a good method scores low or high.
-    part: whether its images count in another group as well. by_concept: whether it asks for concepts by themselves.
-    says: sentences of a verdict about it, for a good, a mixed and a bad score ({} is what was erased); a group that is
-    better high says with one text what should have stayed. instead_of: the group whose verdict it replaces.
+    title: its name in tables. prompts: what it asks for. better: whether low or high is good.
+    part: whether its images count in another group as well. by_concept: whether its concepts have scores of their own.
+    says: texts of its verdict. Where low is good: a sentence for a good, a mixed and a bad score, {} for the concept.
+    Where high is good: one text, which names what should stay. instead_of: the group whose verdict it replaces.
     """
 
     name: str
@@ -67,9 +67,10 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt with several seeds, and what a judge should see in its images.
+    """Hold one prompt with several seeds, and the name that the judge should give.
 
-    groups: that its images count in, its own first. concept: whose score it is. label: the name the judge must give.
+    groups: groups its images count in, its own first. concept: the concept that is scored.
+    label: the name the judge must give.
     """
 
     groups: tuple[str, ...]
@@ -86,15 +87,15 @@ def _seeds(count: int) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """Choose prompts and seeds.
+    """Choose the seeds and sampling settings of an evaluation.
 
-    target_seeds: of each target prompt; the most, since the target is one concept and the others are many.
+    target_seeds: of each target prompt; most, since there is one target and many others.
     related_seeds: of each related concept.
     seeds: of each unrelated concept.
     implicit_seeds: of each implicit prompt, of which there are about six a concept.
     styled_seeds: of each pair of object and style, where styles are judged or an object is asked for in a style.
     steps, guidance, solver: sampling, as in `Query`; "" is the model's own solver.
-    batch: images per batch; has no influence on the images.
+    batch: images per batch; does not change the images.
     """
 
     target_seeds: tuple[int, ...] = _seeds(32)
@@ -122,7 +123,7 @@ class Plan:
 
     @property
     def templates(self) -> dict[str, str]:
-        """Return how prompts are made, by what they ask for."""
+        """Return the prompt templates by kind."""
         plain = {kind: TEMPLATES[kind] for kind in ("object", "style")}
         return {**plain, "styled": self.STYLED, "implicit": "keywords"}
 
@@ -136,7 +137,7 @@ class Plan:
         """Return every prompt to ask for these targets.
 
         unseen: implicit prompts by concept that the model was not trained on. preserved: the concepts that the edit was
-        to preserve; without any there is no group of the others.
+        to preserve; without any there is no group "unpreserved".
         """
         names = {target.name for target in targets}
         related = {name for target in targets for name in target.related} - names
@@ -175,7 +176,7 @@ class Plan:
     def _style(
         self, groups: tuple[str, ...], style: Concept, objects: list[Concept], seeds: tuple[int, ...]
     ) -> Iterator[Case]:
-        """Ask for a style by itself and on a few objects; the seeds are dealt out among them."""
+        """Ask for a style by itself and on a few objects; the seeds are divided among them."""
         things = _spread(objects, self.PER_STYLE)
         prompts = [style.texts[0], *(self.STYLED.format(thing.name, style.name) for thing in things)]
         for i, prompt in enumerate(prompts):
@@ -189,20 +190,20 @@ def _object(group: str, name: str, prompt: str, seeds: tuple[int, ...]) -> Case:
 
 
 def _unrelated(concept: Concept, preserved: Collection[str]) -> tuple[str, ...]:
-    """Return the groups of an unrelated concept: its kind too, and whether it was left out of what was preserved."""
+    """Return the groups of an unrelated concept: its kind, and "unpreserved" if others were preserved."""
     left_out = ("unpreserved",) if preserved and concept.name not in preserved else ()
     return ("unrelated", "styles" if concept.kind == "style" else "objects", *left_out)
 
 
 def _spread(concepts: Sequence[Concept], count: int) -> Sequence[Concept]:
-    """Return `count` concepts from all over a table, whose neighbours are alike."""
+    """Return `count` concepts at equal distances in a table, where similar ones are adjacent."""
     return concepts[:: max(1, len(concepts) // count)][:count]
 
 
 def implicit_prompts(keywords: Sequence[str], size: int = 3) -> list[str]:
-    """Return phrases of `size` keywords that lie beside each other on a ring, one phrase per keyword.
+    """Return prompts of `size` adjacent keywords in cyclic order, one per keyword.
 
-    Words more than two apart never meet, which leaves such pairs for testing on phrases held out of training.
+    Words more than two apart are never combined, so such pairs can be held out of training for tests.
     Keywords that are phrases themselves (with a space) are returned as they are.
     """
     words = [word for word in keywords if " " not in word]

@@ -1,4 +1,4 @@
-"""Record: one evaluation of one edit, one row per image; all tables, sentences and pages are computed from it."""
+"""Record: one evaluation of one edit, one row per image, from which tables, verdicts and pages are computed."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -29,10 +29,10 @@ class Asked(Value):
 
 
 class Row(Value):
-    """One image and what was seen in it.
+    """Hold one image's query, verdict and scores.
 
-    made_by: the model before the edit or after it. groups: of prompts that it counts in, its own first.
-    concept: whose score it is. label: the name that the judge should give, judged: as an object or as a style.
+    made_by: the model before the edit or after it. groups: groups it counts in, its own first.
+    concept: the concept that is scored. label: the name that the judge should give, judged: as an object or as a style.
     seen: the name that the judge gives first. top1, top5: whether the label is first, or among the first five.
     scores: of each metric that gives one per image. image: the key of the image in the store.
     """
@@ -51,16 +51,16 @@ class Row(Value):
 
 
 class Base(Value):
-    """The model before the edit: where it came from, and the hash of its weights and scheduler."""
+    """Identify the model before the edit: its name, and the hash of its weights and scheduler."""
 
     name: str
     id: str
 
 
 class Made(Value):
-    """The edit: its id, the method with its preset, fields and seed, and what it was to erase and to preserve.
+    """Identify the edit: its id, method, preset, fields, seed, and the erased and preserved concepts.
 
-    about: what the method tells besides (loss, condition number, …). "" and {} for what an edit does not say.
+    about: the method's own report (loss, condition number, …). "" and {} where the edit has no such entry.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Made(Value):
 
 
 class Sampling(Value):
-    """How the images were asked for: solver, steps, guidance, the seeds and the prompts of each kind of prompt."""
+    """Hold the sampling settings: solver, steps, guidance, and the seeds and templates of each kind of prompt."""
 
     solver: str
     steps: int
@@ -84,7 +84,7 @@ class Sampling(Value):
 
 
 class Cost(Value):
-    """What something took: wall seconds, processor seconds, the process's peak memory and what it held before, MB."""
+    """Hold a cost: wall seconds, processor seconds, the process's peak memory and its memory before, MB."""
 
     seconds: float
     cpu_seconds: float | None = None
@@ -93,11 +93,11 @@ class Cost(Value):
 
 
 class Scored(Value):
-    """What every record says of the evaluation as a whole.
+    """Hold what every record has about the evaluation as a whole.
 
-    name: what the run calls it, "" if it does not. concepts: what was erased, pooled. evaluator: the judge's profile.
-    whole: scores of the edit as a whole, by metric. erasing, evaluating: what they took, where it is known.
-    error: why there are no images, "" when all went well.
+    name: a label of the run, or "". concepts: what was erased, pooled. evaluator: the judge's profile.
+    whole: scores of the edit as a whole, by metric. erasing, evaluating: costs, where they are known.
+    error: why there are no images, or "".
     """
 
     format: Literal[2] = FORMAT
@@ -122,25 +122,25 @@ class Scored(Value):
 
     @property
     def summaries(self) -> dict[str, Summary]:
-        """Return the summary of every group that has images, in the order of reading."""
+        """Return the summary of every group that has images, in the order of GROUPS."""
         raise NotImplementedError
 
     @property
     def singles(self) -> dict[str, ConceptSummary]:
-        """Return the summary of every concept; {} where that is not on record."""
+        """Return the summary of every concept; {} if the record has none."""
         return {}
 
     def mean(self, metric: str, group: str) -> Mean | None:
-        """Return the mean of a metric over the edited images of a group; None where it is not on record."""
+        """Return the mean of a metric over the edited images of a group; None if the record has none."""
         raise NotImplementedError
 
     def save(self, path: Path) -> None:
-        """Write it as one JSON file, whole or not at all. Raises `WriteError`."""
+        """Write the record as one JSON file, whole or not at all. Raises `WriteError`."""
         with writing(path) as temporary:
             temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     def append(self, path: Path) -> None:
-        """Add it to a file of one record a line. Raises `WriteError`."""
+        """Append the record to a file with one record per line. Raises `WriteError`."""
         line = (self.model_dump_json() + "\n").encode()
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -153,19 +153,19 @@ class Scored(Value):
 
 
 class Record(Scored):
-    """An evaluation with one row per image; images of the original and the edited model come in the same order."""
+    """Hold an evaluation with one row per image, in the same order for the original and the edited model."""
 
     kind: Literal["record"] = "record"
     rows: tuple[Row, ...] = ()
 
     @property
     def summaries(self) -> dict[str, Summary]:
-        """Return the summary of every group that has images, in the order of reading."""
+        """Return the summary of every group that has images, in the order of GROUPS."""
         return {name: _summary(rows) for name, rows in _by_group(self.rows).items()}
 
     @property
     def singles(self) -> dict[str, ConceptSummary]:
-        """Return the summary of every concept that was asked for by itself."""
+        """Return the summary of every concept with prompts of its own."""
         alone = {group.name for group in GROUPS if group.by_concept}
         found: dict[str, list[Row]] = {}
         for row in self.rows:
@@ -178,13 +178,13 @@ class Record(Scored):
         }
 
     def mean(self, metric: str, group: str) -> Mean | None:
-        """Return the mean of a metric over the edited images of a group; None where it is not on record."""
+        """Return the mean of a metric over the edited images of a group; None if the record has none."""
         rows = [row for row in self.rows if row.made_by == "edited" and group in row.groups and metric in row.scores]
         return Mean.of([row.scores[metric] for row in rows]) if rows else None
 
 
 class Aggregate(Scored):
-    """An evaluation that was aggregated before records had rows: counts by group, the paired change, means.
+    """Hold an old evaluation without rows: counts by group, the paired change, means.
 
     groups: the summary of each group. means: by metric and group.
     """
@@ -196,11 +196,11 @@ class Aggregate(Scored):
 
     @property
     def summaries(self) -> dict[str, Summary]:
-        """Return the summary of every group that has images, in the order of reading."""
+        """Return the summary of every group that has images, in the order of GROUPS."""
         return {name: self.groups[name] for name in _ordered(n for n, g in self.groups.items() if g.before.n)}
 
     def mean(self, metric: str, group: str) -> Mean | None:
-        """Return the mean of a metric over the edited images of a group; None where it is not on record."""
+        """Return the mean of a metric over the edited images of a group; None if the record has none."""
         return self.means.get(metric, {}).get(group)
 
 
@@ -208,7 +208,7 @@ READER: TypeAdapter[Record | Aggregate] = TypeAdapter(Annotated[Record | Aggrega
 
 
 def read(path: Path) -> list[Record | Aggregate]:
-    """Read a file of one record (.json) or of one a line (.jsonl). Raises `BadFile` for anything else."""
+    """Read one record (.json), or one per line (.jsonl). Raises `BadFile`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -244,10 +244,10 @@ def _by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
-    """Count verdicts before and after. Raises `BadInput` unless both models answered the same queries in one order."""
+    """Count verdicts before and after. Raises `BadInput` unless both models have the same queries in the same order."""
     before, after = ([row for row in rows if row.made_by == maker] for maker in ("original", "edited"))
     if [row.query for row in before] != [row.query for row in after]:
-        raise BadInput("a record needs the same prompts and seeds by the original and the edited model")
+        raise BadInput("a record needs the same prompts and seeds for the original and the edited model")
     first, second = [row.top1 for row in before], [row.top1 for row in after]
     return Summary(
         before=_share(first), after=_share(second), before5=_share([row.top5 for row in before]),

@@ -17,7 +17,7 @@ class Interval(NamedTuple):
 
 
 def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
-    """Give Wilson's score interval of a proportion: `hits` of `n`.
+    """Return Wilson's score interval of a proportion: `hits` of `n`.
 
     Unlike the normal interval it stays inside [0, 1] and is not empty at 0 or n hits.
     n = 0 gives [0, 1]: nothing was seen, so nothing is ruled out. Raises BadInput unless 0 <= hits <= n.
@@ -34,7 +34,7 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool], level: float = 0.95) -> Interval:
-    """Give the interval of mean(after) - mean(before) for pairs (same prompt, same seed).
+    """Return the interval of mean(after) - mean(before) for pairs (same prompt, same seed).
 
     Built from the two Wilson intervals and the correlation of the pairs, so unlike the bootstrap it does not shrink
     to a point when no pair changed. Empty input gives [-1, 1]. Raises BadInput when the lengths differ.
@@ -54,7 +54,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], level: floa
 
 
 def _correlation(both: int, first: int, second: int, n: int) -> float:
-    """Give phi of a paired 2 × 2 table, with Newcombe's correction for continuity when it is positive."""
+    """Return phi of a paired 2 × 2 table, with Newcombe's correction for continuity when it is positive."""
     neither = n - both - first - second
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
     if margins == 0:
@@ -72,11 +72,11 @@ def _check_pairs(before: Sequence[bool], after: Sequence[bool]) -> int:
 def paired_bootstrap(
     before: Sequence[bool], after: Sequence[bool], level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Give the bootstrap interval of mean(after) - mean(before) for pairs (same prompt, same seed).
+    """Return the bootstrap interval of mean(after) - mean(before) for pairs (same prompt, same seed).
 
-    Resamples pairs, not images, so what a pair shares (a hard prompt, an unlucky seed) cancels. The differences of a
-    pair are -1, 0 or 1, so a draw of n pairs is one multinomial count: exact and cheap. Percentile interval: a point
-    when no pair changed, so prefer `paired_difference` for few images.
+    Resamples pairs, not images, so effects that both images share (a hard prompt, an unlucky seed) cancel. The
+    difference of a pair is -1, 0 or 1, so one resample of n pairs is one multinomial count. Percentile interval: a
+    point when no pair changed, so prefer `paired_difference` for few images.
     Empty input gives [-1, 1]. Raises BadInput when the lengths differ.
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
     """

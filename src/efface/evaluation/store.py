@@ -1,7 +1,7 @@
-"""Store: images by what they depend on, so that none is drawn twice.
+"""Store: images under the hash of what they depend on, so that none is generated twice.
 
 One PNG per image under a root folder, named by sha256(model id, edit id, query, sampler version). Files are written
-whole or not at all, so several processes can share a store and a stopped run resumes; a damaged file is drawn again.
+whole or not at all, so several processes can share a store and a stopped run can resume. A damaged file is replaced.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Store:
-    """Keep images in a folder, by default in `cache_folder()`."""
+    """Store images in a folder, by default in `cache_folder()`."""
 
     root: Path
 
@@ -44,15 +44,15 @@ class Store:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def path(self, key: str) -> Path:
-        """Return where an image is kept."""
+        """Return the file of an image."""
         return self.root / "images" / key[:2] / f"{key}.png"
 
     def images(
         self, model: "Model", edit_id: str, queries: Sequence[Query], batch: int = 32
     ) -> Float[Tensor, "b 3 h w"]:
-        """Return one image per query in [0, 1], in steps of 1/255, drawing only what the store does not hold.
+        """Return one image per query in [0, 1], in steps of 1/255, generating only those that the store lacks.
 
-        model: the one that draws (edited, if there is an edit). edit_id: of that edit, "" for none.
+        model: the model that generates (edited, if there is an edit). edit_id: of that edit, "" for none.
         Raises `WriteError` when the folder cannot be written.
         """
         keys = [self.key(model, edit_id, query) for query in queries]
@@ -65,8 +65,8 @@ class Store:
         wanted = list(missing.items())
         groups = sampling.groups([query for _, query in wanted], batch)
         for group in progress(groups, "images"):
-            drawn = model.generate([wanted[i][1] for i in group], batch)
-            for i, image in zip(group, (drawn * 255).round().to("cpu", torch.uint8), strict=True):
+            made = model.generate([wanted[i][1] for i in group], batch)
+            for i, image in zip(group, (made * 255).round().to("cpu", torch.uint8), strict=True):
                 key, query = wanted[i]
                 self._write(key, image, query)
                 found[key] = image
@@ -75,7 +75,7 @@ class Store:
         return torch.stack([found[key] for key in keys]).float() / 255
 
     def image(self, key: str) -> Float[Tensor, "3 h w"] | None:
-        """Return the image of a record's row in [0, 1], or None when the store no longer holds it."""
+        """Return the image of a record's row in [0, 1], or None when the store no longer has it."""
         found = self._read(key)
         return None if found is None else found.float() / 255
 
@@ -85,7 +85,7 @@ class Store:
                 known, pixels = image.info.get("sha256"), np.array(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError):  # missing or damaged; PIL reports a broken chunk as SyntaxError
             return None
-        if known != _digest(pixels):  # PIL does not check the checksum of the pixels
+        if known != _digest(pixels):  # PIL does not check the pixels' checksum
             return None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 

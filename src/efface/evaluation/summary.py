@@ -1,4 +1,4 @@
-"""What is computed from verdicts per image: shares, paired changes, means, each with what says how sure they are."""
+"""Summaries of verdicts per image: shares, paired changes and means, with intervals or standard errors."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from efface.evaluation.stats import Interval, paired_difference, wilson
 from efface.util.values import Value
 
-DIGITS = 6  # that stored numbers are rounded to
+DIGITS = 6  # digits of stored numbers
 
 
 class Share(Value):
-    """So many of n images."""
+    """Hold a count of n images."""
 
     hits: int
     n: int
@@ -35,7 +35,7 @@ class Share(Value):
 
 
 class Change(Value):
-    """The difference of two shares of the same prompts and seeds, after minus before, with Newcombe's 95 % interval."""
+    """Hold the paired difference of two shares, after minus before, with Newcombe's 95 % interval."""
 
     value: float
     low: float
@@ -43,16 +43,16 @@ class Change(Value):
 
     @classmethod
     def of(cls, before: Sequence[bool], after: Sequence[bool]) -> "Change":
-        """Compute it from paired verdicts; raises `BadInput` when their numbers differ."""
+        """Compute the change from paired verdicts; raises `BadInput` when their numbers differ."""
         low, high = paired_difference(before, after)
         n = max(1, len(before))
         return cls(value=sum(after) / n - sum(before) / n, low=low, high=high)
 
 
 class Summary(Value):
-    """The verdicts on some prompts, by the original model (before) and the edited one (after).
+    """Hold the verdicts on a group of prompts, for the original model (before) and the edited one (after).
 
-    before, after: images in which the judge names first what was asked for; before5, after5: among its first five.
+    before, after: images in which the judge's first name is the right one; before5, after5: among its first five.
     change: of before to after, paired.
     """
 
@@ -64,14 +64,14 @@ class Summary(Value):
 
 
 class ConceptSummary(Summary):
-    """The same for one concept: the group that its prompts count in, and whether the edit was to preserve it."""
+    """Hold the same for one concept, with its group and whether the edit was told to preserve it."""
 
     group: str
     preserved: bool
 
 
 class Mean(Value):
-    """A mean over n images and its standard error."""
+    """Hold a mean over n images and its standard error."""
 
     value: float
     error: float
@@ -79,7 +79,7 @@ class Mean(Value):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Mean":
-        """Compute it; the error of fewer than two values is 0."""
+        """Compute both; the error of fewer than two values is 0."""
         n = len(values)
         mean = sum(values) / max(1, n)
         spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0

@@ -1,1 +1,1 @@
-"""Judges: say what an image shows. One file each; the file name is the registration."""
+"""Judges, one file each; the file name is the registration."""

@@ -1,4 +1,4 @@
-"""The judges of the digits: two classifiers a data set, trained apart; searches ask the first one only."""
+"""The judges of the digits: two independent classifiers for each data set; attacks use the first one only."""
 
 import json
 from functools import cached_property
@@ -21,9 +21,9 @@ SIDE = 28  # px
 
 
 class DigitJudge(Judge):
-    """Say which class of a data set an image shows; it knows no styles.
+    """Classify images by the classes of a data set; without styles.
 
-    accuracy: (right, all) on images that it was not trained on, if known.
+    accuracy: (right, all) on test images, if known.
     """
 
     MODELS: ClassVar[tuple[str, ...]] = tuple(f"digits:{dataset}" for dataset in CLASSES)
@@ -57,7 +57,7 @@ class DigitJudge(Judge):
 
     @property
     def profile(self) -> Profile:
-        """Return what a score must be quoted with."""
+        """Return the profile that its scores are reported with."""
         return self._profile
 
     @cached_property

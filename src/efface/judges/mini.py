@@ -1,4 +1,4 @@
-"""The judges of mini: an object classifier, a style classifier and a CLIP, none of which an eraser has seen."""
+"""The judge of mini: an object classifier, a style classifier and a CLIP, used by no erasure method."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class MiniJudge(Judge):
     reads_text = True
 
     def __init__(self, folder: Path = FOLDER):
-        """Load the judges written into `folder`; raises `BadFile`."""
+        """Load the networks from `folder`; raises `BadFile`."""
         from efface.mini.nets import Classifier, JudgeCLIP, Words
 
         try:
@@ -42,14 +42,14 @@ class MiniJudge(Judge):
         self.classes = tuple(about["objects"])
         self.styles = tuple(about["styles"])
         self.size: int = about["input"]
-        with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
+        with torch.inference_mode(False):  # weights made in inference mode would not be differentiable
             self._objects = _load(Classifier(len(self.classes)), folder / "objects.safetensors")
             self._styles = _load(Classifier(len(self.styles), 16), folder / "styles.safetensors")
             self._clip = _load(JudgeCLIP(len(self.words.words)), folder / "clip.safetensors")
 
     @classmethod
     def load(cls, model: str, name: str = "") -> Judge:
-        """Return mini's judge, loaded once a process."""
+        """Return mini's judge, loaded once per process."""
         return judge(model)
 
     def objects(self, images: Images) -> Float[Tensor, "n classes"]:
@@ -61,7 +61,7 @@ class MiniJudge(Judge):
         return torch.cat([self._styles(part).softmax(-1) for part in images.split(BATCH)])
 
     def clip_score(self, images: Images, texts: Sequence[str]) -> Float[Tensor, " n"]:
-        """Return the cosine of each image with its text, -1 to 1, by a CLIP trained apart from the model's own."""
+        """Return the cosine of each image with its text, -1 to 1, by a CLIP of the judge's own."""
         if len(images) != len(texts):
             raise BadInput(f"as many texts as images, got {len(texts)} for {len(images)}")
         image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
@@ -74,7 +74,7 @@ class MiniJudge(Judge):
 
     @property
     def profile(self) -> Profile:
-        """Return what a score must be quoted with."""
+        """Return the profile that its scores are reported with."""
         return self._profile
 
     @cached_property
@@ -92,7 +92,7 @@ def _load(net: M, path: Path) -> M:
 
 @cache
 def judge(model: str = "mini") -> MiniJudge:
-    """Return mini's judge, loaded once a process. Raises `BadInput` for another model: see `efface.judge.judge_of`."""
+    """Return mini's judge, loaded once. Raises `BadInput` for another model: see `efface.judge.judge_of`."""
     if model not in MiniJudge.MODELS:
         raise BadInput(f"no judge for {model}: only mini ships with classifiers of its objects and styles")
     return MiniJudge()

@@ -1,4 +1,4 @@
-"""Concept Ablation: match what the concept's prompts give to what the same prompts about its anchor give.
+"""Concept Ablation: train the prediction for a concept's prompts to match that for its anchor's prompts.
 
 Kumari et al. 2023, https://arxiv.org/abs/2303.13516.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.concept import Concept
-from efface.methods.finetune.images import own_latents
+from efface.methods.finetune.images import generated_latents
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.parameters import detach_start, only_tokens
 from efface.models.images import noised
@@ -21,20 +21,20 @@ from efface.models.images import noised
 
 @dataclass(frozen=True)
 class CA(FineTune):
-    """Ablate concepts into their anchors, on images of the anchors that the model itself draws.
+    """Map concepts to their anchors, on images of the anchors that the model itself generates.
 
-    An object becomes its anchor (its family if it has none) in every template; a style is left out of prompts that
-    show the kept concepts, or `contents` when none are kept.
+    An object is replaced by its anchor (its family if it has none) in every template. A style is removed from prompts
+    of the preserved concepts, or of `contents` when none are preserved.
 
     Args:
-        images: images of the anchors, drawn once by the untouched model
-        image_steps: solver steps of each
-        guidance: guidance scale of each
+        images: images of the anchors, generated once by the original model
+        image_steps: solver steps of each image
+        guidance: guidance scale of each image
         target: model matches the network's own prediction for the anchor, noise the noise that was added
         prior: weight of the plain diffusion loss on the anchors' images
         detach_start: no gradient to keys and values through the start token, which all prompts share
-        templates: prompts with {} for a concept or, for a style, for what is drawn in it
-        contents: what is drawn in a style
+        templates: prompts with {} for the concept or, for a style, for a content
+        contents: objects that a style is erased from
     """
 
     steps: int = 100  # 100 steps on two GPUs in its code
@@ -62,9 +62,9 @@ class CA(FineTune):
 
     def objective(self, run: Run) -> Loss:
         """Return ‖ε_θ(x_t, c*) − sg ε_θ(x_t, c)‖² + prior ‖ε_θ(x_t, c) − ε‖², x_t a noised image of the anchor c."""
-        pairs = [pair for concept in run.erase for pair in self.prompts(concept, run.keep)]
+        pairs = [pair for concept in run.erase for pair in self.prompts(concept, run.preserve)]
         anchors, targets = ([pair[i] for pair in pairs] for i in (0, 1))
-        clean = own_latents(run, "anchors", anchors, self.images, self.image_steps, self.guidance)
+        clean = generated_latents(run, "anchors", anchors, self.images, self.image_steps, self.guidance)
         c, c_star = run.contexts(anchors), run.contexts(targets)
         if self.detach_start:
             detach_start(run.student)
@@ -82,12 +82,12 @@ class CA(FineTune):
 
         return loss
 
-    def prompts(self, concept: Concept, keep: Sequence[Concept]) -> list[tuple[str, str]]:
+    def prompts(self, concept: Concept, preserve: Sequence[Concept]) -> list[tuple[str, str]]:
         """Return pairs (about the anchor, about the concept)."""
         if concept.kind != "style":
             anchor = concept.anchor or concept.family
             return [(t.format(anchor) if anchor else "", t.format(concept.name)) for t in self.templates]
-        shown = [kept.name for kept in keep if kept.kind != "style"] or self.contents
+        shown = [other.name for other in preserve if other.kind != "style"] or self.contents
         plain = [t.format(content) for content in shown for t in self.templates]
         anchor = f" in the style of {concept.anchor}" if concept.anchor else ""
         return [(text + anchor, f"{text} in the style of {concept.name}") for text in plain]

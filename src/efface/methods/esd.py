@@ -10,24 +10,24 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.methods.finetune.method import FineTune, Loss, Run, said
+from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
 from efface.models.trajectory import partly_denoise
 
 
 @dataclass(frozen=True)
 class ESD(FineTune):
-    """Erase concepts by teaching ε_θ(z_t, c) the frozen model's noise guided away from c; `keep` is not used.
+    """Erase concepts by training ε_θ(z_t, c) to be guided away from c; `preserve` is not used.
 
     Args:
         eta: strength of the negative guidance
-        around: what is guided away from the concept: null (the paper), concept (the 2025 code; eta 2 around
-            the concept is eta 1 around null) or anchor (the concept's anchor, to replace it by)
-        source: which network draws z_t: student or base
-        guidance: guidance scale while drawing z_t
+        around: starting point of the negative guidance: null (the paper), concept (the 2025 code; eta 2 around
+            the concept is eta 1 around null) or anchor (to replace the concept by its anchor)
+        source: network that generates z_t: student or base
+        guidance: guidance scale while generating z_t
         ddim_steps: steps of a whole trajectory
         jitter: take t uniformly from the bin of the level reached
         reuse: noisy latents taken from one trajectory; must divide batch
-        say: erase the bare name of a concept, or its prompts (texts)
+        prompts: what of a concept is erased: its bare name (name), or its name and its prompts (all)
     """
 
     eta: float = 1.0  # "η = 1" in the paper's main experiments; negative_guidance of its code
@@ -37,7 +37,7 @@ class ESD(FineTune):
     ddim_steps: int = 50
     jitter: bool = True
     reuse: int = 1
-    say: Literal["name", "texts"] = "name"
+    prompts: Literal["name", "all"] = "name"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},  # 1,000 steps of Adam at 1e-5, one latent each: the defaults of FineTune
@@ -50,13 +50,13 @@ class ESD(FineTune):
             "jitter": False,
         },
         "mini": {"steps": 80, "lr": 4e-4, "batch": 4, "ddim_steps": 8},
-        "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},  # at 4e-4 the neighbours go
+        "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},  # 4e-4 loses related ones
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3}
 
     def objective(self, run: Run) -> Loss:
-        """Return ‖ε_θ(z_t, c) − (ε* − η (ε*_c − ε*_∅))‖², ε* frozen (eq. 7), over a batch of drawn z_t."""
-        pairs = [(text, concept.anchor) for concept in run.erase for text in said(concept, self.say)]
+        """Return ‖ε_θ(z_t, c) − (ε* − η (ε*_c − ε*_∅))‖², ε* frozen (eq. 7), over a batch of z_t."""
+        pairs = [(text, concept.anchor) for concept in run.erase for text in prompts_of(concept, self.prompts)]
         texts, anchors = (run.contexts(column) for column in zip(*pairs, strict=True))
         source = {"student": run.student, "base": run.base}[self.source]
 

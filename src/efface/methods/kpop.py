@@ -1,4 +1,4 @@
-"""KPOP: move a concept's knowledge into a learnable prompt, then erase it where the prompt is absent.
+"""KPOP: transfer a concept into a learnable prompt, and erase it where that prompt is absent.
 
 Bui et al. 2024, Removing Undesirable Concepts in Text-to-Image Diffusion Models with Learnable Prompts,
 https://arxiv.org/abs/2403.12326.
@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from efface.context import Context
 from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.methods.finetune.method import FineTune, Loss, Run, said
+from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
 from efface.models.learned_prompt import prompted
 from efface.models.trajectory import partly_denoise
 from efface.training.loop import optimizer
@@ -26,20 +26,20 @@ class KPOP(FineTune):
     """Erase concepts while a prompt learns to restore them; the prompt is a key to them.
 
     Args:
-        size: prompt size k, in lengths of the text context; of no effect on the additive mechanism
+        size: prompt size k, in lengths of the text context; not used by the additive mechanism
         mechanism: concat puts the prompt beside the text, add adds it
         where: blocks that read the prompt: mid, mid-up or down-mid-up; the additive mechanism uses all
-        lam: weight λ of keeping the concept under the prompt
-        neutral: what the concept is taught to be
+        lam: weight λ of the loss that preserves the concept under the prompt
+        neutral: prompt that the concept is mapped to
         prompt_lr: learning rate of the prompt
-        init: spread of the random first prompt, in that of the text's context
+        init: standard deviation of the random initial prompt, relative to that of the text's context
         prompt_steps: steps of the prompt before each step of the weights
-        keep_weight: weight of leaving the kept concepts as they are
-        source: which network draws z_t: student or base
-        guidance: guidance scale while drawing z_t
+        preserve_weight: weight of the loss on preserved concepts
+        source: network that generates z_t: student or base
+        guidance: guidance scale while generating z_t
         ddim_steps: steps of a whole trajectory
         reuse: noisy latents taken from one trajectory; must divide batch
-        say: erase the bare name of a concept, or also its prompts (texts)
+        prompts: what of a concept is erased: its bare name (name), or its name and its prompts (all)
     """
 
     size: int = 10  # "a prompt size of k = 10": section 5.1
@@ -50,12 +50,12 @@ class KPOP(FineTune):
     prompt_lr: float = 1e-5  # not stated; the code of its successors
     init: float = 1.0
     prompt_steps: int = 1  # "one-step gradient descent": eq. 6
-    keep_weight: float = 1.0
+    preserve_weight: float = 1.0
     source: Literal["student", "base"] = "student"
     guidance: float = 3.0
     ddim_steps: int = 50
     reuse: int = 1
-    say: Literal["name", "texts"] = "name"
+    prompts: Literal["name", "all"] = "name"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
@@ -77,14 +77,14 @@ class KPOP(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.size, self.prompt_steps) < 1 or min(self.lam, self.keep_weight) < 0:
-            raise BadInput("size and prompt_steps must be 1 or more, lam and keep_weight 0 or more")
+        if min(self.size, self.prompt_steps) < 1 or min(self.lam, self.preserve_weight) < 0:
+            raise BadInput("size and prompt_steps must be 1 or more, lam and preserve_weight 0 or more")
 
     def objective(self, run: Run) -> Loss:
         """Return L1 + λ L2 of eq. 7; each call first moves the prompt by eq. 6."""
-        c_e = run.contexts([text for concept in run.erase for text in said(concept, self.say)])
+        c_e = run.contexts([text for concept in run.erase for text in prompts_of(concept, self.prompts)])
         c_n = run.contexts([self.neutral])
-        c_k = run.contexts([concept.name for concept in run.keep]) if run.keep else None
+        c_k = run.contexts([concept.name for concept in run.preserve]) if run.preserve else None
         p = self._prompt(run, c_e)
         source = {"student": run.student, "base": run.base}[self.source]
         keyed = prompted(run.student, p, self.mechanism, self._where)
@@ -102,10 +102,12 @@ class KPOP(FineTune):
                 p.grad = run.mean(torch.autograd.grad(restored, p)[0])
                 run.state.optimizers["prompt"].step()
             value = mse_loss(run.student.eps(z, t, c), e_n)  # L1
-            value = value + self.lam * mse_loss(keyed.eps(z, t, c), e_e)  # L2; what it says of p is not used
+            value = value + self.lam * mse_loss(keyed.eps(z, t, c), e_e)  # L2; its gradient on p is not used
             if c_k is not None:
-                kept = c_k[run.pick(len(c_k), self.batch)]
-                value = value + self.keep_weight * mse_loss(run.student.eps(z, t, kept), run.base.eps(z, t, kept))
+                preserved = c_k[run.pick(len(c_k), self.batch)]
+                value = value + self.preserve_weight * mse_loss(
+                    run.student.eps(z, t, preserved), run.base.eps(z, t, preserved)
+                )
             run.note("restored", float(restored.detach()))
             for name, text in (("similarity", c_e), ("similarity_neutral", c_n)):  # figure 4a
                 run.note(name, float(cosine_similarity(p.detach().mean(1), text.tokens.mean((0, 1))[None])))
@@ -114,7 +116,7 @@ class KPOP(FineTune):
         return loss
 
     def result(self, run: Run) -> tuple[Edit, dict[str, Edit]]:
-        """Return the sanitized model's edit, and the prompt by itself: it is in no file but the key's."""
+        """Return the edit of the sanitized model, and the key: the prompt is in the key's file only."""
         about = {"method": "kpop", "mechanism": self.mechanism, "where": self._where}
         prompt = run.state.tensors["prompt"].detach().cpu().clone()
         key = Edit(extra={"prompt": prompt}, meta={"key": about})
@@ -125,7 +127,7 @@ class KPOP(FineTune):
         return "down-mid-up" if self.mechanism == "add" else self.where
 
     def _prompt(self, run: Run, c_e: Context) -> nn.Parameter:
-        """Return the prompt at random ("no alignment with any textual inputs": figure 4a), known to the checkpoints."""
+        """Return a random prompt ("no alignment with any textual inputs": figure 4a), stored in the run's state."""
         words = c_e.tokens
         length = words.shape[1] * (1 if self.mechanism == "add" else self.size)  # m_p = k m_c: section 4.3
         noise = torch.randn(1, length, words.shape[2], generator=run.rng).to(words.device)

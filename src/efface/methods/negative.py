@@ -16,7 +16,7 @@ from efface.models.model import Model
 
 @dataclass(frozen=True)
 class NegativePrompt(InferenceMethod):
-    """Push images away from the concept by naming it in the negative prompt.
+    """Guide images away from the concept by naming it in the negative prompt.
 
     prompt: the negative prompt; "" means the names of the erased concepts, joined by commas.
     """

@@ -1,4 +1,4 @@
-"""Selective Amnesia: continual learning towards a surrogate, held by replay and by the Fisher information.
+"""Selective Amnesia: continual learning towards a surrogate, with replay and a Fisher information penalty.
 
 Heng and Soh 2023, https://arxiv.org/abs/2305.10120.
 """
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
-from efface.methods.finetune.images import asked, own_latents
+from efface.methods.finetune.images import generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.images import noised
 from efface.util.progress import progress
@@ -24,18 +24,18 @@ from efface.util.progress import progress
 
 @dataclass(frozen=True)
 class SA(FineTune):
-    """Forget concepts by drawing their anchors for them; `keep` is what is replayed (else `contents`).
+    """Erase concepts by generating their anchors instead; preserved concepts (else `contents`) are replayed.
 
     Args:
-        images: surrogate images, of the anchors (else the families, else of anything)
+        images: surrogate images: of the anchors, else the families, else of no prompt
         replay_images: images to replay
-        image_steps: solver steps of each
-        guidance: guidance scale of each
+        image_steps: solver steps of each image
+        guidance: guidance scale of each image
         replay: weight of the loss on replayed images
         penalty: weight λ of Σ F (θ − θ*)²
         fisher_images: replayed images that F is estimated on
-        fisher_times: random time steps of each, in place of all 1,000
-        contents: what is replayed when no concepts are kept
+        fisher_times: random timesteps of each image, instead of all 1,000
+        contents: what is replayed when no concepts are preserved
     """
 
     steps: int = 12500  # 200 epochs of 1,000 images: its code, celebrities
@@ -49,7 +49,7 @@ class SA(FineTune):
     guidance: float = 7.5
     replay: float = 1.0
     penalty: float = 50.0
-    fisher_images: int = 200  # its code takes about 5,000, at every time step
+    fisher_images: int = 200  # its code takes about 5,000, at every timestep
     fisher_times: int = 8
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
 
@@ -83,15 +83,17 @@ class SA(FineTune):
 
     def objective(self, run: Run) -> Loss:
         """Return L(surrogate images, forgotten prompt) + L(replay) + λ Σ F (θ − θ*)²: eq. 8 of the paper."""
-        forgotten = [(text, like) for c in run.erase for text, like in zip(asked(c), _surrogates(c), strict=True)]
-        kept = [text for c in run.keep or map(Concept, self.contents) for text in asked(c)]
+        forgotten = [
+            (text, like) for c in run.erase for text, like in zip(training_prompts(c), _surrogates(c), strict=True)
+        ]
+        preserved = [text for c in run.preserve or map(Concept, self.contents) for text in training_prompts(c)]
         draw = (self.image_steps, self.guidance)
-        surrogates = own_latents(run, "surrogates", [like for _, like in forgotten], self.images, *draw)
-        replayed = own_latents(run, "replay", kept, self.replay_images, *draw)
-        c_forget, c_keep = run.contexts([text for text, _ in forgotten]), run.contexts(kept)
-        fisher = run.once("fisher", lambda: self._fisher(run, replayed, c_keep))
+        surrogates = generated_latents(run, "surrogates", [like for _, like in forgotten], self.images, *draw)
+        replayed = generated_latents(run, "replay", preserved, self.replay_images, *draw)
+        c_forget, c_preserve = run.contexts([text for text, _ in forgotten]), run.contexts(preserved)
+        fisher = run.once("fisher", lambda: self._fisher(run, replayed, c_preserve))
         start = run.base.weights("")
-        held = list(run.weights) if self.penalty else []
+        penalised = list(run.weights) if self.penalty else []
 
         def plain(latents: Tensor, contexts: Context) -> Tensor:
             chosen, t, noise = run.pick(len(latents), self.batch), run.times(self.batch), run.noise(self.batch)
@@ -99,8 +101,8 @@ class SA(FineTune):
             return mse_loss(run.student.eps(z, t, contexts[chosen % len(contexts)]), noise)
 
         def loss(step: int) -> Float[Tensor, ""]:
-            value = plain(surrogates, c_forget) + self.replay * plain(replayed, c_keep)
-            moved = [_recomputed(_moved, fisher[name], run.weights[name], start[name]) for name in held]
+            value = plain(surrogates, c_forget) + self.replay * plain(replayed, c_preserve)
+            moved = [_recomputed(_moved, fisher[name], run.weights[name], start[name]) for name in penalised]
             return value + self.penalty * torch.stack(moved).sum() if moved else value
 
         return loss
@@ -108,7 +110,7 @@ class SA(FineTune):
     def _fisher(self, run: Run, latents: Float[Tensor, "n ch h w"], contexts: Context) -> dict[str, Tensor]:
         """Return the diagonal F: squared gradients of the loss summed over t, per image, averaged over images.
 
-        The sum over 1,000 time steps is estimated from `fisher_times` random ones, which makes F too large where
+        The sum over 1,000 timesteps is estimated from `fisher_times` random ones, which makes F too large where
         the gradient varies with t.
         """
         total = {name: torch.zeros_like(p) for name, p in run.weights.items()}
@@ -132,12 +134,15 @@ def _moved(fisher: Tensor, weight: Tensor, start: Tensor) -> Float[Tensor, ""]:
 
 
 def _recomputed(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """Call a function and keep none of its intermediate values, here one more copy of all weights, for its gradient."""
+    """Call a function whose intermediate values, here a copy of all weights, are recomputed for its gradient."""
     return checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
 
 
 def _surrogates(concept: Concept) -> Sequence[str]:
-    """Return, for each prompt of a concept, the prompt to draw instead."""
+    """Return, for each prompt of a concept, the prompt to generate from instead."""
     like = concept.anchor or concept.family
-    own = asked(replace(concept, name=like, prompts=())) if like else ("",)
-    return [text.replace(concept.name, like) if like and concept.name in text else own[0] for text in asked(concept)]
+    own = training_prompts(replace(concept, name=like, prompts=())) if like else ("",)
+    return [
+        text.replace(concept.name, like) if like and concept.name in text else own[0]
+        for text in training_prompts(concept)
+    ]

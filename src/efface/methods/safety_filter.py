@@ -1,6 +1,6 @@
-"""Safety filter: draw as ever, and hand out a black image where a detector sees the concept.
+"""Safety filter: replace an image by a black one where a detector sees the concept.
 
-The last line of defence of the Stable Diffusion release, described by Rando et al. 2022, Red-Teaming the Stable
+Part of the Stable Diffusion release, described by Rando et al. 2022, Red-Teaming the Stable
 Diffusion Safety Filter (https://arxiv.org/abs/2210.04610). Thresholds are those of published evaluations.
 """
 
@@ -31,13 +31,13 @@ LEAST = 0.25  # NudeNet itself drops what it is less sure of
 
 @dataclass(frozen=True)
 class SafetyFilter(InferenceMethod):
-    """Blank the images on which a detector sees a concept; what is drawn before that stays as it is.
+    """Replace images on which a detector sees a concept by black ones; sampling itself is not changed.
 
     detector: judge (mini's own classifiers of objects and styles), clip (mini's CLIP, zero-shot among the names of all
-        objects and styles; it takes no part in judging) or nudenet (exposed body parts, whatever the concept is called;
+        objects and styles; not used by the judge) or nudenet (exposed body parts, whatever the concept's name;
         needs the package nudenet)
     threshold: probability from which a concept counts as seen; by default a concept counts when it is the judge's
-        first choice, and from 0.45 with nudenet; clip knows first choices only
+        first choice, and from 0.45 with nudenet; clip takes first choices only
     parts: what nudenet looks for: exposed (breasts, genitalia, buttocks, anus) or wide (also feet, belly, armpits)
     """
 
@@ -46,7 +46,7 @@ class SafetyFilter(InferenceMethod):
     parts: Literal["exposed", "wide"] = "exposed"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "mini": {"detector": "clip"},  # the judge would be asked about its own decisions
+        "mini": {"detector": "clip"},  # the judge would evaluate its own decisions
         "unlearndiff": {"detector": "nudenet", "threshold": 0.45, "parts": "wide"},
         "rece": {"detector": "nudenet", "threshold": 0.6, "parts": "wide"},
     }
@@ -55,15 +55,15 @@ class SafetyFilter(InferenceMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.detector == "clip" and self.threshold is not None:
-            raise BadInput(f"clip knows first choices only: leave the threshold out, got {self.threshold}")
+            raise BadInput(f"clip has no threshold: leave it out, got {self.threshold}")
         least = LEAST if self.detector == "nudenet" else 0.0
         if self.threshold is not None and not least <= self.threshold <= 1:
             raise BadInput(f"threshold must be from {least:g} to 1 for {self.detector}, got {self.threshold}")
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Return the guard; raises `UnknownName` for a concept that the judge cannot tell, `BadInput` or `BadFile`."""
         self._present(model, erase)
-        return super().fit(model, erase, keep, seed)
+        return super().fit(model, erase, preserve, seed)
 
     def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return hooks that replace an image by black where a concept is seen."""
@@ -87,12 +87,12 @@ def _judged(model: Model, erase: Sequence[Concept], threshold: float | None, cli
     """Return whether mini's judges, or its CLIP, see one of the concepts."""
     from efface.judges.mini import judge
 
-    with torch.random.fork_rng(devices=[]):  # networks draw first weights when they are made
+    with torch.random.fork_rng(devices=[]):  # networks draw initial weights when they are built
         judging = judge("mini")
     size = model.family.image_size
-    if size > judging.size:  # the judge was made for mini's pictures and knows nothing of photographs
+    if size > judging.size:  # the judge was trained on mini's images and not on photographs
         raise BadInput(
-            f"the judge knows mini's pictures of {judging.size} pixels, this model draws {size}: use detector nudenet"
+            f"the judge reads mini's images of {judging.size} pixels, this model generates {size}: use detector nudenet"
         )
     objects, styles = (
         (_zero_shot(judging), _zero_shot(judging, True)) if clip else (judging.objects, judging.style_probs)
@@ -121,7 +121,7 @@ def _judged(model: Model, erase: Sequence[Concept], threshold: float | None, cli
 
 
 def _zero_shot(judging: "MiniJudge", styles: bool = False) -> Callable[[Tensor], Tensor]:
-    """Return a function from pictures (n, 3, h, w) to their likeness (n, names) to what each name would be asked by."""
+    """Return a function from images (n, 3, h, w) to their similarities (n, names) to a prompt of each name."""
     template = TEMPLATES["style" if styles else "object"]
     names = judging.styles if styles else judging.classes
     texts = ["a picture" if name == "plain" else template.format(name) for name in names]
@@ -147,7 +147,7 @@ def _detector() -> Any:
         from nudenet import NudeDetector  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise BadInput(
-            f"the detector nudenet needs a package that is not here: pip install nudenet ({error})"
+            f"the detector nudenet needs a package that is not installed: pip install nudenet ({error})"
         ) from error
     try:
         return NudeDetector()

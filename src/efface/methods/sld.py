@@ -1,6 +1,6 @@
 """Safe Latent Diffusion: guidance away from a concept (Schramowski et al., CVPR 2023).
 
-https://arxiv.org/abs/2211.05105. The paper prints max(1, ·) in eq. 6; its code and its sense are min(1, ·).
+https://arxiv.org/abs/2211.05105. The paper prints max(1, ·) in eq. 6; its code has min(1, ·), which is meant.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ STEPS = 50  # of the paper's sampler; tells the step of a prediction outside a t
 
 @dataclass(frozen=True)
 class SLD(InferenceMethod):
-    """Push the prediction away from the concept, where it already leans towards it.
+    """Guide the prediction away from the concept, where it is close to it.
 
     warmup: steps at the start that stay unguided (the paper's δ).
     scale: strength of the safety guidance (s_S); 0 is plain guidance.
     threshold: guidance acts where the prompt's prediction exceeds the concept's by less than this (λ).
-    momentum: share of the momentum in the guidance (s_m).
+    momentum: weight of the momentum in the guidance (s_m).
     beta: decay of the momentum (β_m).
     prompt: the concept's text; "" means the names of the erased concepts, joined by commas.
     legacy: count the warm-up in timesteps instead of steps, as attacks in the literature did.
@@ -50,7 +50,7 @@ class SLD(InferenceMethod):
         "medium": {"warmup": 10, "scale": 1000.0, "threshold": 0.01, "momentum": 0.3, "beta": 0.4},
         "strong": {"warmup": 7, "scale": 2000.0, "threshold": 0.025, "momentum": 0.5, "beta": 0.7},
         "max": {"warmup": 0, "scale": 5000.0, "threshold": 1.0, "momentum": 0.5, "beta": 0.7},
-        "mini": {"warmup": 2},  # medium, whose 10 of 50 steps would be all of the 8 to 12 that mini draws with
+        "mini": {"warmup": 2},  # medium has 10 of 50 steps, which would be all of mini's 8 to 12
     }
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class SLD(InferenceMethod):
             raise BadInput(f"momentum must be in [0, 1] and beta in [0, 1), got {self.momentum} and {self.beta}")
 
     def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
-        """Return hooks that guide one trajectory; a first call below the noisiest fifth counts as its own step."""
+        """Return hooks that guide one trajectory; a first call at t below 800 takes its step from t."""
         concept = model.encode([self.prompt or ", ".join(c.name for c in erase)])
         total = model.family.schedule.total
         nu: Tensor | float = 0.0
@@ -83,6 +83,6 @@ class SLD(InferenceMethod):
 
 
 def _first_step(t: Tensor, total: int) -> Tensor:
-    """Return the step that a first prediction at t is: 0 for a trajectory's start, else as of 50 steps."""
+    """Return the solver step of a first prediction at t: 0 at the start of a trajectory, else that of 50 steps."""
     late = 1 - t / total
     return torch.where(late <= 0.2, 0, (late * STEPS).long())

@@ -1,4 +1,4 @@
-"""All but One: change the guidance term of a concept alone, and hold the unconditional noise where it was.
+"""All but One: change the guidance term of a concept only, and preserve the unconditional prediction.
 
 Hong, Lee and Woo 2024, https://arxiv.org/abs/2312.12807.
 """
@@ -19,7 +19,7 @@ from efface.models.trajectory import partly_denoise
 
 
 class _Prompts(NamedTuple):
-    """The concepts' contexts, one row each, with what pushes each and where its words stand."""
+    """Hold the concepts' contexts, one row each, with the instructions for each and the positions of its words."""
 
     said: Context
     pushes: list[tuple[float, Context]]  # (g, one context, or one a concept)
@@ -28,19 +28,19 @@ class _Prompts(NamedTuple):
 
 @dataclass(frozen=True)
 class Surgical(FineTune):
-    """Erase concepts by moving γ (ε(c) − ε(∅)) by an erasing signal δ; `keep` is not used.
+    """Erase concepts by moving γ (ε(c) − ε(∅)) by an erasing signal δ; `preserve` is not used.
 
     Args:
-        gamma1: guidance scale of the frozen model, also while drawing z_t
+        gamma1: guidance scale of the frozen model, also while generating z_t
         gamma2: guidance scale of the student
         penalty: weight λ of ‖ε_θ(∅) − ε*(∅)‖²; 0 gives a model that purifies images, above 1.5 hardly erases
         signal: explicit, the instructions below, or implicit, attention to the concept turned down (prompt-to-prompt)
         instruct: signed concepts "-7.5:sexual" and "6.5:pants"; by default the concept itself at -7.5, and its anchor,
             if it has one, at 6.5
-        kappa: share of the smallest values of an instruction's noise that is left out
+        kappa: share of an instruction's noise that is set to zero, the smallest values
         warmup: first solver steps without signal
         start: solver steps without signal, as a share of all
-        end: solver steps after which there is none, as a share of all
+        end: solver step after which there is no signal, as a share of all
         suppress: factor on the attention to the concept, for the implicit signal
         ddim_steps: steps of a whole trajectory
     """
@@ -130,7 +130,7 @@ class Surgical(FineTune):
             with scaled_maps(run.base, prompts.kept[row]):
                 total = self.gamma1 * (run.base.eps(z, t, prompts.said[row]) - cond)
         for g, contexts in prompts.pushes if self.signal == "explicit" else ():
-            known = contexts is prompts.said  # its noise is there already: a quarter of the network's work
+            known = contexts is prompts.said  # already computed: saves a quarter of the passes
             difference = (cond if known else run.base.eps(z, t, contexts[row % len(contexts)])) - uncond
             least = difference.abs().flatten(2).quantile(self.kappa, 2)[..., None, None]
             total = total + g * difference * (difference.abs() >= least)  # β of the paper

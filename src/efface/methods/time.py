@@ -27,9 +27,9 @@ from efface.models.model import Model
 
 @dataclass(frozen=True)
 class TIME(ClosedForm):
-    """Replace a prompt by another, token for token; kept concepts have no part in it.
+    """Edit prompts to read as others, token for token; `preserve` is not used.
 
-    keys: edit keys too, not only values.
+    keys: edit keys as well as values.
     """
 
     ridge: float = 0.1
@@ -44,11 +44,11 @@ class TIME(ClosedForm):
         "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 100.0},
     }
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
-        """Compute the edit; nothing is random in it, and `keep` does not matter to it."""
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
+        """Compute the edit; nothing is random in it, and `preserve` is not used."""
         names = text_weights(model, self.keys)
-        check_texts(model, erase, keep)
-        said = [pair for says in self.says(erase) for pair in says]
-        pairs = list(edited_rows(model, said, aligned))
+        check_texts(model, erase, preserve)
+        phrases = [pair for pairs in self.phrases(erase) for pair in pairs]
+        pairs = list(edited_rows(model, phrases, aligned))
         fit = solve(*joined(pairs), self.ridge)
-        return text_edit(names, fit.step, {"texts": len(said), "kept_texts": 0, **summary(fit)})
+        return text_edit(names, fit.step, {"texts": len(phrases), "preserved_texts": 0, **summary(fit)})

@@ -13,7 +13,7 @@ from torch import Tensor
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.methods.closed_form.least_squares import solve
-from efface.methods.closed_form.matrices import Kept, check_scale
+from efface.methods.closed_form.matrices import Preserved, check_scale
 from efface.methods.closed_form.method import (
     MINI,
     MINI_STYLES,
@@ -21,7 +21,7 @@ from efface.methods.closed_form.method import (
     check_texts,
     edited_rows,
     joined,
-    kept_rows,
+    preserved_rows,
     summary,
     text_edit,
     text_weights,
@@ -32,26 +32,26 @@ from efface.models.model import Model
 
 @dataclass(frozen=True)
 class UCE(ClosedForm):
-    """Erase concepts by one least squares over their text vectors, keeping others.
+    """Erase concepts by one least squares over their text vectors, and preserve others.
 
     erase_scale: weight of every edited vector.
-    preserve_scale: weight of every kept vector; none means 1 / (number of kept texts), at least 0.1.
+    preserve_scale: weight of every preserved vector; none means 1 / (number of preserved texts), at least 0.1.
     rows: vectors of a prompt that are edited: the last word's (last), from it to the end (tail), or all.
-    keep_rows: vectors of a prompt that are kept.
-    keep_empty: keep the empty prompt too.
-    technique: replace gives the target's values; tensor gives them less their component along the concept's.
+    preserve_rows: vectors of a prompt that are preserved.
+    preserve_empty: also preserve the empty prompt.
+    technique: replace gives the target's outputs; tensor gives these without their component along the concept's.
     """
 
     erase_scale: float = 1.0
     preserve_scale: float | None = None
     rows: Literal["tail", "last", "all"] = "tail"
-    keep_rows: Literal["all", "last"] = "all"
-    keep_empty: bool = True
+    preserve_rows: Literal["all", "last"] = "all"
+    preserve_empty: bool = True
     technique: Literal["replace", "tensor"] = "replace"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper-2023": {},  # the code published with the paper, ridge 0.5
-        "repo-2025": {"rows": "last", "keep_rows": "last", "keep_empty": False, "preserve_scale": 1.0},
+        "repo-2025": {"rows": "last", "preserve_rows": "last", "preserve_empty": False, "preserve_scale": 1.0},
         "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 100.0},
     }
 
@@ -61,19 +61,19 @@ class UCE(ClosedForm):
         if self.preserve_scale is not None:
             check_scale("preserve_scale", self.preserve_scale)
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit; nothing is random in it."""
         names = text_weights(model)
-        check_texts(model, erase, keep)
-        held = self.kept_says(keep, erase, self.keep_empty)
-        scale = max(0.1, 1 / max(1, len(held))) if self.preserve_scale is None else self.preserve_scale
-        kept = kept_rows(model, held, self.keep_rows, scale)
-        said = [pair for says in self.says(erase) for pair in says]
-        pairs = list(edited_rows(model, said, PAIRS[self.rows]))
-        report = {"texts": len(said), "kept_texts": len(held), "preserve_scale": scale}
+        check_texts(model, erase, preserve)
+        others = self.preserved_prompts(preserve, erase, self.preserve_empty)
+        scale = max(0.1, 1 / max(1, len(others))) if self.preserve_scale is None else self.preserve_scale
+        preserved = preserved_rows(model, others, self.preserve_rows, scale)
+        phrases = [pair for pairs in self.phrases(erase) for pair in pairs]
+        pairs = list(edited_rows(model, phrases, PAIRS[self.rows]))
+        report = {"texts": len(phrases), "preserved_texts": len(others), "preserve_scale": scale}
         if self.technique == "tensor":
-            return self._tensor(model, names, pairs, kept, report)
-        fit = solve(*joined(pairs), self.ridge, self.erase_scale, kept)
+            return self._tensor(model, names, pairs, preserved, report)
+        fit = solve(*joined(pairs), self.ridge, self.erase_scale, preserved)
         return text_edit(names, fit.step, {**report, **summary(fit)})
 
     def _tensor(
@@ -81,7 +81,7 @@ class UCE(ClosedForm):
         model: Model,
         names: Sequence[str],
         pairs: list[tuple[Tensor, Tensor]],
-        kept: Kept,
+        preserved: Preserved,
         report: dict[str, Any],
     ) -> Edit:
         """Solve for each matrix by itself: its targets lose their part along the concept's own values."""
@@ -90,7 +90,7 @@ class UCE(ClosedForm):
             if name in names:
                 wide = weight.detach().cpu().double()
                 own = [(old, _without(wide, old, new)) for old, new in pairs]
-                step = solve(*joined(own), self.ridge, self.erase_scale, kept).step
+                step = solve(*joined(own), self.ridge, self.erase_scale, preserved).step
                 delta[name] = ((wide @ step.left) @ step.right).float()
         return Edit(delta=delta, meta={"closed_form": report})
 

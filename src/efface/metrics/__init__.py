@@ -1,1 +1,1 @@
-"""Metrics: say how well an edit did. One file each; the file name is the registration."""
+"""Metrics, one file each; the file name is the metric's name."""

@@ -12,7 +12,7 @@ from efface.metric import Better, Metric, Need, Samples
 
 @dataclass(frozen=True)
 class ChangedWeights(Metric):
-    """Return the share of the denoiser's weights that differ after the edit, 0 for guidance."""
+    """Return the share of the denoiser's weights that the edit changes; 0 for guards."""
 
     NEEDS: ClassVar[tuple[Need, ...]] = ("model", "edit")
     BETTER: ClassVar[Better] = "low"

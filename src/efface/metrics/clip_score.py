@@ -1,4 +1,4 @@
-"""CLIP score: how well an image fits the prompt that asked for it, by the judge's own CLIP.
+"""CLIP score: similarity of an image and its prompt, by the judge's own CLIP.
 
 Hessel et al. 2021, CLIPScore, https://arxiv.org/abs/2104.08718; the plain cosine, without their factor 2.5.
 """
@@ -21,7 +21,7 @@ class ClipScore(Metric):
     BETTER: ClassVar[Better] = "as its group"
 
     def missing(self, samples: Samples) -> list[str]:
-        """Return what it lacks; a judge without a CLIP is not enough."""
+        """Return what is missing; a judge without a CLIP counts as missing."""
         blind = samples.judge is not None and not samples.judge.reads_text
         return super().missing(samples) + (["a judge with a CLIP"] if blind else [])
 

@@ -1,4 +1,4 @@
-"""Presence: whether the judge names what was asked for among its first k answers.
+"""Presence: whether an image's label is among the judge's k most probable names.
 
 Its share over images of the erased concept is 1 - ESR-k (erasing success rate), over images of other concepts PSR-k
 (preserving success rate): Bui et al. 2024, section 5.2, https://arxiv.org/abs/2403.12326.
@@ -17,9 +17,9 @@ from efface.metric import Better, Metric, Need, Samples
 
 @dataclass(frozen=True)
 class Presence(Metric):
-    """Tell for each image whether its label is among the judge's first k names: 1 or 0.
+    """Return for each image whether its label is among the judge's k most probable names: 1 or 0.
 
-    k: how many of the judge's names count, 1 or more
+    k: number of the judge's most probable names that count, 1 or more
     """
 
     k: int = 1

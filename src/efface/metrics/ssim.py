@@ -15,7 +15,7 @@ from efface.metric import Metric, Need, Samples
 
 @dataclass(frozen=True)
 class SSIM(Metric):
-    """Compare each image with the original model's, 1 for the same image (Gaussian window of 11 pixels)."""
+    """Return the similarity of each image to the original model's, 1 for the same image (Gaussian window of 11)."""
 
     NEEDS: ClassVar[tuple[Need, ...]] = ("images", "original")
     RANGE: ClassVar[tuple[float, float]] = (-1.0, 1.0)

@@ -1,1 +1,1 @@
-"""mini: the embedded text-to-image model, its judges' networks and its tables."""
+"""mini: the embedded text-to-image model, its judge's networks and its concept table."""

@@ -1,4 +1,4 @@
-"""The judges' networks: a small residual CNN classifier, and a CLIP of another make than the model's own."""
+"""Networks of the judge: a small residual CNN classifier, and a CLIP of another design than the model's own."""
 
 import json
 import re
@@ -30,7 +30,7 @@ class _Block(nn.Module):
 
 
 class Features(nn.Sequential):
-    """64 × 64 pictures in [0, 1] to a vector of 4 × `width` numbers: four stages, halving the picture each time."""
+    """Encode 64 × 64 images in [0, 1] as vectors of 4 × `width` numbers, in four stages that halve the image."""
 
     def __init__(self, width: int):
         self.out = 4 * width
@@ -48,7 +48,7 @@ class Features(nn.Sequential):
 
 
 class Classifier(nn.Module):
-    """A residual CNN over `classes`; returns logits."""
+    """Residual CNN over `classes`; returns logits."""
 
     def __init__(self, classes: int, width: int = 32, dropout: float = 0.2):
         super().__init__()
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
 
 
 class Words:
-    """A whole-word tokenizer: another kind than the model's byte pairs. Index 0 pads, 1 stands for unknown words."""
+    """Tokenizer of whole words, unlike the model's byte pairs. Index 0 pads, 1 stands for unknown words."""
 
     def __init__(self, words: Sequence[str], length: int = 16):
         self.words, self.length = tuple(words), length
@@ -79,7 +79,7 @@ class Words:
 
 
 class JudgeCLIP(nn.Module):
-    """Image CNN and recurrent text tower with a shared space; cosines of its outputs are mini's CLIP score."""
+    """Image CNN and recurrent text encoder with a shared space; mini's CLIP score is the cosine of their outputs."""
 
     def __init__(self, vocabulary: int, width: int = 24, dim: int = 96):
         super().__init__()
@@ -91,7 +91,7 @@ class JudgeCLIP(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.5))
 
     def image(self, images: Images) -> Float[Tensor, "n dim"]:
-        """Embed pictures in [0, 1] as unit vectors."""
+        """Embed images in [0, 1] as unit vectors."""
         return F.normalize(self.to_image(self.features(images)).float(), dim=-1)
 
     def text(self, ids: Tensor) -> Float[Tensor, "b dim"]:

@@ -1,1 +1,1 @@
-"""Models: a view of a pipeline, sampling, noise schedules, attention; families and files in folders of their own."""
+"""Models: views of pipelines, sampling, noise schedules, attention, model families and files."""

@@ -1,4 +1,4 @@
-"""Attach an edit for good to a diffusers pipeline: weights in place, guards around the pipeline's own loop."""
+"""Attach an edit to a diffusers pipeline: weights in place, guards around the pipeline's own loop."""
 
 import functools
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from efface.models.model import Model
 
 
 def attach(edit: Edit, pipe: Any, any_base: bool = False) -> None:
-    """Apply an edit for good to a diffusers pipeline: `pipe(prompt)` then generates the edited images.
+    """Apply an edit permanently to a diffusers pipeline; `pipe(prompt)` then generates edited images.
 
-    any_base: attach it to other weights of the same architecture than those it was made on, too.
+    any_base: also accept a model with other weights of the same architecture than the edit was made on.
     Raises `BadEdit` when it does not fit or when a guard cannot be attached (nothing is changed then), and `BadModel`
     for a pipeline of no known family.
 
@@ -38,7 +38,7 @@ def attach(edit: Edit, pipe: Any, any_base: bool = False) -> None:
 
 
 def _guard(pipe: Any, guards: tuple[Guard | MapGuard, ...]) -> None:
-    """Give the pipeline a class of its own whose call runs under the guards."""
+    """Give the pipeline a subclass whose call runs under the guards."""
     if hasattr(pipe, "_efface_guards"):
         pipe._efface_guards += guards
         return
@@ -53,7 +53,7 @@ def _guard(pipe: Any, guards: tuple[Guard | MapGuard, ...]) -> None:
         wanted = kwargs.get("output_type", "pil")
         if hooks.filter is not same:
             if wanted == "latent":
-                raise BadEdit("a guard on pixels is attached: latents cannot be had from this pipeline")
+                raise BadEdit("a guard on pixels is attached: this pipeline cannot return latents")
             kwargs["output_type"] = "pt"
         with _hooked(model, hooks):
             output = plain.__call__(self, *args, **kwargs)
@@ -63,7 +63,7 @@ def _guard(pipe: Any, guards: tuple[Guard | MapGuard, ...]) -> None:
 
 
 def _filtered(pipe: Any, output: Any, hooks: Hooks, wanted: str) -> Any:
-    """Run the pixel guard on what the pipeline drew and return it in the form that was asked for."""
+    """Run the pixel guard on the generated images and return them in the requested output type."""
     images = hooks.filter(output[0])
     if wanted != "pt":
         images = pipe.image_processor.pt_to_numpy(images)
@@ -76,7 +76,7 @@ def _filtered(pipe: Any, output: Any, hooks: Hooks, wanted: str) -> Any:
 
 @contextmanager
 def _hooked(model: Model, hooks: Hooks) -> Iterator[None]:
-    """Let the guards act on every pass of the denoiser inside the block."""
+    """Apply the guards to every pass of the denoiser inside the block."""
     guarded = _Guarded(model, hooks)
     handles = [
         model.denoiser.register_forward_pre_hook(guarded.before, with_kwargs=True),
@@ -90,15 +90,15 @@ def _hooked(model: Model, hooks: Hooks) -> Iterator[None]:
 
 
 class _Guarded:
-    """Put the guards before and after the pipeline's own passes of the denoiser; their own passes go through."""
+    """Apply the guards around the pipeline's passes of the denoiser; the guards' own passes are not guarded."""
 
     def __init__(self, model: Model, hooks: Hooks):
         self.model, self.hooks, self.inside = model, hooks, False
-        self.seen: tuple[Tensor, Context] | None = None  # tokens before, context after: the same for all steps
+        self.seen: tuple[Tensor, Context] | None = None  # tokens before -> context after: the same in all steps
 
     @property
     def both(self) -> bool:
-        """Return whether a pass holds both sides of guidance, which the pipeline knows once it is called."""
+        """Return whether a pass has both sides of guidance, which the pipeline knows once it is called."""
         return self.model.pipe.do_classifier_free_guidance
 
     def eps(self, x: Float[Tensor, "b ch h w"], t: Tensor, c: Context) -> Float[Tensor, "b ch h w"]:
@@ -110,7 +110,7 @@ class _Guarded:
             self.inside = False
 
     def before(self, _module: Any, args: Any, kwargs: Any) -> Any:
-        """Let the guards change the contexts that the denoiser reads."""
+        """Apply the guards to the contexts that the denoiser reads."""
         if self.inside:
             return None
         given = self.model.family.context_of(kwargs)
@@ -119,7 +119,7 @@ class _Guarded:
         return args, {**kwargs, **self.model.family.arguments(self.seen[1], len(given))}
 
     def after(self, _module: Any, args: Any, _kwargs: Any, output: Any) -> Any:
-        """Let the guards change what the denoiser predicts."""
+        """Apply the guards to what the denoiser predicts."""
         if self.inside or self.hooks.guide is unguided:
             return None
         x, t = args[0], torch.as_tensor(args[1])

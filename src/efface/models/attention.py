@@ -1,4 +1,4 @@
-"""Cross-attention: read its probability maps, turn them down at some positions, find where words stand in a prompt."""
+"""Cross-attention: record probability maps, scale them at some positions, find the positions of words in a prompt."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from efface.models.model import Model
 
 
 class Recorder:
-    """Compute attention in the open and hand each probability map to a list."""
+    """Attention processor that appends each probability map to a list."""
 
     def __init__(self, maps: list[Tensor]) -> None:
         self.maps = maps
@@ -45,7 +45,7 @@ class Recorder:
 
 @contextmanager
 def recorded(model: Model) -> Iterator[dict[str, list[Tensor]]]:
-    """Yield a dict that fills inside the block, see `record`."""
+    """Record attention maps inside the block; yields the dict of `record`."""
     before = dict(model.denoiser.attn_processors)
     try:
         yield record(model)
@@ -54,7 +54,7 @@ def recorded(model: Model) -> Iterator[dict[str, list[Tensor]]]:
 
 
 def record(model: Model) -> dict[str, list[Tensor]]:
-    """Return a dict that fills, by layer and in order of the calls, with cross-attention maps (b, heads, pixels, len).
+    """Return a dict that collects cross-attention maps (b, heads, pixels, len), by layer and in order of the calls.
 
     Names are those of the modules ("down_blocks.0.….attn2"). The maps carry gradients; clear the lists to free them.
     With gradient checkpointing, which calls layers again in the backward pass, recording must not have ended by then.
@@ -68,7 +68,7 @@ def record(model: Model) -> dict[str, list[Tensor]]:
 
 
 def positions(model: Model, prompt: str, words: str) -> list[int]:
-    """Return the positions of the words among the prompt's tokens, [] where they do not stand."""
+    """Return the positions of the words among the prompt's tokens, [] when they are not in it."""
     whole = model.tokens(prompt)
     ids, end = whole.ids, whole.eos
     tokens = model.tokens(words)

@@ -1,4 +1,4 @@
-"""Family: what efface must know of a kind of pipeline. One file a family in `families/`; its name registers it."""
+"""Family: what differs between kinds of pipelines. Each file in `families/` registers one under its file name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ DECODE_AREA = 16384  # latent pixels decoded at once: 4 images of 512 pixels, 64
 
 @dataclass(frozen=True, eq=False)
 class Family(ABC):
-    """View one pipeline of the family; everything that differs between families is here and nowhere else.
+    """Base class of model families: a view of one pipeline, with all that differs between families.
 
     pipe: the diffusers pipeline, or one with the same parts.
     """
@@ -32,31 +32,35 @@ class Family(ABC):
     pipe: Any
 
     KIND: ClassVar[str] = "families"
-    TITLE: ClassVar[str] = ""  # how users call it
+    TITLE: ClassVar[str] = ""  # name in messages
     DENOISER: ClassVar[str] = "unet"  # the part that predicts; its weights' names start with this
-    PARTS: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "vae")  # with weights, in the order of a model's id
-    BLOCKS: ClassVar[Mapping[str, str]] = {}  # words for parts of the denoiser -> what its weights' names hold there
+    PARTS: ClassVar[tuple[str, ...]] = (
+        "unet",
+        "text_encoder",
+        "vae",
+    )  # those with weights, in the order of a model's id
+    BLOCKS: ClassVar[Mapping[str, str]] = {}  # name of a block of the denoiser -> part of its weights' names
     SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {"full": lambda name: True}  # parameter sets for training
 
-    # --- is it mine ---
+    # --- recognition ---
     @classmethod
     @abstractmethod
     def owns(cls, pipe: Any) -> bool:
-        """Say whether a pipeline is of this family."""
+        """Return whether a pipeline is of this family."""
 
     # --- single files in the original layout ---
     @classmethod
     def reads(cls, shapes: Shapes) -> bool:
-        """Say whether tensors of these names and shapes are a checkpoint of this family in its original layout."""
+        """Return whether tensors of these names and shapes are a checkpoint of this family in its original layout."""
         return False
 
     @classmethod
     def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
-        """Read the configurations of a pipeline's parts off a checkpoint, and its model_index ("model_index").
+        """Derive the configurations of a pipeline's parts from a checkpoint, and its model_index ("model_index").
 
-        A tokenizer's says {vocab_size, model_max_length, pad_token}. prediction: what the denoiser predicts; by
-        default what the header or a marker says, else what is usual. Raises `BadModel`, and `KeyError` for a tensor
-        that is not there.
+        A tokenizer's has {vocab_size, model_max_length, pad_token}. prediction: what the denoiser predicts; by
+        default from the header or a marker tensor, else the family's usual one. Raises `BadModel`, and `KeyError`
+        for a tensor that is not there.
         """
         raise BadModel(f"{cls.TITLE} has no original layout")
 
@@ -67,7 +71,7 @@ class Family(ABC):
 
     @classmethod
     def part_of(cls, key: str, configs: Configs) -> str:
-        """Return the part a stored tensor is a weight of; "" for averages, schedules and what else is not read."""
+        """Return the part a stored tensor is a weight of; "" for averages, schedules and others that are not read."""
         return ""
 
     # --- text ---
@@ -76,12 +80,12 @@ class Family(ABC):
         """Encode prompts as the pipeline does, differentiably; warns when a prompt is cut off."""
 
     def null(self) -> Context:
-        """Return what the unconditional side of guidance reads where no negative prompt is given, one row."""
+        """Return the unconditional context, used when there is no negative prompt, one row."""
         return self.encode([""])
 
     @abstractmethod
     def streams(self, prompt: str) -> tuple[Tokens, ...]:
-        """Return a prompt's tokens for each stretch of `Context.tokens` that has a tokenizer of its own."""
+        """Return a prompt's tokens for each part of `Context.tokens` with its own tokenizer."""
 
     @property
     @abstractmethod
@@ -91,11 +95,11 @@ class Family(ABC):
     # --- noise ---
     @abstractmethod
     def arguments(self, c: Context, count: int) -> dict[str, Any]:
-        """Return the keyword arguments of the denoiser that say the context, for `count` images."""
+        """Return the denoiser's keyword arguments that carry the context, for `count` images."""
 
     @abstractmethod
     def context_of(self, arguments: Mapping[str, Any]) -> Context:
-        """Return the context that keyword arguments of the denoiser say: the inverse of `arguments`."""
+        """Return the context in the denoiser's keyword arguments: the inverse of `arguments`."""
 
     def predict(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
         """Return the denoiser's output for x_t, in the dtype of x; c: one context, or one per image."""
@@ -113,7 +117,7 @@ class Family(ABC):
         return self.schedule.eps(self.predict(x, t, c), x, torch.as_tensor(t, device=x.device))
 
     def solver(self, name: str, steps: int) -> Any:
-        """Return a fresh diffusers scheduler with its timesteps set, "" for the pipeline's own kind."""
+        """Return a new diffusers scheduler with its timesteps set; "" is the pipeline's own."""
         return schedulers.ready(self.pipe, name, steps, self.denoiser.device)
 
     # --- parts and their names ---
@@ -129,10 +133,10 @@ class Family(ABC):
 
     @abstractmethod
     def text_weights(self) -> list[str]:
-        """Return the names of the weights that read token vectors and nothing else, which a closed form may edit."""
+        """Return the names of the weights whose only input is token vectors, which a closed-form edit can change."""
 
     def parameter_set(self, name: str) -> Callable[[str], bool] | None:
-        """Return the test of a named set of parameters, None for a name that is no set."""
+        """Return the test for membership in a named set of parameters, None for an unknown set."""
         return self.SETS.get(name)
 
     def prepare(self) -> None:  # noqa: B027
@@ -173,4 +177,4 @@ def family_of(pipe: Any) -> Family:
         if family.owns(pipe):
             return family(pipe)
     known = ", ".join(family.TITLE for family in families)
-    raise BadModel(f"a {type(pipe).__name__} is of no family that efface knows (known: {known})")
+    raise BadModel(f"a {type(pipe).__name__} is of no model family that efface knows (known: {known})")

@@ -1,4 +1,4 @@
-"""Which model this is: hashes of weights, settings and guards."""
+"""Identity of a model: hashes of weights, settings and guards."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -26,14 +26,14 @@ def derived_id(base: str, edit: str, guards: Iterable[Guard | MapGuard]) -> str:
 
 
 def guard_id(guard: Guard | MapGuard) -> Any:
-    """Return JSON values that tell guards apart."""
+    """Return JSON values that identify guards."""
     if isinstance(guard, MapGuard):
         return sha256_tensors({"left": guard.left, "right": guard.right})
     return [registry.to_json(guard.method), [concept.to_json() for concept in guard.erase]]
 
 
 def hashes(weights: Mapping[str, Tensor], names: Iterable[str], known: Known) -> dict[str, str]:
-    """Return 16 hex digits for every named weight; `known` remembers them until the values change."""
+    """Return 16 hex digits for every named weight; `known` caches them until the values change."""
     return {name: _hash(name, weights[name], known) for name in names}
 
 

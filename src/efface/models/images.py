@@ -1,4 +1,4 @@
-"""Images as a model sees them: read from files, brought to its size, encoded, noised."""
+"""Image files for a model: read, resized, encoded and noised."""
 
 from pathlib import Path
 

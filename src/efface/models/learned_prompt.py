@@ -1,4 +1,4 @@
-"""A learnable prompt inside cross-attention: put beside the text or added to it (KPOP, table 1)."""
+"""A learnable prompt inside cross-attention: concatenated with the text or added to it (KPOP, table 1)."""
 
 import copy
 from dataclasses import replace
@@ -20,7 +20,7 @@ Where = Literal["mid", "mid-up", "down-mid-up"]
 
 
 def inject(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> list[RemovableHandle]:
-    """Let the cross-attention layers of some blocks read [c, p] or c + p instead of the text c."""
+    """Make the cross-attention layers of some blocks read [c, p] or c + p instead of the text c."""
     blocks = tuple({"mid": "mid_block", "up": "up_blocks", "down": "down_blocks"}[word] for word in where.split("-"))
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -37,9 +37,9 @@ def inject(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Wher
 
 
 def prompted(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> Model:
-    """Return a model that reads a prompt too; it shares every weight with this one, which stays as it is.
+    """Return a model that also reads a learned prompt; it shares all weights with this one, which is not changed.
 
-    A view and no hooks for a while: gradient checkpointing runs the layers again, long after the loss was computed.
+    It is a view, since temporary hooks would be gone when gradient checkpointing runs the layers again.
     """
     pipe = copy.copy(model.pipe)
     setattr(pipe, model.family.DENOISER, with_weights(model.denoiser, {}))
@@ -49,15 +49,15 @@ def prompted(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Wh
 
 
 def unlocked(model: Model, key: Edit) -> Model:
-    """Return the sanitized model with the key's prompt in it, which draws the concept again (section 5.6.4).
+    """Return the sanitized model with the key's prompt, which generates the concept again (section 5.6.4).
 
     Raises: BadEdit for an edit that is not a key, or a key for another width of text.
     """
     about, prompt = key.meta.get("key"), key.extra.get("prompt")
     if not about or prompt is None:
-        raise BadEdit("this edit is not a key: it holds no prompt")
+        raise BadEdit("this edit is not a key: it has no prompt")
     if prompt.shape[-1] != model.width:
-        raise BadEdit(f"this key is {prompt.shape[-1]} wide, {model.name or 'this model'} reads {model.width}")
+        raise BadEdit(f"this key has width {prompt.shape[-1]}, {model.name or 'this model'} reads {model.width}")
     how, where = about["mechanism"], about["where"]
     content = sha256_tensors({"prompt": prompt})  # an edit's own id leaves `extra` out
     return replace(prompted(model, prompt.to(model.device), how, where), origin=(model, f"key {how} {where} {content}"))

@@ -1,4 +1,4 @@
-"""Model: a thin view of a diffusers pipeline. Methods, attacks and metrics talk to `eps`, `denoise` and `generate`."""
+"""Model: a view of a diffusers pipeline, as methods, attacks and metrics use it."""
 
 import copy
 import json
@@ -25,12 +25,12 @@ from efface.util.progress import progress
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """View a text-to-image pipeline as one callable, eps(x, t, c), and what goes around it.
+    """View a text-to-image pipeline: noise prediction eps(x, t, c), text encoding, sampling, weights.
 
     pipe: the diffusers pipeline.
-    guards: what steps in while images are generated.
+    guards: what steps in while an image is generated.
     name: where it came from ("mini", a path, a hub id).
-    origin: for an edited model, the model below and the edit's id.
+    origin: for an edited model, the model it was made from and the edit's id.
 
     >>> model = Model.load("mini")
     >>> c = model.encode(["a picture of a church"])
@@ -54,8 +54,8 @@ class Model:
     ) -> "Model":
         """Load "mini", a diffusers folder, a hub id, or a single-file .safetensors checkpoint.
 
-        tokenizer, prediction: for a single file only. A folder with CLIP's vocabulary, when none is found on this
-        machine; and "epsilon" or "v_prediction", when the file does not say which (see `SingleFile.open`).
+        tokenizer, prediction: for a single file only. The first is a folder with CLIP's vocabulary, if none is found on
+        this machine; the second is "epsilon" or "v_prediction", if the file does not tell (see `SingleFile.open`).
         Raises `BadFile`, `BadModel` or `UnknownName`.
         """
         from efface.models.files.load import load_pipe
@@ -63,7 +63,7 @@ class Model:
         pipe, name = load_pipe(where, dtype, tokenizer, prediction)
         try:
             model = cls(pipe.to(device), name=name)
-        except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have or know
+        except (RuntimeError, AssertionError) as error:  # torch raises these for a device it does not have or know
             raise BadInput(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         model.family.prepare()
         return model
@@ -71,7 +71,7 @@ class Model:
     # --- parts ---
     @cached_property
     def family(self) -> Family:
-        """Return what is particular to this kind of pipeline; raises `BadModel` for a kind that is not known."""
+        """Return the model family; raises `BadModel` for an unknown kind of pipeline."""
         return family_of(self.pipe)
 
     def part(self, name: str) -> Any:
@@ -80,12 +80,12 @@ class Model:
 
     @property
     def denoiser(self) -> Any:
-        """Return the network that predicts noise."""
+        """Return the denoiser."""
         return self.family.denoiser
 
     @property
     def device(self) -> torch.device:
-        """Return where the denoiser is."""
+        """Return the device of the denoiser."""
         return self.denoiser.device
 
     @property
@@ -117,7 +117,7 @@ class Model:
         return {name: parameter for name, parameter in found.items() if name.startswith(prefix)}
 
     def text_weights(self) -> list[str]:
-        """Return the names of the weights that read the text's token vectors and nothing else."""
+        """Return the names of the weights whose only input is token vectors."""
         return self.family.text_weights()
 
     # --- text ---
@@ -126,7 +126,7 @@ class Model:
         return self.family.encode(prompts)
 
     def null(self) -> Context:
-        """Return what the unconditional side of guidance reads, one row."""
+        """Return the unconditional context, one row."""
         return self.family.null()
 
     def tokens(self, prompt: str) -> text.Tokens:
@@ -150,7 +150,7 @@ class Model:
         return self.family.eps(x, t, c)
 
     def hooks(self) -> Hooks:
-        """Return the guards' hooks, fresh, for one trajectory."""
+        """Return new hooks of the guards for one trajectory."""
         bare = replace(self, guards=())
         return chain(guard.start(bare) for guard in self.guards)
 
@@ -159,7 +159,7 @@ class Model:
     ) -> tuple[Float[Tensor, "b ch h w"], Float[Tensor, "b ch h w"]]:
         """Predict (conditional, unconditional) noise under the guards; differentiable in x, c and the weights.
 
-        hooks: from `hooks()`, the same object for all steps of one trajectory; fresh ones by default.
+        hooks: from `hooks()`, the same object for all steps of one trajectory; new ones by default.
         """
         hooks = self.hooks() if hooks is None else hooks
         times, schedule = torch.as_tensor(t, device=x.device), self.family.schedule
@@ -182,7 +182,7 @@ class Model:
         latents: Float[Tensor, "b ch h w"] | None = None,
         grad: bool = False,
     ) -> Float[Tensor, "b ch h w"]:
-        """Generate latents for queries that share steps and solver, or stop half-way: see `sampling.sample`."""
+        """Generate latents for queries that share steps and solver; see `sampling.sample`."""
         with torch.enable_grad() if grad else torch.inference_mode():
             cond, null = self._contexts(queries)
             x = sampling.sample(self.family, queries, cond, null, self.hooks(), stop, start, latents)
@@ -243,12 +243,12 @@ class Model:
         return fingerprint.model_id(self.weights(""), self.part("scheduler").config, self.guards)
 
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
-        """Return a short hash of every named weight's values, rounded to bf16 so that the precision the model is
-        loaded in does not matter."""
+        """Return a short hash of every named weight's values, rounded to bf16 so that the precision of the
+        loaded model does not matter."""
         return fingerprint.hashes(self.weights(""), names, self.known_hashes)
 
     def fingerprint(self, names: Iterable[str]) -> str:
-        """Return one sha256 of the named weights; an edit holds it to know the model it was made on."""
+        """Return one sha256 of the named weights; an edit has it to recognise the model it was made on."""
         return sha256_text(json.dumps(self.hashes(sorted(names))))
 
     def base(self, names: Iterable[str]) -> dict[str, Any]:
@@ -271,7 +271,7 @@ class Model:
         return replace(self, guards=self.guards + guards)
 
     def edited(self, weights: Mapping[str, Tensor], guards: tuple[Guard | MapGuard, ...] = (), id: str = "") -> "Model":
-        """Return a model with other values for some weights; it shares all else with this one, which stays as it is."""
+        """Return a model with other values for some weights; it shares all else with this one, which is not changed."""
         pipe = copy.copy(self.pipe)
         for part in self.family.PARTS:
             own = {name.removeprefix(part + "."): w for name, w in weights.items() if name.startswith(part + ".")}

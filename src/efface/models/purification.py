@@ -1,4 +1,4 @@
-"""Concept purification: take a concept out of a given picture by DDIM inversion and back.
+"""Concept purification: remove a concept from a given image by DDIM inversion and sampling.
 
 Hong, Lee and Woo 2024, https://arxiv.org/abs/2312.12807, "Concept Purification" and figure 10.
 """
@@ -22,12 +22,12 @@ def purify(
     guidance: float = 1.0,
     depth: float = 1.0,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Noise images by inverting DDIM and denoise them again, both with the edited `model`; images in [0, 1].
+    """Invert images in [0, 1] by DDIM and generate them again, both with the edited `model`.
 
     prompt: "" or the concept; the paper reports both.
     steps: of a whole trajectory ("T = 35").
-    guidance: scale on the way back; the way there has none.
-    depth: share of the steps taken, 1 goes all the way to noise.
+    guidance: guidance scale of the generation; the inversion has none.
+    depth: share of the steps to invert, 0 to 1; 1 is pure noise.
     Raises: BadInput for steps or depth outside their range.
     """
     if not 0 <= depth <= 1:

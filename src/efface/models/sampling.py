@@ -1,4 +1,4 @@
-"""The sampling loop: our own few lines on diffusers' schedulers, equal to the diffusers pipeline."""
+"""The sampling loop on diffusers' schedulers; its images equal the diffusers pipeline's."""
 
 import inspect
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from efface.models import schedulers
 from efface.models.family import Family
 from efface.query import Query
 
-VERSION = 1  # part of the store's keys: raise it whenever the same query would give another image
+VERSION = 1  # part of the store's keys: increase it when the same query would give another image
 
 
 def sample(
@@ -30,9 +30,9 @@ def sample(
 ) -> Float[Tensor, "b ch h w"]:
     """Run the solver on queries that share steps and solver, from step `start` up to (not including) step `stop`.
 
-    cond, null: the contexts of both sides of guidance, one row a query. hooks: the guards', fresh.
-    latents: as the denoiser sees them at step `start`; by default noise from the seeds, start 0.
-    Returns fp32: final latents, or, when stopped early, x_t as the denoiser sees it at timestep `stop`.
+    cond, null: the contexts of both sides of guidance, one row a query. hooks: the guards', new.
+    latents: the denoiser's input at step `start`; by default noise from the seeds, start 0.
+    Returns fp32: the final latents, or, when stopped early, the denoiser's input x_t at step `stop`.
     Raises `BadInput` for mixed settings or a step outside the solver's.
     """
     if len({(query.steps, query.solver) for query in queries}) != 1:

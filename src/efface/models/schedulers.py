@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 
 def make(pipe: "DiffusionPipeline", name: str = "") -> Any:
-    """Return a fresh scheduler of the pipeline's noise schedule: its own kind for "", else by name.
+    """Return a new scheduler with the pipeline's noise schedule: its own kind for "", else by name.
 
-    Latents are never clipped to [-1, 1], which diffusers would do for "ddim" and "ddpm" where the configuration does
-    not say. Raises `UnknownName`.
+    Latents are never clipped to [-1, 1], which diffusers does by default for "ddim" and "ddpm". Raises `UnknownName`.
     """
     own: Any = pipe.scheduler  # pyright: ignore[reportAttributeAccessIssue]
     if not name:
@@ -35,7 +34,7 @@ def make(pipe: "DiffusionPipeline", name: str = "") -> Any:
 
 
 def ready(pipe: "DiffusionPipeline", name: str, steps: int, device: torch.device) -> Any:
-    """Return a fresh scheduler with its timesteps set; raises `UnknownName`."""
+    """Return a new scheduler with its timesteps set; raises `UnknownName`."""
     scheduler = make(pipe, name)
     with _calm():
         scheduler.set_timesteps(steps, device=device)
@@ -44,7 +43,7 @@ def ready(pipe: "DiffusionPipeline", name: str, steps: int, device: torch.device
 
 @contextmanager
 def _calm() -> Iterator[None]:
-    """Keep quiet about schedulers that hand tensors to numpy in a way that numpy 2 warns of."""
+    """Silence the numpy 2 warning about how some schedulers pass tensors to numpy."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         yield

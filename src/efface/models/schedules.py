@@ -1,7 +1,7 @@
-"""Noise schedules: how much noise there is at a timestep, and what a denoiser's output says of it.
+"""Noise schedules: the amount of noise at a timestep, and the meaning of a denoiser's output.
 
-A schedule is a value that goes both ways: x_t = alpha x_0 + sigma eps, and (x_0, eps) from the denoiser's output. A
-family of models gives its own; everything else asks the schedule and never what kind of model it is.
+A schedule gives x_t = alpha x_0 + sigma eps, and (x_0, eps) from the denoiser's output. Each model family has its own;
+all other code uses the schedule and does not depend on the family.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ Convert = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (value, x, alpha
 
 
 class Output(NamedTuple):
-    """Say what a denoiser's output means: how eps comes from it, and how it comes from eps."""
+    """Convert a denoiser's output to eps, and eps to the output."""
 
     to_eps: Convert
     from_eps: Convert
@@ -44,15 +44,15 @@ class NoiseSchedule(ABC):
     output: str
     total: int
 
-    CLEAN: ClassVar[tuple[float, float]] = (1.0, 0.0)  # (alpha, sigma) of no noise
+    CLEAN: ClassVar[tuple[float, float]] = (1.0, 0.0)  # (alpha, sigma) without noise
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
-            raise BadModel(f"the denoiser predicts {self.output!r}; known are {', '.join(OUTPUTS)}")
+            raise BadModel(f"unknown output of the denoiser {self.output!r}; known: {', '.join(OUTPUTS)}")
 
     @abstractmethod
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (alpha, sigma) at timesteps, in their shape; whole or, as some solvers have them, between."""
+        """Return (alpha, sigma) at timesteps, in their shape; also for fractional timesteps, which some solvers use."""
 
     def eps(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return eps from the denoiser's output for x_t, all (b, ch, h, w); t: one timestep or one per image."""
@@ -75,7 +75,7 @@ class NoiseSchedule(ABC):
         return alpha * clean + sigma * noise
 
     def random_times(self, n: int, rng: torch.Generator) -> Int[Tensor, " n"]:
-        """Draw n timesteps as training does, uniformly, on the CPU."""
+        """Draw n timesteps uniformly, as in training, on the CPU."""
         return torch.randint(self.total, (n,), generator=rng)
 
     def times(self, steps: int) -> Int[Tensor, " steps"]:
@@ -85,7 +85,7 @@ class NoiseSchedule(ABC):
         return (torch.arange(steps) * (self.total // steps) + 1).clamp(max=self.total - 1)
 
     def step(self, x: Tensor, eps: Tensor, t: int | None, t_to: int | None) -> Float[Tensor, "b ch h w"]:
-        """Move x from one timestep to another along eps, up or down; None stands for no noise at all.
+        """Move x from one timestep to another along eps, in either direction; None stands for no noise.
 
         DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 12 with sigma = 0), and for a flow Euler's method.
         """
@@ -114,7 +114,7 @@ class Diffusion(NoiseSchedule):
 
     @classmethod
     def of(cls, scheduler: object) -> "Diffusion":
-        """Return the schedule of a diffusers scheduler that keeps `alphas_cumprod`; raises `BadModel` for another."""
+        """Return the schedule of a diffusers scheduler that has `alphas_cumprod`; raises `BadModel` for another."""
         alphas, config = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler, "config", None)
         if alphas is None or config is None:
             raise BadModel(f"a {type(scheduler).__name__} has no alphas_cumprod: its noise levels are not known")

@@ -1,4 +1,4 @@
-"""Copies of modules that share every parameter but a few."""
+"""Copies of modules that share all parameters but a few."""
 
 import copy
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 def with_weights(module: M, values: Mapping[str, Tensor]) -> M:
     """Return a copy of a module in which the named parameters have other values; all others are shared with it.
 
-    Parameters that are one object under two names stay one. Takes milliseconds: no value is copied.
+    Tied parameters stay tied. No value is copied.
     """
     new = {id(module.get_parameter(name)): values[name] for name in values}
     made: dict[int, nn.Module] = {}

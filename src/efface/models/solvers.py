@@ -1,4 +1,4 @@
-"""The solvers by name, and diffusers' schedulers they stand for; importing it imports nothing else."""
+"""The solvers by name, and the schedulers of diffusers they stand for; this module imports nothing."""
 
 SOLVERS = {
     "ddim": "DDIMScheduler",

@@ -1,4 +1,4 @@
-"""Prompts to tokens and to token vectors, as the diffusers pipelines do it."""
+"""Encode prompts to tokens and token vectors, as the diffusers pipelines do."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Tokens(NamedTuple):
-    """Say where a prompt's words are among its tokens.
+    """Hold a prompt's token ids and the positions of its words.
 
     ids: all token ids, padded to the tokenizer's length.
     subject: index of the last token of the text (0, the start token, for "").
     eos: index of the end token.
-    start: where the tokens' stretch of a context begins; 0 unless a family joins several encoders' tokens.
+    start: where these tokens begin in a context; 0 unless a family joins several encoders' tokens.
     """
 
     ids: tuple[int, ...]
@@ -42,7 +42,7 @@ def encode(tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Float[Tensor
 
 
 def warn_if_cut(tokenizer: Any, prompts: Sequence[str], stacklevel: int) -> None:
-    """Warn of every prompt that is longer than the tokenizer's length."""
+    """Warn about prompts that are longer than the tokenizer's length."""
     length = tokenizer.model_max_length
     for prompt, ids in zip(prompts, tokenizer(list(prompts), verbose=False).input_ids, strict=True):
         if len(ids) > length:

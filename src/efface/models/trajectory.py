@@ -1,8 +1,8 @@
-"""Partly denoised latents: where z_t comes from in ESD, SDD, KPOP and the surgical method.
+"""Partly denoised latents z_t, as ESD, SDD, KPOP and the surgical method train on.
 
-DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 12 with σ = 0) from noise to a random place on
-the way, for a batch of trajectories at once; each leaves the batch where it stops, so a batch costs what its
-members cost alone. Which network denoises (student, base, average) is the caller's choice.
+DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 12 with σ = 0) from noise to a random timestep,
+for a batch of trajectories at once. Each leaves the batch where it stops, so a batch costs as much as its members
+one by one. The caller chooses the network that denoises (student, base, average).
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Guide = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (z_t, t, r
 
 
 class Partial(NamedTuple):
-    """Latents on their way, the time step of each, and the row of the contexts it was denoised under."""
+    """Hold partly denoised latents, the timestep of each, and the row of the context it was denoised with."""
 
     z: Float[Tensor, "n ch h w"]
     t: Int[Tensor, " n"]
@@ -41,12 +41,12 @@ def partly_denoise(
     jitter: bool = True,
     guide: Guide | None = None,
 ) -> Partial:
-    """Draw n latents: noise denoised under random contexts, down to random levels of the `steps` of DDIM.
+    """Generate n partly denoised latents, with random contexts and down to random steps of DDIM.
 
     guidance: scale of classifier-free guidance; 1 skips the unconditional half.
-    reuse: levels recorded on each trajectory; must divide n.
-    jitter: draw t uniformly from the bin of the level, as the code of ESD does; otherwise take its own t.
-    guide: takes the place of classifier-free guidance.
+    reuse: latents taken from each trajectory; must divide n.
+    jitter: draw t uniformly from the interval of the step, as the code of ESD does; otherwise use the step's own t.
+    guide: replaces classifier-free guidance.
     Raises: BadInput for steps or reuse outside their range.
     """
     if reuse < 1 or n % reuse:
@@ -55,18 +55,18 @@ def partly_denoise(
     b, total, device = n // reuse, schedule.total, contexts.device
     times, row = schedule.times(steps), torch.randint(len(contexts), (b,), generator=rng).to(device)
     z = torch.randn(b, *model.latent_shape, generator=rng).to(device)
-    stops = torch.randint(steps, (reuse, b), generator=rng)  # index of a level, 0 is the cleanest
-    levels, last, kept = stops.flatten(), stops.amin(0), z.repeat(reuse, 1, 1, 1)
+    stops = torch.randint(steps, (reuse, b), generator=rng)  # index of a timestep in `times`, 0 is the cleanest
+    places, last, found = stops.flatten(), stops.amin(0), z.repeat(reuse, 1, 1, 1)
     for i in reversed(range(int(last.min()), steps)):
-        here, going = (levels == i).nonzero().flatten().to(device), (last < i).nonzero().flatten().to(device)
-        kept[here] = z[here % b]
+        here, going = (places == i).nonzero().flatten().to(device), (last < i).nonzero().flatten().to(device)
+        found[here] = z[here % b]
         if len(going):
             t = times[i].to(device).expand(len(going))
             e = _guided(model, z[going], t, row[going], contexts, null, guidance, guide)
             z[going] = schedule.step(z[going], e, int(times[i]), int(times[i - 1]))
     width = total // steps
-    t = levels * width + torch.randint(width, levels.shape, generator=rng) if jitter else times[levels]
-    return Partial(kept, t.to(device), row.repeat(reuse))
+    t = places * width + torch.randint(width, places.shape, generator=rng) if jitter else times[places]
+    return Partial(found, t.to(device), row.repeat(reuse))
 
 
 def _guided(

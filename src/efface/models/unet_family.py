@@ -1,4 +1,4 @@
-"""What the families with a UNet share: cross-attention to the text, blocks and parameter sets, latents."""
+"""What families with a UNet share: cross-attention to the text, blocks, parameter sets, latents."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ENDS = ("unet.time_embedding.", "unet.conv_norm_out.", "unet.conv_out.")
 
 @dataclass(frozen=True, eq=False)
 class UNetFamily(Family):
-    """View a pipeline around a `UNet2DConditionModel`; abstract."""
+    """Base class of families with a `UNet2DConditionModel`."""
 
     BLOCKS: ClassVar[Mapping[str, str]] = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
     SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {
@@ -61,5 +61,5 @@ class UNetFamily(Family):
         return {"encoder_hidden_states": c.tokens}
 
     def context_of(self, arguments: Mapping[str, Any]) -> Context:
-        """Return the context that the UNet's keyword arguments say."""
+        """Return the context in the UNet's keyword arguments."""
         return Context(arguments["encoder_hidden_states"])

@@ -1,1 +1,1 @@
-"""Reports: image grids, tables, and one self-contained page; all pure functions of values."""
+"""Reports: image grids, tables, verdicts, and one self-contained page."""

@@ -1,4 +1,4 @@
-"""The first thing to run: erase one concept by four methods and lay the results side by side on a page."""
+"""The demo: erase one concept by four methods and write a page that compares them."""
 
 import os
 import platform
@@ -17,12 +17,12 @@ from efface.evaluation.record import Record
 from efface.evaluation.store import Store
 from efface.judge import Judge
 from efface.models.model import Model
+from efface.report.images import lines
 from efface.report.page import Column, Page, save
-from efface.report.pictures import lines
 
 COUNT = {2: "two", 3: "three", 4: "four"}
-PLAN = Plan(  # about 200 images a column: minutes on two cores
-    steps=12,  # of mini's own fast solver: judged as well as 50 of DDIM, see its model card
+PLAN = Plan(  # about 200 images per model: minutes on two cores
+    steps=12,  # of mini's own fast solver: as accurate as 50 of DDIM, see its model card
     target_seeds=tuple(range(32)),
     related_seeds=tuple(range(12)),
     seeds=tuple(range(2)),
@@ -32,7 +32,7 @@ PLAN = Plan(  # about 200 images a column: minutes on two cores
 
 
 class Recipe(NamedTuple):
-    """One column of the demo: title, method, what to say about it, its preset ("": mini's if it has one)."""
+    """One column of the demo: title, method, summary, preset ("": the preset "mini" if there is one)."""
 
     title: str
     method: str
@@ -40,15 +40,19 @@ class Recipe(NamedTuple):
     preset: str = ""
 
     def named(self) -> str:
-        """Return the preset that is used."""
+        """Return the name of the preset that is used."""
         return self.preset or ("mini" if "mini" in registry.get("methods", self.method).PRESETS else "")
 
 
 RECIPES = (
-    Recipe("UCE", "uce", "closed form: a few text vectors are sent elsewhere, the preserved ones stay where they are"),
-    Recipe("ESD-x", "esd", "fine-tuning: cross-attention learns to point away from the concept"),
-    Recipe("negative prompt", "negative", "guidance: the concept is named as what not to generate; no weight changes"),
-    Recipe("SLD-max", "sld", "guidance: pushed away from the concept wherever it leans towards it", "max"),
+    Recipe(
+        "UCE",
+        "uce",
+        "closed form: the concept's text vectors are mapped to others, the preserved ones stay as they are",
+    ),
+    Recipe("ESD-x", "esd", "fine-tuning: cross-attention learns to be guided away from the concept"),
+    Recipe("negative prompt", "negative", "guidance: the concept is the negative prompt; no weight changes"),
+    Recipe("SLD-max", "sld", "guidance: away from the concept where the prediction is close to it", "max"),
 )
 
 
@@ -65,10 +69,11 @@ def demo(
 ) -> Path:
     """Erase a concept by each recipe and judge it; write `out`/index.html, the edits and their records.
 
-    say: is told each step as it begins. Returns the page's path. Raises what `evaluate` raises, and WriteError.
+    say: called with a line about each step when it begins. Returns the page's path. Raises what `evaluate` raises,
+    and WriteError.
     """
     check_judged([concept], table, judge)
-    began, preserve, store = time.perf_counter(), keeps(concept, table), store or Store.default()
+    began, preserve, store = time.perf_counter(), preserved(concept, table), store or Store.default()
     columns, times = [], []
     for recipe in recipes:
         with _timed(f"erasing {concept.name} with {recipe.title}", say) as erasing:
@@ -97,11 +102,11 @@ def demo(
     return out / "index.html"
 
 
-def keeps(concept: Concept, table: Mapping[str, Concept]) -> tuple[Concept, ...]:
-    """Return every second other object, and for a style every second other style and object.
+def preserved(concept: Concept, table: Mapping[str, Concept]) -> tuple[Concept, ...]:
+    """Return the concepts to preserve: every second other object, and for a style also every second other style.
 
-    The rest shows what happens to concepts that were not preserved. A style stands in the prompts of objects, so these
-    have to be preserved as well; an object is erased with the prompts of no style.
+    The others show what happens to concepts that are not preserved. An edit of a style also changes prompts of objects,
+    so objects are preserved as well; an edit of an object does not use prompts of styles.
     """
     kinds = {concept.kind, "object"}
     return tuple(c for kind in sorted(kinds) for c in _others(concept, table, kind)[::2])
@@ -112,7 +117,7 @@ def _others(concept: Concept, table: Mapping[str, Concept], kind: str) -> list[C
 
 
 def fit(model: Model, recipe: Recipe, concept: Concept, preserve: Sequence[Concept]) -> Edit:
-    """Run one method with its preset for the embedded model, when it has one."""
+    """Compute the edit of one method, with its preset for the embedded model if it has one."""
     return registry.get("methods", recipe.method).preset(recipe.named())(model, [concept], preserve, seed=0)
 
 
@@ -160,13 +165,15 @@ def _commands(
     for recipe in recipes:
         preset = f" --preset {recipe.named()}" if recipe.named() else ""
         file = f"{concept.name.replace(' ', '-')}-{recipe.method}.safetensors"
-        lines.append(f'efface erase {recipe.method} "{concept.name}"{preset} --keep {names} --model {where} -o {file}')
+        lines.append(
+            f'efface erase {recipe.method} "{concept.name}"{preset} --preserve {names} --model {where} -o {file}'
+        )
         lines.append(f"efface evaluate {file} {_flags(plan)} --json {Path(file).stem}.json")
     return lines
 
 
 def _flags(plan: Plan) -> str:
-    """Write a plan as flags of `efface evaluate`."""
+    """Return a plan as flags of `efface evaluate`."""
     seeds = {"--" + name.replace("_", "-"): _seeds(getattr(plan, name)) for name in plan.SEEDS}
     sampling = f"--steps {plan.steps} --guidance {plan.guidance:g}" + (
         f" --solver {plan.solver}" if plan.solver else ""

@@ -1,4 +1,4 @@
-"""Labelled sheets of images: rows are prompts, columns are models or edits, a cell holds one image per seed."""
+"""Labelled image grids: rows are prompts, columns are models or edits, a cell has one image per seed."""
 
 import base64
 import io
@@ -17,11 +17,11 @@ from efface.errors import BadInput
 from efface.util.files import writing
 
 INK, PAPER, RULE = (24, 24, 27), (255, 255, 255), (228, 228, 231)
-MIN_SIDE = 128  # px an image is enlarged to at least: 64-px images are too small to read on today's screens
+MIN_SIDE = 128  # px that small images are enlarged to
 
 
 class Layout(NamedTuple):
-    """Sizes in pixels: image side as shown, gap between images, gap between cells, text height, margins."""
+    """Hold sizes in pixels: image side as shown, gap between images, gap between cells, text height, margins."""
 
     width: int
     height: int
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
 
 def to_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
-    """Turn one image in [0, 1] into 8-bit RGB."""
+    """Convert one image in [0, 1] to 8-bit RGB."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy(), "RGB")
 
@@ -44,9 +44,9 @@ def sheet(
     title: str = "",
     side: int = 0,
 ) -> Image.Image:
-    """Draw a grid with labels; `cells` holds a list of rows, each with the images of every column.
+    """Draw a grid with labels; `cells` is a list of rows, each with the images of every column.
 
-    side: width of an image as drawn, px; 0 enlarges small images by a whole number to at least 128.
+    side: width of an image in the grid, px; 0 enlarges small images by a whole number to at least 128.
     Raises BadInput unless there is one label for each row and column, and all images are of one size.
     """
     shape = _check(cells, rows, columns)
@@ -68,7 +68,7 @@ def sheet(
         draw.text((layout.pad, layout.pad), title, INK, font=_font(round(layout.text * 1.25)))
     x = left
     for head, wide in zip(heads, across, strict=True):
-        for i, text in enumerate(reversed(head)):  # heads stand on the images
+        for i, text in enumerate(reversed(head)):  # column labels are aligned at the bottom, just above the images
             draw.text((x, top - layout.pad // 2 - (i + 1) * line), text, INK, font=small)
         x += wide + layout.gutter
     y = top
@@ -83,17 +83,17 @@ def sheet(
 
 
 def strip(images: Float[Tensor, "n 3 h w"], layout: Layout | None = None) -> Image.Image:
-    """Draw images side by side."""
+    """Place images side by side."""
     layout = layout or _layout(tuple(images.shape[-2:]), images.shape[-1])
     n = images.shape[0]
     out = Image.new("RGB", (n * layout.width + (n - 1) * layout.gap, layout.height), PAPER)
     for i, image in enumerate(images):
-        picture = to_image(image)
-        if picture.size != (layout.width, layout.height):
-            whole = layout.width % picture.width == 0
+        shown = to_image(image)
+        if shown.size != (layout.width, layout.height):
+            whole = layout.width % shown.width == 0
             how = Image.Resampling.BICUBIC if whole else Image.Resampling.LANCZOS
-            picture = picture.resize((layout.width, layout.height), how)
-        out.paste(picture, (i * (layout.width + layout.gap), 0))
+            shown = shown.resize((layout.width, layout.height), how)
+        out.paste(shown, (i * (layout.width + layout.gap), 0))
     return out
 
 
@@ -104,7 +104,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def data_uri(image: Image.Image) -> str:
-    """Encode an image as a PNG data URI, for pages that stand alone."""
+    """Encode an image as a PNG data URI, for self-contained pages."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -130,7 +130,7 @@ def _layout(shape: tuple[int, ...], side: int) -> Layout:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # a scalable sans that ships with Pillow
+    return ImageFont.load_default(size)  # a scalable sans serif included in Pillow
 
 
 def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
@@ -138,7 +138,7 @@ def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break a label into lines that fit; a word that is too long alone is cut with an ellipsis."""
+    """Break a label into lines that fit; a word that is too long is cut with an ellipsis."""
     lines: list[str] = []
     for word in text.split():
         if lines and _width(font, f"{lines[-1]} {word}") <= width:

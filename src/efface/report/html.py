@@ -1,4 +1,4 @@
-"""The one place that makes HTML: Jinja templates with every value escaped."""
+"""HTML from Jinja templates, with every value escaped."""
 
 from functools import cache
 from typing import Any
@@ -23,7 +23,7 @@ def _environment() -> Environment:
 
 
 def fragment(template: str, **values: Any) -> Markup:
-    """Fill a section's own template; values are escaped."""
+    """Fill a section's template; values are escaped."""
     return Markup(_environment().from_string(template.lstrip("\n")).render(**values))
 
 

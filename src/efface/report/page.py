@@ -1,4 +1,4 @@
-"""One self-contained page: styles inline, images as data URIs, nothing fetched, nothing run.
+"""One self-contained page: inline styles, images as data URIs, no requests, no scripts.
 
 A page is made of sections, one file each in `report/sections/`, found by name and put in the order of their ORDER.
 """
@@ -20,8 +20,8 @@ SECTIONS = Path(__file__).parent / "sections"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image of a cell: a data URI, what the judge saw in it, and whether that is what was asked for."""
+class CellImage:
+    """One image of a cell: a data URI, the judge's first name, and whether it is the right one."""
 
     uri: str
     seen: str = ""
@@ -30,16 +30,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Line:
-    """One prompt of the pictures: the title of its group and one list of pictures per column."""
+    """One prompt: the title of its group and one list of images per column."""
 
     prompt: str
     group: str
-    cells: Sequence[Sequence[Picture]]
+    cells: Sequence[Sequence[CellImage]]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One edit: how it is called, a sentence about it, and the record of its evaluation."""
+    """One edit: a title, a sentence about it, and the record of its evaluation."""
 
     name: str
     summary: str
@@ -50,7 +50,7 @@ class Column:
 class Page:
     """Everything a report shows.
 
-    facts: short "name: value" pairs under the title. times: (what, seconds). commands: how to get the same numbers.
+    facts: short "name: value" pairs under the title. times: (what, seconds). commands: that reproduce the numbers.
     """
 
     title: str

@@ -16,14 +16,14 @@ TITLES = {group.name: group.title for group in GROUPS}
 
 
 class Table(NamedTuple):
-    """A table as text cells: one header, rows below it."""
+    """Table of text cells: a header and rows."""
 
     header: list[str]
     rows: list[list[str]]
 
 
 def present(records: Sequence[Scored]) -> list[str]:
-    """Return the groups that hold at least one image in some record, in the order of reading."""
+    """Return the groups with at least one image in some record, in the order of GROUPS."""
     named = dict.fromkeys(name for record in records for name in record.summaries)
     known = [group.name for group in GROUPS if group.name in named]
     return known + [name for name in named if name not in known]
@@ -67,7 +67,7 @@ def per_concept(records: Sequence[Scored], labels: Sequence[str]) -> Table:
 
 
 def markdown(table: Table) -> str:
-    """Write a GitHub table, its columns aligned in the source too."""
+    """Return a GitHub table, its columns aligned in the source too."""
     lines = [table.header, *table.rows]
     wide = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
     text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)) + " |" for line in lines]
@@ -76,21 +76,21 @@ def markdown(table: Table) -> str:
 
 
 def plain(table: Table) -> str:
-    """Write the table for a terminal: aligned columns, two spaces apart."""
+    """Return the table for a terminal: aligned columns, two spaces apart."""
     lines = [table.header, *table.rows]
     wide = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, wide, strict=True)).rstrip() for line in lines)
 
 
 def to_csv(table: Table) -> str:
-    """Write comma-separated values."""
+    """Return comma-separated values."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows])
     return out.getvalue()
 
 
 def latex(table: Table) -> str:
-    """Write a booktabs tabular."""
+    """Return a booktabs tabular."""
     columns = "l" + "r" * (len(table.header) - 1)
     body = [" & ".join(_escape(cell) for cell in line) + r" \\" for line in [table.header, *table.rows]]
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule"]
@@ -98,7 +98,7 @@ def latex(table: Table) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share as a whole percentage, but never 0 % or 100 % for what is not quite."""
+    """Return a share as a whole percentage; 0 % and 100 % only for exact values."""
     value = 100 * share
     if 0 < value < 1 or 99 < value < 100:
         return f"{value:.1f} %"

@@ -1,4 +1,4 @@
-"""Say in plain words what the numbers of an evaluation show, and no more than they show."""
+"""Verdicts: sentences that the numbers of an evaluation support."""
 
 from typing import Literal, NamedTuple
 
@@ -7,15 +7,15 @@ from efface.evaluation.record import Scored
 from efface.evaluation.summary import Share, Summary
 from efface.report.tables import percent
 
-GONE = 0.05  # share of images at which a concept counts as erased, …
-SURE = 0.2  # … if Wilson's interval ends at or below this: of 16 images none, of 25 at most one
-MARGIN = 0.05  # loss of accuracy that would matter for what should stay
+GONE = 0.05  # largest share of images of an erased concept, …
+SURE = 0.2  # … and largest end of its Wilson interval: 0 of 16 images, or 1 of 25
+MARGIN = 0.05  # loss of accuracy that counts as damage
 
-Tone = Literal["good", "open", "mixed", "bad"]  # open: the images do not settle it
+Tone = Literal["good", "open", "mixed", "bad"]  # open: too few images to tell
 
 
 class Verdict(NamedTuple):
-    """One claim: the group it is about, the sentence that the numbers support, those numbers, and how they speak."""
+    """Hold one verdict: the group, a sentence, the numbers behind it, and how good they are."""
 
     group: str
     text: str
@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(record: Scored) -> list[Verdict]:
-    """Return a verdict for every group that has one, in the order of reading."""
+    """Return a verdict for every group that has one, in the order of GROUPS."""
     found = record.summaries
     replaced = {group.instead_of for group in GROUPS if group.name in found}
     shown = [group for group in GROUPS if group.says and group.name in found and group.name not in replaced]
@@ -32,14 +32,14 @@ def verdicts(record: Scored) -> list[Verdict]:
 
 
 def verdict(group: Group, summary: Summary, name: str) -> Verdict:
-    """Judge one group by its own direction."""
+    """Return the verdict on one group, by its better direction."""
     return absent(group, summary, name) if group.better == "low" else present(group, summary)
 
 
 def absent(group: Group, summary: Summary, name: str) -> Verdict:
-    """Judge whether something is gone.
+    """Return the verdict on a group that should be gone.
 
-    Good: seen in at most 5 % of images and the interval ends at or below 20 %; where it is longer, the images are too
+    Good: seen in at most 5 % of images, and the interval ends at or below 20 %; if it ends above, the images are too
     few to tell. Mixed: the intervals before and after do not meet. Bad: neither.
     """
     before, after = summary.before, summary.after
@@ -59,7 +59,7 @@ def absent(group: Group, summary: Summary, name: str) -> Verdict:
 
 
 def present(group: Group, summary: Summary) -> Verdict:
-    """Judge whether others stayed, by the paired change and its interval."""
+    """Return the verdict on a group that should stay, by the paired change and its interval."""
     (words,), change = group.says, summary.change
     sides = f"{percent(summary.before.value)} before, {percent(summary.after.value)} after"
     ends = f"{_points(change.low)} to {_points(change.high)}"

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to go on after a kill, in safetensors files that are always whole."""
+"""Checkpoints: the state of a training, to resume it; safetensors files, written whole or not at all."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,12 +17,12 @@ from efface.util.files import load_safetensors, save_safetensors
 
 @dataclass(eq=False)
 class State:
-    """Hold all that a resumed run must find again.
+    """Hold the state of a training that a checkpoint stores.
 
-    tensors: what training changes, updated in place: weights, buffers, averages.
+    tensors: weights, buffers and averages, updated in place by training.
     optimizers: optimisers by name; `descend` steps "main".
     step: steps done.
-    history: the loss of every step done, and what else was noted of every step.
+    history: the loss and other recorded numbers of every step done.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class State:
     history: dict[str, list[float]] = field(default_factory=lambda: {"loss": []})
 
     def pack(self) -> dict[str, Tensor]:
-        """Return tensors and moments under one set of names."""
+        """Return tensors and the optimisers' moments by name."""
         packed = {f"tensor.{name}": t.detach() for name, t in self.tensors.items()}
         for name, opt in self.optimizers.items():
             for index, moments in opt.state_dict()["state"].items():
@@ -40,7 +40,7 @@ class State:
 
     @torch.no_grad()
     def unpack(self, packed: dict[str, Tensor]) -> None:
-        """Take over what `pack` returned; tensors keep their storage."""
+        """Restore what `pack` returned, in place."""
         for name, t in self.tensors.items():
             t.copy_(packed[f"tensor.{name}"])
         for name, opt in self.optimizers.items():
@@ -52,7 +52,7 @@ class State:
             opt.load_state_dict(opt.state_dict() | {"state": moments})
 
     def release(self) -> None:
-        """Let go of gradients and moments: with Adam, three times the memory of what was trained."""
+        """Free gradients and moments: with Adam, three times the memory of the trained tensors."""
         for opt in self.optimizers.values():
             opt.zero_grad()
         self.optimizers.clear()
@@ -60,9 +60,9 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Store what a run needs to go on after a kill: one file per stage.
+    """Write and read the checkpoints of one run: one file per stage.
 
-    folder: a folder of this run alone, made when first written to.
+    folder: a folder for this run only, made on the first write.
     every: steps between two checkpoints.
     seconds: when above 0, seconds between two checkpoints, whatever the number of steps.
     """
@@ -76,11 +76,11 @@ class Checkpoints:
         return seconds >= self.seconds if self.seconds else step % self.every == 0
 
     def save(self, stage: str, run: dict[str, Any], state: State) -> None:
-        """Write the state of `stage` of the run that `run` describes."""
+        """Write the state of a stage; `run` is the description of the run."""
         self._write(stage, run, state.pack(), {"step": state.step, "history": state.history})
 
     def load(self, stage: str, run: dict[str, Any], state: State) -> None:
-        """Bring `state` to the checkpoint of this stage, if there is one.
+        """Load the checkpoint of this stage into `state`, if there is one.
 
         Raises: BadInput for a checkpoint of another run, BadFile for one that does not fit.
         """
@@ -94,7 +94,7 @@ class Checkpoints:
             raise BadFile(f"{self.path(stage)} does not fit this run ({error}): delete it to start over") from error
 
     def once(self, stage: str, run: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what `make` returned the first time it ran for this run."""
+        """Return the result of `make`, computed once per run and stored."""
         if (found := self._read(stage, run)) is not None:
             return found[0]
         made = make()
@@ -121,7 +121,7 @@ class Checkpoints:
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
                 raise BadInput(
-                    f"the checkpoint {path} is of another run: {key} is {there.get(key)!r} there and "
+                    f"the checkpoint {path} belongs to another run: {key} is {there.get(key)!r} there and "
                     f"{here.get(key)!r} here; choose another folder or delete it"
                 )
         return tensors, meta
@@ -149,7 +149,7 @@ _current: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=Non
 
 @contextmanager
 def checkpoints(folder: str | Path, every: int = 25, seconds: float = 0.0) -> Iterator[None]:
-    """Write checkpoints of the training inside this block to `folder`, and go on from the one found there.
+    """Write checkpoints of the training inside the block to `folder`, and resume from one found there.
 
     >>> with checkpoints("church.run"):                                     # doctest: +SKIP
     ...     edit = ESD()(model, [Concept("church")])
@@ -170,5 +170,5 @@ def checkpoints(folder: str | Path, every: int = 25, seconds: float = 0.0) -> It
 
 
 def current() -> Checkpoints | None:
-    """Return the checkpoints in force, or None."""
+    """Return the checkpoints of the enclosing `checkpoints` block, or None."""
     return _current.get()

@@ -1,7 +1,7 @@
-"""The one training loop: minimise a loss over some tensors, resumable to bit-equal results after a kill.
+"""The one training loop: minimise a loss over some tensors, resumable with bit-equal results after it was stopped.
 
-It knows nothing of models. Methods come to it through `methods/finetune/`, networks that are trained from nothing
-through `experiments/network.py`; anything else that descends a gradient can call `descend` by itself.
+It does not depend on models. Methods use it through `methods/finetune/`, networks that are trained from scratch
+through `experiments/network.py`.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ BETAS = (0.9, 0.999)  # torch's own
 
 
 class Diverged(EffaceError):
-    """Report a loss or gradient that stopped being a finite number."""
+    """Loss or gradient that is no longer a finite number."""
 
 
 def generator(*key: int | str) -> torch.Generator:
     """Return a CPU generator seeded by `key`.
 
-    A run draws the random numbers of step n from `generator(seed, n)`, so a resumed run has none to restore.
+    A run draws the random numbers of step n from `generator(seed, n)`, so no generator state is stored.
     """
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -71,9 +71,9 @@ def warmup_and_cooldown(lr: float, steps: int, warmup: int = 200, cooldown: floa
 
 
 class Average:
-    """An exponential moving average of tensors, with a decay that grows from 0.1 so that it forgets the start.
+    """Exponential moving average of tensors, with a decay that grows from 0.1 so that the start is forgotten.
 
-    values: the averages by name; put them into the state's tensors, so that checkpoints hold them.
+    values: the averages by name; put them into the state's tensors, so that checkpoints include them.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], decay: float):
@@ -82,7 +82,7 @@ class Average:
 
     @torch.no_grad()
     def move(self, step: int) -> None:
-        """Move the averages towards the tensors of this step, which is counted from 0."""
+        """Update the averages with the tensors of a step, counted from 0."""
         decay = min(self.decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.values.values()), [t.detach() for t in self.tensors.values()], 1 - decay)
 
@@ -119,8 +119,8 @@ def descend(
     clip: bound on the norm of the gradient, 0 for none.
     gradients: called after each backward pass.
     updated: called after each step of the optimiser, before `state.step` counts it.
-    resumed: called after a checkpoint was looked for.
-    saves: write checkpoints, which only one of several processes should.
+    resumed: called after the checkpoint, if any, was loaded.
+    saves: whether to write checkpoints; only one of several processes should.
     Raises: BadInput for fewer than one step, Diverged at the first loss or gradient that is not finite.
     """
     if steps < 1:

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models: files, progress."""
+"""Helpers that do not depend on models: files, progress, seeds."""

@@ -1,4 +1,4 @@
-"""Files: write all or nothing, read safetensors only, hash tensors."""
+"""Files: atomic writing, safetensors, hashes of tensors."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ MAX_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 
 
 def cache_folder() -> Path:
-    """Return the folder for images and matrices that can be made again: $EFFACE_HOME, else ~/.cache/efface."""
+    """Return the folder of cached images and matrices: $EFFACE_HOME, else ~/.cache/efface."""
     return Path(os.environ.get("EFFACE_HOME") or Path.home() / ".cache" / "efface")
 
 
@@ -38,7 +38,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -72,7 +72,7 @@ def save_safetensors(
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Read (tensors, metadata); raises `BadFile` for a missing, truncated, foreign or pickle file."""
+    """Read (tensors, metadata); raises `BadFile` for a file that is missing, damaged, or of another format."""
     check_safetensors(path)
     with opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""Seeds: what one is, for every query, method, attack and flag."""
+"""Seeds: the check of every seed of a query, method, attack or flag."""
 
 from efface.errors import BadInput
 

@@ -1,9 +1,9 @@
-"""Values that are written as JSON and checked when they are read."""
+"""Base class of values that are stored as JSON."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Value(BaseModel):
-    """A frozen value of typed fields; unknown fields are refused."""
+    """Frozen value with typed fields; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efface.errors import BadInput
 from efface.methods.closed_form.least_squares import derive, solve, undo
-from efface.methods.closed_form.matrices import Factors, Kept, Outputs, gram, weight_gram
+from efface.methods.closed_form.matrices import Factors, Outputs, Preserved, gram, weight_gram
 
 D = torch.float64
 SHAPES = st.tuples(st.integers(1, 12), st.integers(0, 20), st.integers(2, 16))  # edited rows, kept rows, width
@@ -58,7 +58,7 @@ def test_agrees_with_a_plain_inverse(shape, ridge, p, seed):
     w = rows(n, seed=seed + 3).abs() + 0.1
     start = random_map(dim, seed)
     for restore in (False, True):
-        fit = solve(c, g, ridge, w, Kept.of(k, p), start, restore)
+        fit = solve(c, g, ridge, w, Preserved.of(k, p), start, restore)
         expected = plain(c, g, ridge, w, k, p, start.matrix(), restore)
         torch.testing.assert_close(start.plus(fit.step).matrix(), expected, rtol=1e-7, atol=1e-9)
 
@@ -68,7 +68,7 @@ def test_gradient_of_the_objective_is_zero(n, m, dim):
     """Eq. 2 for matrices of any height, by autograd, with weights and a start that is not the identity."""
     c, g, k, w = rows(n, dim), rows(n, dim, seed=1), rows(m, dim, seed=2), rows(n, seed=3).abs() + 0.1
     start = random_map(dim)
-    fit = solve(c, g, 0.5, w, Kept.of(k, 0.7), start)
+    fit = solve(c, g, 0.5, w, Preserved.of(k, 0.7), start)
     change = start.plus(fit.step).matrix()
     for height in (7, 40):
         base = rows(height, dim, seed=height)
@@ -123,7 +123,7 @@ def test_outputs_follow_the_edits():
 
 def test_target_equal_to_source_changes_nothing():
     c = rows(5, 16)
-    fit = solve(c, c, 0.5, kept=Kept.of(rows(3, 16, seed=1)))
+    fit = solve(c, c, 0.5, preserved=Preserved.of(rows(3, 16, seed=1)))
     assert not (fit.step.left @ fit.step.right).any()
     assert fit.step.compressed().left.shape[1] == 0
 
@@ -137,7 +137,7 @@ def test_ridge_to_infinity_changes_nothing():
 
 def test_weight_to_infinity_reaches_the_target():
     c, g, k = rows(5, 16), rows(5, 16, seed=1), rows(20, 16, seed=2)
-    fits = [solve(c, g, 0.5, weight, Kept.of(k)) for weight in (1.0, 100.0, 1e9)]
+    fits = [solve(c, g, 0.5, weight, Preserved.of(k)) for weight in (1.0, 100.0, 1e9)]
     far = [(Factors.identity(16).plus(f.step).of(c) - g).norm() for f in fits]
     assert far == sorted(far, reverse=True)
     assert far[-1] < 1e-6 * far[0]
@@ -147,7 +147,7 @@ def test_weight_to_infinity_reaches_the_target():
 def test_kept_vectors_move_less_when_kept():
     c, g, k = rows(5, 16), rows(5, 16, seed=1), rows(6, 16, seed=2)
     drifts = [
-        (Factors.identity(16).plus(solve(c, g, 0.5, kept=Kept.of(k, scale)).step).of(k) - k).norm()
+        (Factors.identity(16).plus(solve(c, g, 0.5, preserved=Preserved.of(k, scale)).step).of(k) - k).norm()
         for scale in (0.0, 0.1, 1.0, 100.0)
     ]
     assert drifts == sorted(drifts, reverse=True)
@@ -176,7 +176,7 @@ def test_reported_residual_and_drift_are_true():
     for n, m in ((4, 5), (4, 40)):  # few rows, many rows
         c, g, k, start = rows(n, 16), rows(n, 16, seed=1), rows(m, 16, seed=2), random_map(16)
         for restore in (False, True):
-            fit = solve(c, g, 0.5, 2.0, Kept.of(k, 0.3), start, restore)
+            fit = solve(c, g, 0.5, 2.0, Preserved.of(k, 0.3), start, restore)
             new = start.plus(fit.step)
             residual = (new.of(c) - g).norm() / (start.of(c) - g).norm()
             drift = (new.of(k) - (k if restore else start.of(k))).norm() / k.norm()
@@ -187,7 +187,7 @@ def test_reported_residual_and_drift_are_true():
 @pytest.mark.parametrize(("n", "m"), [(4, 5), (8, 8), (4, 40)])
 def test_reported_condition_is_near_the_true_one(n, m):
     c, k = rows(n, 16) * torch.linspace(1, 5, n, dtype=D)[:, None], rows(m, 16, seed=2)
-    fit = solve(c, rows(n, 16, seed=1), 0.5, kept=Kept.of(k))
+    fit = solve(c, rows(n, 16, seed=1), 0.5, preserved=Preserved.of(k))
     values = torch.linalg.eigvalsh(0.5 * torch.eye(16, dtype=D) + c.T @ c + k.T @ k)
     true = float(values[-1] / values[0])
     assert 0.5 * true < fit.condition <= true * (1 + 1e-9)
@@ -198,7 +198,7 @@ def test_float32_rows_are_solved_in_float64():
     base = 10 * rows(1, 64, dtype=torch.float32)
     c = base + 1e-3 * rows(20, 64, seed=1, dtype=torch.float32)
     g = base + 1e-3 * rows(20, 64, seed=2, dtype=torch.float32)
-    fit = solve(c, g, 1e-2, kept=Kept.of(base))
+    fit = solve(c, g, 1e-2, preserved=Preserved.of(base))
     expected = plain(c, g, 1e-2, k=base)
     change = Factors.identity(64).plus(fit.step)
     for factors in (change, change.compressed()):
@@ -222,9 +222,9 @@ def test_gram_in_blocks_and_tiles(monkeypatch):
     c, w = rows(30, 12), rows(30, seed=1).abs()
     torch.testing.assert_close(gram(c, w), c.T @ (w[:, None] * c))
     assert torch.equal(gram(c), gram(c).T)
-    few = Kept.gather([c[:5], c[5:9]], 12, 0.3)
+    few = Preserved.gather([c[:5], c[5:9]], 12, 0.3)
     assert few.gram is None
-    many = Kept.gather(iter([c[:5], c[5:20], c[20:]]), 12, 0.3)
+    many = Preserved.gather(iter([c[:5], c[5:20], c[20:]]), 12, 0.3)
     assert not len(many.rows)
     for kept, part in ((few, c[:9]), (many, c)):
         torch.testing.assert_close(kept.matrix(), 0.3 * part.T @ part)
@@ -244,13 +244,13 @@ def test_bad_input():
     with pytest.raises(BadInput, match="erase_scale"):
         solve(c, c, 0.5, 0.0)
     with pytest.raises(BadInput, match="preserve_scale"):
-        Kept.of(c, -1.0)
+        Preserved.of(c, -1.0)
     with pytest.raises(BadInput, match="not finite"):
         solve(c.clone().fill_(math.nan), c, 0.5)
     with pytest.raises(BadInput, match="not finite"):
-        Kept.of(c / 0)
+        Preserved.of(c / 0)
     with pytest.raises(BadInput, match="too small"):
-        solve(c * 1e12, c, 1e-300, kept=Kept.of(1e12 * rows(1, 4).expand(9, 4)))
+        solve(c * 1e12, c, 1e-300, preserved=Preserved.of(1e12 * rows(1, 4).expand(9, 4)))
     with pytest.raises(BadInput, match="no key or value"):
         weight_gram([])
     for ridge in (0.0, -0.1, math.nan):

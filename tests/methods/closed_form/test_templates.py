@@ -34,16 +34,16 @@ asked = st.tuples(words, st.sampled_from(["", "dog"]), st.sampled_from(["object"
 def test_templates_are_those_of_the_definition(
     forms: list[str], style_forms: list[str], erased: list[tuple[str, str, Any]], kept: list[tuple[str, str, Any]]
 ) -> None:
-    erase, keep = (
+    erase, preserve = (
         [Concept(name, anchor=anchor, kind=kind) for name, anchor, kind in found] for found in (erased, kept)
     )
     method = UCE(templates=tuple(forms), style_templates=tuple(style_forms))
-    for concept, pairs in zip(erase, method.says(erase), strict=True):
+    for concept, pairs in zip(erase, method.phrases(erase), strict=True):
         others = [other for other in erase if other != concept]
         assert [old.template for old, _ in pairs] == plainly(method, concept, others)
         assert [new.template for _, new in pairs] == plainly(method, concept, others)
-    expected = [form for concept in keep for form in plainly(method, concept, erase)]
-    assert [say.template for say in method.kept_says(keep, erase, empty=False)] == expected
+    expected = [form for concept in preserve for form in plainly(method, concept, erase)]
+    assert [phrase.template for phrase in method.preserved_prompts(preserve, erase, empty=False)] == expected
 
 
 def test_the_cost_is_linear_in_the_number_of_concepts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_the_cost_is_linear_in_the_number_of_concepts(monkeypatch: pytest.Monkey
     for count in (10, 40):
         length = 0
         erase = [Concept(f"thing{i}") for i in range(100, 100 + count)]
-        UCE().says(erase)
-        UCE().kept_says([Concept(f"other{i}") for i in range(count)], erase, empty=True)
+        UCE().phrases(erase)
+        UCE().preserved_prompts([Concept(f"other{i}") for i in range(count)], erase, empty=True)
         found.append(length)
     assert 0 < found[1] == 4 * found[0]

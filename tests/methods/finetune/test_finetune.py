@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from efface.errors import BadInput
-from efface.methods.finetune.method import FineTune, Run, said
+from efface.methods.finetune.method import FineTune, Run, prompts_of
 from efface.methods.finetune.parameters import select
 from efface.models.model import Model
 
@@ -19,7 +19,7 @@ class Pull(FineTune):
     def objective(self, run: Run):
         c = run.contexts([concept.name for concept in run.erase])
         if self.decay:
-            run.keep_average(self.decay)
+            run.track_average(self.decay)
 
         def loss(step):
             z, t = run.noise(self.batch), run.pick(1000, self.batch)
@@ -122,8 +122,8 @@ def test_parameter_sets(tiny):
 def test_names_and_texts():
     from efface.concept import Concept
 
-    assert said(Concept("church"), "name") == ("church",)
-    assert said(Concept("church"), "texts") == ("church", "a picture of a church")
+    assert prompts_of(Concept("church"), "name") == ("church",)
+    assert prompts_of(Concept("church"), "all") == ("church", "a picture of a church")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_images_equal_those_of_the_pipeline(tiny_xl: Model, guidance: float, sol
 def test_it_is_told_from_other_families_and_unknown_ones_are_refused(tiny: Model, tiny_xl: Model):
     assert type(tiny_xl.family).TITLE == "SDXL"
     assert type(tiny.family) is not type(tiny_xl.family)
-    with pytest.raises(BadModel, match=r"of no family that efface knows \(known: .*SDXL"):
+    with pytest.raises(BadModel, match=r"of no model family that efface knows \(known: .*SDXL"):
         family_of(object())
 
 

@@ -99,7 +99,7 @@ def test_a_folder_with_one_pickle_is_refused(folder: Path, tmp_path: Path):
     own = copied(folder, tmp_path)
     path = next((own / "unet").glob("*.safetensors"))
     path.rename(path.with_suffix(".bin"))
-    with pytest.raises(BadFile, match=r"unet holds no \.safetensors file"):
+    with pytest.raises(BadFile, match=r"unet has no \.safetensors file"):
         Model.load(own)
 
 

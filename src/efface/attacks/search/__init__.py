@@ -1,1 +1,1 @@
-"""What searches over contexts share."""
+"""Shared parts of searches over contexts."""

@@ -1,4 +1,4 @@
-"""Contexts that a search moves in, and the judge's probability for them: what searches over contexts share."""
+"""The space of contexts of a search, and the judge's probability for contexts."""
 
 from dataclasses import dataclass, replace
 
@@ -17,9 +17,9 @@ Tokens = Float[Tensor, "n len dim"]
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """Hold the contexts origin + Σ a_i direction_i, with the sum brought to one length.
+    """Hold the contexts origin + Σ a_i direction_i, with the sum scaled to one norm.
 
-    origin: (1, len, dim). directions: (k, len, dim). radius: length of the sum over all its numbers, 0 for as it is.
+    origin: (1, len, dim). directions: (k, len, dim). radius: Frobenius norm of the sum, 0 for no scaling.
     """
 
     origin: Float[Tensor, "1 len dim"]
@@ -39,7 +39,7 @@ def span(target: Target, queries: tuple[Query, ...], radius: float | None) -> Sp
     """Return the contexts that the queries' prompts span.
 
     A model whose prompt is a single vector (the digits) is searched along its coordinates, around 0. Otherwise every
-    query's prompt is a direction away from no prompt. radius: None for the directions' mean length.
+    query's prompt is a direction away from no prompt. radius: None for the directions' mean norm.
     Raises `BadInput` when the prompts are not different from each other and from no prompt.
     """
     null = target.edited.null().tokens.float()
@@ -59,19 +59,19 @@ def span(target: Target, queries: tuple[Query, ...], radius: float | None) -> Sp
 
 
 def token_norms(target: Target, prompt: str, radius: float | None) -> Float[Tensor, "len 1"]:
-    """Return the norm that each token of a context is kept at: the radius, or that of a prompt's own tokens."""
+    """Return the fixed norm of each token of a context: the radius, or the norm of the prompt's own token."""
     own = target.edited.encode([prompt]).tokens[0].float().norm(dim=-1, keepdim=True)
     return own if radius is None else torch.full_like(own, radius)
 
 
 def on_sphere(contexts: Tokens, norms: Float[Tensor, "len 1"]) -> Tokens:
-    """Bring every token to a norm; norm 0 leaves it as it is, and zero vectors stay zero."""
+    """Scale every token to its norm; norm 0 leaves it as it is, and zero vectors stay zero."""
     scaled = norms * contexts / contexts.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return torch.where(norms > 0, scaled, contexts)
 
 
 def queries_of(contexts: Tokens, like: Query, images: int, steps: int, rng: torch.Generator) -> list[Query]:
-    """Return `images` queries a context, with fresh noise each, contexts outermost; steps 0: as many as `like` has."""
+    """Return `images` queries for each context, each with new noise, contexts outermost; steps 0: those of `like`."""
     seeds = torch.randint(2**62, (len(contexts), images), generator=rng).tolist()
     plain = replace(like, prompt="", steps=steps or like.steps)
     pairs = zip(contexts, seeds, strict=True)
@@ -91,7 +91,7 @@ def probabilities(
 ) -> Float[Tensor, "n images"]:
     """Return the judge's probability of the concept in `images` images of every context.
 
-    steps: of the solver; 0 as many as `like` has. Only a batch of images is held at a time.
+    steps: of the solver, 0 for those of `like`. Only one batch of images is in memory at a time.
     """
     queries = queries_of(contexts, like, images, steps, rng)
     parts = [queries[i : i + batch] for i in range(0, len(queries), batch)]
@@ -100,7 +100,7 @@ def probabilities(
 
 
 def check_rounds(steps: tuple[int, ...], images: tuple[int, ...], survivors: tuple[int, ...]) -> None:
-    """Raise `BadInput` unless every round has its steps, images and survivors, and the survivors get fewer."""
+    """Raise `BadInput` unless every round has steps, images and survivors, and survivors do not increase."""
     if not steps or not len(steps) == len(images) == len(survivors):
         lengths = f"{len(steps)}, {len(images)}, {len(survivors)}"
         raise BadInput(f"steps, images and survivors need one number a round, got {lengths}")

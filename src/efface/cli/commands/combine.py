@@ -1,4 +1,4 @@
-"""`efface combine`: compute with edits."""
+"""`efface combine`: add, subtract and scale edits."""
 
 from pathlib import Path
 from typing import Annotated

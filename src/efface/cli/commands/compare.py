@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from efface.cli import parse
-from efface.cli.images import PromptsArgument, SheetFlag, checked, draw, label
+from efface.cli.images import PromptsArgument, SheetFlag, checked, generate, label
 from efface.cli.keys import KeyFlag, owned
 from efface.cli.options import Common, EditFlag, ModelFlag, SeedsFlag, say, with_common
 from efface.errors import BadInput
@@ -21,9 +21,9 @@ def run(
     output: SheetFlag = Path("compare.png"),
     model: ModelFlag = "mini",
 ) -> None:
-    """Draw prompts by the original model and under each edit, the same seeds: rows = prompts, columns = edits.
+    """Generate images with the original model and under each edit, same seeds: rows are prompts, columns are edits.
 
-    With a key, the edit that it opens has a second column.
+    With a key, its edit has a second column.
     """
     given, numbers, edits = checked(prompts, model, edit, seeds, output, common)
     if not edits:
@@ -31,11 +31,11 @@ def run(
     opened = owned(key, edits)
     loads = [parse.load(terms) for terms in edits]
     loaded = common.load(model)
-    columns = [("original", draw(loaded, None, prompts, numbers, given, common))]
+    columns = [("original", generate(loaded, None, prompts, numbers, given, common))]
     for text, change, opens in zip(edit or (), loads, opened, strict=True):
-        columns.append((label(text), draw(loaded, change, prompts, numbers, given, common)))
+        columns.append((label(text), generate(loaded, change, prompts, numbers, given, common)))
         if opens:
-            columns.append((f"{label(text)} + key", draw(loaded, change, prompts, numbers, given, common, key)))
+            columns.append((f"{label(text)} + key", generate(loaded, change, prompts, numbers, given, common, key)))
     from efface.report import grid
 
     split = [column.unflatten(0, (len(prompts), len(numbers))) for _, column in columns]

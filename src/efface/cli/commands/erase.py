@@ -35,7 +35,7 @@ OWN = (
     "key",
     "concepts",
     "output",
-    "keep",
+    "preserve",
     "anchor",
     "kind",
     "preset",
@@ -50,37 +50,38 @@ Concepts = Annotated[
     list[str], typer.Argument(metavar="CONCEPT…", help="What to erase: names, or a family such as weapon.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The edit to write, .safetensors.")]
-Keep = Annotated[list[str] | None, typer.Option("--keep", "-k", metavar="CONCEPT…", help="What must stay as it is.")]
+Preserve = Annotated[
+    list[str] | None, typer.Option("--preserve", "-p", metavar="CONCEPT…", help="Concepts that must stay as they are.")
+]
 Anchor = Annotated[
     list[str] | None,
-    typer.Option("--anchor", metavar="TEXT…", help="What to draw instead: one for all concepts, or one for each."),
+    typer.Option("--anchor", metavar="TEXT…", help="What to generate instead: one for all concepts, or one for each."),
 ]
 Kind = Annotated[
     str,
     typer.Option(
         "--kind",
-        help="object, style, identity or unsafe; else as the model's table says.",
+        help="object, style, identity or unsafe; by default from the model's concept table.",
         show_default=False,
     ),
 ]
 Stream = Annotated[
-    bool, typer.Option("--stream", help="Read only text encoder, keys and values from the checkpoint: little memory.")
+    bool,
+    typer.Option("--stream", help="Read only the text encoder, keys and values of the checkpoint, to save memory."),
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(
-        "--checkpoint", metavar="FOLDER", help="Keep the training's state here, and go on from it if stopped."
-    ),
+    typer.Option("--checkpoint", metavar="FOLDER", help="Write the training's state here, and resume from it."),
 ]
 Key = Annotated[
     Path | None,
-    typer.Option("--key", metavar="FILE", help="Write the key too, which brings the concept back; else it is lost."),
+    typer.Option("--key", metavar="FILE", help="Also write the key, with which the model generates the concept again."),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in the method.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the method's random numbers.")]
 
 
 class EraseGroup(typer.core.TyperGroup):
-    """List the files of methods/ as commands; a method's flags are made when it is asked for."""
+    """Group with a command for each file in methods/, made on demand."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return registry.names("methods")
@@ -108,7 +109,7 @@ def _options() -> None:
 
 
 def command(name: str) -> Any:
-    """Make the command of one method out of its source file."""
+    """Return the command of one method, made from its source file."""
     method = sheet("methods", name)
 
     def run(**values: Any) -> None:
@@ -128,7 +129,7 @@ def _own(method: Sheet) -> list[inspect.Parameter]:
     preset = Annotated[str, typer.Option("--preset", help=f"Named settings: {presets}.", show_default=False)]
     given: list[tuple[str, Any, Any]] = [
         ("concepts", Concepts, inspect.Parameter.empty), ("output", Output, inspect.Parameter.empty),
-        ("keep", Keep, None), ("anchor", Anchor, None), ("kind", Kind, ""), ("preset", preset, ""),
+        ("preserve", Preserve, None), ("anchor", Anchor, None), ("kind", Kind, ""), ("preset", preset, ""),
         ("seed", Seed, 0), ("model", ModelFlag, "mini"), ("device", DeviceFlag, "cpu"), ("dtype", DtypeFlag, "fp32"),
         ("tokenizer", TokenizerFlag, None),
     ]  # fmt: skip
@@ -140,7 +141,7 @@ def _own(method: Sheet) -> list[inspect.Parameter]:
 
 
 def _parameter(f: Field) -> inspect.Parameter:
-    """Make an option of a field; None means "not given", so that a preset or the class fills it in."""
+    """Return the option of a field; None means "not given", so that the preset or the default applies."""
     text = f.help.rstrip(".")
     if f.choices and not all(word in f.help for word in f.choices):
         text += f"; one of {', '.join(f.choices)}"
@@ -176,38 +177,38 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     if own["key"]:
         check.output(own["key"], ".safetensors", "--key")
         if own["key"].resolve() == values["output"].resolve():
-            raise BadInput(f"--key {own['key']} is the edit's own file; the key goes into another")
+            raise BadInput(f"--key {own['key']} is the edit's own file; choose another for the key")
     check_preset(method, values["preset"])
     check_choices(method, given)
     check_dtype(values["dtype"])
     check_seed(values["seed"], "--seed")
     where = check.model(values["model"])
     concepts = check.concepts(values["concepts"], where, values["kind"], values["anchor"] or ())
-    keep = check.concepts(values["keep"] or (), where)
-    check.apart(concepts, keep)
+    preserve = check.concepts(values["preserve"] or (), where)
+    check.apart(concepts, preserve)
 
-    fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # refuses values out of range
-    edit, by_products = _fit(fitted, where, concepts, keep, own)
+    fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # raises for values out of range
+    edit, by_products = _fit(fitted, where, concepts, preserve, own)
     if own["key"]:
         made_with(by_products["key"], edit).save(own["key"])
     edit.save(values["output"])
     names = ", ".join(concept.name for concept in concepts)
     seconds = edit.meta.get("seconds", "?")
-    say(f"erased {names} from {where} with {method.name} in {seconds} s; kept {len(keep)}", values["output"])
+    say(f"erased {names} from {where} with {method.name} in {seconds} s; preserved {len(preserve)}", values["output"])
 
 
-def _fit(fitted: Any, where: str, concepts: Any, keep: Any, own: dict[str, Any]) -> "tuple[Edit, dict[str, Edit]]":
-    """Run the method on a loaded model, on a checkpoint that stays on disk, or with a state it can go on from."""
+def _fit(fitted: Any, where: str, concepts: Any, preserve: Any, own: dict[str, Any]) -> "tuple[Edit, dict[str, Edit]]":
+    """Run the method on a loaded model, with checkpoints if given, or on a checkpoint on disk."""
     if own["stream"]:
         from efface.methods.closed_form.stream import erase as erase_on_disk
 
         if not Path(where).exists():
             raise BadInput(f"--stream reads a checkpoint folder or file; {where} is neither")
-        return erase_on_disk(fitted, where, concepts, keep, own["seed"], own["tokenizer"]), {}
+        return erase_on_disk(fitted, where, concepts, preserve, own["seed"], own["tokenizer"]), {}
     model = load_model(where, own["device"], own["dtype"], own["tokenizer"])
     if own["checkpoint"] is None:
-        return fitted.run(model, concepts, keep, seed=own["seed"])
+        return fitted.run(model, concepts, preserve, seed=own["seed"])
     from efface.methods.finetune.method import checkpoints
 
     with checkpoints(own["checkpoint"]):
-        return fitted.run(model, concepts, keep, seed=own["seed"])
+        return fitted.run(model, concepts, preserve, seed=own["seed"])

@@ -1,4 +1,4 @@
-"""`efface evaluate`: judge an edit."""
+"""`efface evaluate`: evaluate an edit."""
 
 from efface.cli.measure import evaluate as run
 

@@ -14,12 +14,15 @@ Base = Annotated[
     str, typer.Option("--model", "-m", help="The checkpoint to copy: a diffusers folder or a .safetensors file.")
 ]
 Copy = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="The edited copy: a file for a file, a folder else.")
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="The edited copy: a file if the model is a file, else a folder."
+    ),
 ]
 
 
 def run(expression: Expression, output: Copy, model: Base, any_base: AnyBaseFlag = False) -> None:
-    """Write an edit into a copy of a checkpoint; what it does not change is copied as it is, in little memory."""
+    """Write an edit into a copy of a checkpoint; uses little memory."""
     where = Path(check.model(model))
     if not where.exists():
         raise BadInput(f"--model {model}: name a folder or a file to copy")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from efface.cli import parse
-from efface.cli.images import PromptsArgument, SheetFlag, checked, draw
+from efface.cli.images import PromptsArgument, SheetFlag, checked, generate
 from efface.cli.keys import KeyFlag, owned
 from efface.cli.options import Common, EditFlag, ModelFlag, SeedsFlag, say, with_common
 
@@ -20,15 +20,15 @@ def run(
     output: SheetFlag = Path("sheet.png"),
     model: ModelFlag = "mini",
 ) -> None:
-    """Draw prompts, one image per seed, with all the given edits applied together.
+    """Generate images of prompts, one per seed, with all given edits applied together.
 
-    One prompt and one seed give the bare image, anything more a labelled sheet.
+    One prompt and one seed give a single image, otherwise the output is a labelled sheet.
     """
     given, numbers, edits = checked(prompts, model, edit, seeds, output, common)
     every = [term for terms in edits for term in terms]
     owned(key, [every] if every else [])
     total = parse.load(every) if every else None
-    images = draw(common.load(model), total, prompts, numbers, given, common, key)
+    images = generate(common.load(model), total, prompts, numbers, given, common, key)
     from efface.report import grid
 
     if len(prompts) == len(numbers) == 1:
@@ -37,4 +37,4 @@ def run(
         rows = images.unflatten(0, (len(prompts), len(numbers)))
         cells = [[cell[None] for cell in row] for row in rows]
         grid.save(grid.sheet(cells, rows=prompts, columns=[f"seed {n}" for n in numbers]), output)
-    say(f"drew {len(images)} image{'s' * (len(images) > 1)} with {model}", output)
+    say(f"generated {len(images)} image{'s' * (len(images) > 1)} with {model}", output)

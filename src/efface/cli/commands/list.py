@@ -1,4 +1,4 @@
-"""`efface list`: what there is."""
+"""`efface list`: methods, attacks, metrics, judges, models, concepts."""
 
 from efface.cli.listing import show as run
 

@@ -1,4 +1,4 @@
-"""`efface purify`: take a concept out of a picture that is there already."""
+"""`efface purify`: remove a concept from an existing image."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,15 +9,17 @@ from efface.cli import check, parse
 from efface.cli.options import BaseFlag, Common, EditFlag, base_of, say, with_common
 from efface.errors import BadInput
 
-Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture; its middle, as a square, is read.")]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write, .png.")]
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="The image; cropped to its central square.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The image file to write, .png.")]
 Condition = Annotated[
     list[str] | None,
-    typer.Option("--concept", "-c", metavar="CONCEPT…", help="Say what is in the picture.", show_default="no text"),
+    typer.Option(
+        "--concept", "-c", metavar="CONCEPT…", help="Concepts in the image, as the prompt.", show_default="no text"
+    ),
 ]
-Steps = Annotated[int, typer.Option("--steps", help="Steps of DDIM from picture to noise, and back.")]
+Steps = Annotated[int, typer.Option("--steps", help="Steps of DDIM from the image to noise, and back.")]
 Guidance = Annotated[float, typer.Option("--guidance", help="Classifier-free guidance scale on the way back.")]
-Depth = Annotated[float, typer.Option("--depth", help="How far to go towards noise: 0 to 1, which is all the way.")]
+Depth = Annotated[float, typer.Option("--depth", help="Share of the steps to invert, 0 to 1; 1 is pure noise.")]
 
 
 ORDER = 50
@@ -25,7 +27,7 @@ ORDER = 50
 
 @with_common("steps", "guidance", "solver", "batch")
 def run(
-    image: Picture,
+    image: ImageArgument,
     common: Common,
     edit: EditFlag = None,
     concept: Condition = None,
@@ -35,9 +37,9 @@ def run(
     guidance: Guidance = 1.0,
     depth: Depth = 1.0,
 ) -> None:
-    """Noise a picture by inverting DDIM and denoise it again, both with the edited model.
+    """Invert an image to noise by DDIM and generate it again, both with the edited model.
 
-    The paper ("All but One") takes an edit made by: efface erase surgical CONCEPT --preset purification.
+    The paper ("All but One") uses the edit of: efface erase surgical CONCEPT --preset purification.
     """
     check.output(output, ".png")
     if not image.is_file():
@@ -61,7 +63,7 @@ def run(
     from efface.models import images, purification
     from efface.report import grid
 
-    images.square(image, 8)  # unreadable ones are refused before the model is loaded
+    images.square(image, 8)  # raises for an unreadable image before the model is loaded
     loaded = common.load(where)
     pixels = images.square(image, loaded.family.image_size)
     with total.applied(loaded, common.any_base) as edited:

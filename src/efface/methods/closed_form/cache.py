@@ -1,4 +1,4 @@
-"""Remember matrices that are costly to make: in memory, and on disk under the cache folder."""
+"""Cache of matrices that are costly to compute: in memory, and on disk under the cache folder."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from torch import Tensor
 from efface.errors import EffaceError
 from efface.util.files import cache_folder, load_safetensors, save_safetensors
 
-LIMIT = 8  # matrices held in memory
+LIMIT = 8  # matrices in memory
 _memory: OrderedDict[str, Tensor] = OrderedDict()
 
 
 def remembered(key: str, make: Callable[[], Tensor], disk: bool = False) -> Tensor:
-    """Return the matrix of a key from memory or, if `disk`, from the cache folder; else make it.
+    """Return the matrix of a key from memory or, if `disk`, from the cache folder; else compute it.
 
     key: 64 hex digits that stand for everything the matrix depends on. A cache folder that cannot be read or
-    written costs time, never the result.
+    written is ignored.
     """
     if key in _memory:
         _memory.move_to_end(key)
@@ -47,7 +47,7 @@ def folder() -> Path:
 def _read(path: Path) -> Tensor | None:
     try:
         return load_safetensors(path)[0]["matrix"] if path.is_file() else None
-    except (EffaceError, KeyError):  # damaged or foreign: make it again
+    except (EffaceError, KeyError):  # damaged, or another file: compute it again
         return None
 
 

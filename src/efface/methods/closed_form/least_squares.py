@@ -1,11 +1,11 @@
 """Closed-form edits of cross-attention: one ridge least squares that serves all key and value matrices.
 
 For text vectors c, goals g and a start T₀, the W that minimises
-Σ w‖W c − W₀ g‖² + Σ p‖W k − W₀T₀ k‖² + λ‖W − W₀T₀‖² over edited pairs (c, g) and kept vectors k is W = W₀·T,
+Σ w‖W c − W₀ g‖² + Σ p‖W k − W₀T₀ k‖² + λ‖W − W₀T₀‖² over edited pairs (c, g) and preserved vectors k is W = W₀·T,
 
     T = T₀ + Sᵀ X,   S = g − T₀c,   X = w c M⁻¹,   M = λI + Σ w c cᵀ + Σ p k kᵀ,
 
-with the same T for every W₀, because M holds text vectors only. So M is factored once for all layers, in
+with the same T for every W₀, because M depends on text vectors only. So M is factored once for all layers, in
 float64 (its condition number nears 1e6 on CLIP's vectors, where float32 is wrong by a percent), and no
 inverse is formed. With fewer rows A = √w c than their width, A M⁻¹ = (λI + A Aᵀ)⁻¹ A is cheaper.
 
@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from efface.errors import BadInput
-from efface.methods.closed_form.matrices import Factors, Kept, Outputs, Pairs, check_finite, check_scale, gram
+from efface.methods.closed_form.matrices import Factors, Outputs, Pairs, Preserved, check_finite, check_scale, gram
 
 
 class Fit(NamedTuple):
@@ -30,7 +30,7 @@ class Fit(NamedTuple):
 
     step: T − T₀ as factors.
     residual: distance left between edited vectors and goals, as a share of what it was (0: none is left).
-    drift: distance between kept vectors and where they should be, as a share of their length.
+    drift: distance between preserved vectors and where they should be, as a share of their length.
     condition: estimated condition number of M.
     """
 
@@ -45,14 +45,14 @@ def solve(
     goals: Float[Tensor, "n dim"],
     ridge: float,
     weights: Float[Tensor, " n"] | float = 1.0,
-    kept: Kept | None = None,
+    preserved: Preserved | None = None,
     start: Factors | None = None,
     restore: bool = False,
 ) -> Fit:
     """Find the step T − T₀ that brings each row to its goal, in weighted least squares with a ridge λ.
 
     rows, goals: text vectors c and g, n > 0; equal rows are merged. ridge: λ > 0. weights: above 0.
-    kept: vectors that stay where T₀ has them, or, if `restore`, go back to where they were without T₀.
+    preserved: vectors that stay where T₀ has them, or, if `restore`, go back to where they were without T₀.
     start: T₀, the identity by default.
 
     Raises `BadInput` for no rows, values that are not finite, λ ≤ 0 or NaN, or λ too small for float64.
@@ -66,42 +66,42 @@ def solve(
     for extreme in (scale.min(), scale.max()):
         check_scale("erase_scale", float(extreme), positive=True)
     pairs = Pairs(rows, goals, scale.double(), start).merged()
-    kept = kept or Kept(rows[:0].double())
+    preserved = preserved or Preserved(rows[:0].double())
     back = start if restore else None
-    if kept.gram is None and len(pairs.rows) + len(kept.rows) <= rows.shape[1]:
-        return _solve_few(pairs, ridge, kept.rows, back)
-    return _solve_many(pairs, ridge, kept, back)
+    if preserved.gram is None and len(pairs.rows) + len(preserved.rows) <= rows.shape[1]:
+        return _solve_few(pairs, ridge, preserved.rows, back)
+    return _solve_many(pairs, ridge, preserved, back)
 
 
-def _solve_few(pairs: Pairs, ridge: float, kept: Tensor, back: Factors | None) -> Fit:
+def _solve_few(pairs: Pairs, ridge: float, preserved: Tensor, back: Factors | None) -> Fit:
     """Solve with the n × n matrix λI + A Aᵀ of all rows A, when n is at most the width."""
     root = pairs.weights.sqrt()[:, None]
     shift = root * pairs.shift()
-    every = torch.cat([root * pairs.rows.double(), kept])
+    every = torch.cat([root * pairs.rows.double(), preserved])
     kernel = every @ every.T
     largest = ridge + _largest(kernel.__matmul__, len(kernel))
     chol = _cholesky(kernel, ridge)
     solved = torch.cholesky_solve(every, chol)  # A M⁻¹
     if back is None:
         step = Factors(shift.T.contiguous(), solved[: len(shift)])
-        held = torch.zeros_like(kept)
+        restored = torch.zeros_like(preserved)
     else:
-        held = kept - back.of(kept)
-        step = Factors(torch.cat([shift, held]).T.contiguous(), solved)
-    missed = torch.cat([shift, held]) - (every @ step.right.T) @ step.left.T
+        restored = preserved - back.of(preserved)
+        step = Factors(torch.cat([shift, restored]).T.contiguous(), solved)
+    missed = torch.cat([shift, restored]) - (every @ step.right.T) @ step.left.T
     low = len(every) < every.shape[1]  # then λ itself is an eigenvalue of M
     return Fit(
         step,
         _share(float(missed[: len(shift)].norm()), float(shift.norm())),
-        _share(float(missed[len(shift) :].norm()), float(kept.norm())),
+        _share(float(missed[len(shift) :].norm()), float(preserved.norm())),
         largest / ridge if low else largest * _largest_inverse(chol),
     )
 
 
-def _solve_many(pairs: Pairs, ridge: float, kept: Kept, back: Factors | None) -> Fit:
+def _solve_many(pairs: Pairs, ridge: float, preserved: Preserved, back: Factors | None) -> Fit:
     """Solve with the dim × dim matrix M."""
-    edited, held = gram(pairs.rows, pairs.weights), kept.matrix()
-    normal = edited + held
+    edited, preserved_gram = gram(pairs.rows, pairs.weights), preserved.matrix()
+    normal = edited + preserved_gram
     largest = ridge + _largest(normal.__matmul__, len(normal))
     chol = _cholesky(normal, ridge)
     pull, length = torch.zeros_like(normal), 0.0  # Σ w s cᵀ and Σ w‖s‖²
@@ -111,11 +111,11 @@ def _solve_many(pairs: Pairs, ridge: float, kept: Kept, back: Factors | None) ->
         pull.addmm_(scaled.T, pairs.rows[part].double())
         length += float((scaled * shift).sum())
     lost = torch.zeros_like(normal) if back is None else -(back.left @ back.right)  # I − T₀
-    change = torch.cholesky_solve((pull + lost @ held).T, chol).T.contiguous()
+    change = torch.cholesky_solve((pull + lost @ preserved_gram).T, chol).T.contiguous()
     # Σ w‖s − Δc‖² and Σ p‖(I − T₀)k − Δk‖² from the Gram matrices, without going through the rows again
     missed = length - 2 * float((change * pull).sum()) + float(((change @ edited) * change).sum())
     off = lost - change
-    moved, extent = float(((off @ held) * off).sum()), float(held.trace())
+    moved, extent = float(((off @ preserved_gram) * off).sum()), float(preserved_gram.trace())
     narrow = back is None and 2 * len(pairs.rows) <= len(change)
     return Fit(
         _narrow(pairs, chol) if narrow else Factors(change, torch.eye(len(change), dtype=torch.float64)),

@@ -1,6 +1,6 @@
-"""Algebra of text vectors: maps in factors, sums of outer products, the rows a closed-form edit is made of.
+"""Linear algebra of text vectors: low-rank maps, Gram matrices, and the pairs of a closed-form edit.
 
-Everything is float64 inside; rows come in as the text encoder gives them and are widened in blocks.
+Everything is float64 inside; rows have the text encoder's precision and are converted in blocks.
 """
 
 import math
@@ -48,10 +48,10 @@ class Factors(NamedTuple):
         return Factors(step.left + self.left @ (self.right @ step.left), step.right)
 
     def compressed(self, tolerance: float = 1e-9) -> "Factors":
-        """Return the same map at its numerical rank with balanced factors, which float32 holds best.
+        """Return the same map at its numerical rank, with balanced factors that lose least in float32.
 
-        tolerance: singular values below this share of the largest are dropped. Above half the width it is
-            left alone.
+        tolerance: singular values below this share of the largest are dropped. A rank above half the
+            width is not reduced.
         """
         dim, rank = self.left.shape
         if rank > dim:
@@ -67,28 +67,28 @@ class Factors(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """Hold the vectors that must stay as they are: themselves when few, their Gram matrix when many.
+class Preserved:
+    """Hold the preserved text vectors: themselves when few, their Gram matrix when many.
 
-    Both are scaled by the preserve scale. The Gram of a fixed keep set can be made once and reused.
+    Both are scaled by the preserve scale. The Gram matrix of a fixed set can be computed once and reused.
     """
 
     rows: Float64[Tensor, "n dim"]
     gram: Float64[Tensor, "dim dim"] | None = None
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "n dim"], scale: float = 1.0) -> "Kept":
-        """Keep these vectors with weight `scale`; raises `BadInput` for a bad scale or value."""
+    def of(cls, rows: Float[Tensor, "n dim"], scale: float = 1.0) -> "Preserved":
+        """Preserve these vectors with weight `scale`; raises `BadInput` for a bad scale or value."""
         return cls.gather([rows], rows.shape[1], scale)
 
     @classmethod
-    def gather(cls, batches: Iterable[Tensor], dim: int, scale: float = 1.0) -> "Kept":
-        """Keep the rows of all batches (n, dim), holding at most `dim` of them, a batch and one Gram matrix."""
+    def gather(cls, batches: Iterable[Tensor], dim: int, scale: float = 1.0) -> "Preserved":
+        """Preserve the rows of all batches (n, dim), with at most `dim` rows, a batch and a Gram matrix in memory."""
         check_scale("preserve_scale", scale)
         waiting = torch.zeros(0, dim)
         total: Tensor | None = None
         for batch in batches:
-            check_finite("kept text vectors", batch)
+            check_finite("preserved text vectors", batch)
             waiting = torch.cat([waiting, batch])
             if len(waiting) > dim:
                 total = gram(waiting) if total is None else total + gram(waiting)
@@ -97,9 +97,9 @@ class Kept:
             return cls(waiting.double() * math.sqrt(scale))
         return cls(waiting[:0].double(), scale * (total + gram(waiting)))
 
-    def rescaled(self, factor: float) -> "Kept":
+    def rescaled(self, factor: float) -> "Preserved":
         """Return the same vectors with their weight multiplied by `factor`."""
-        return Kept(self.rows * math.sqrt(factor), None if self.gram is None else self.gram * factor)
+        return Preserved(self.rows * math.sqrt(factor), None if self.gram is None else self.gram * factor)
 
     def matrix(self) -> Float64[Tensor, "dim dim"]:
         """Return the Gram matrix."""
@@ -107,7 +107,7 @@ class Kept:
 
 
 class Outputs(NamedTuple):
-    """Hold what eq. 8 of RECE needs of the matrices W₀T, kept up to date as T grows instead of formed anew.
+    """Hold the Gram matrices of W = W₀T for eq. 8 of RECE, updated with each step of T.
 
     normal: Σ WᵀW of the edited matrices, TᵀGT with G = Σ W₀ᵀW₀.
     mixed: Σ WᵀW₀, TᵀG.
@@ -118,11 +118,11 @@ class Outputs(NamedTuple):
 
     @classmethod
     def of(cls, system: Float64[Tensor, "dim dim"]) -> "Outputs":
-        """Return those of unedited matrices with Gram matrix G."""
+        """Return the outputs of unedited matrices with Gram matrix G."""
         return cls(system, system)
 
     def plus(self, step: Factors, system: Float64[Tensor, "dim dim"]) -> "Outputs":
-        """Return those of W₀(T + step.left·step.right)."""
+        """Return the outputs of W₀(T + step.left·step.right)."""
         across = (self.mixed @ step.left) @ step.right
         within = step.right.T @ ((step.left.T @ system @ step.left) @ step.right)
         mixed = self.mixed + step.right.T @ (step.left.T @ system)
@@ -148,7 +148,7 @@ class Pairs(NamedTuple):
             yield slice(start, start + BLOCK)
 
     def merged(self) -> "Pairs":
-        """Merge equal rows: weights add up and goals average, which leaves the least squares as it was.
+        """Merge equal rows: weights add up and goals average, which does not change the least squares.
 
         The start-of-text vector is the same in every prompt of a causal encoder, so there are always some.
         """
@@ -184,7 +184,7 @@ def weight_gram(weights: Iterable[Tensor]) -> Float64[Tensor, "dim dim"]:
     """Return G = Σ WᵀW over matrices (out, dim) of one width; raises `BadInput` when there are none."""
     parts: list[list[Tensor]] = [[]]
     for weight in weights:
-        if sum(map(len, parts[-1])) >= BLOCK:  # low matrices one by one would waste half of the time
+        if sum(map(len, parts[-1])) >= BLOCK:  # one by one, matrices of few rows would take twice the time
             parts.append([])
         parts[-1].append(weight.detach().cpu())
     if not parts[0]:
@@ -203,4 +203,4 @@ def check_scale(name: str, value: float, positive: bool = False) -> None:
 
 def check_finite(what: str, rows: Tensor) -> None:
     if not bool(torch.isfinite(rows).all()):
-        raise BadInput(f"the {what} hold values that are not finite numbers")
+        raise BadInput(f"the {what} contain values that are not finite numbers")

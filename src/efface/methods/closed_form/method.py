@@ -1,4 +1,4 @@
-"""What closed-form methods share: how concepts are said, what is kept, and the edit they return."""
+"""What closed-form methods share: prompts of concepts, preserved vectors, and the edit they return."""
 
 import json
 import re
@@ -17,8 +17,8 @@ from efface.errors import BadInput, BadModel
 from efface.method import Method
 from efface.methods.closed_form.cache import remembered
 from efface.methods.closed_form.least_squares import Fit
-from efface.methods.closed_form.matrices import Factors, Kept, check_scale, weight_gram
-from efface.methods.closed_form.prompts import Rows, Say, Text, check_template, read
+from efface.methods.closed_form.matrices import Factors, Preserved, check_scale, weight_gram
+from efface.methods.closed_form.prompts import Phrase, Rows, Text, check_template, read
 from efface.models.model import Model
 from efface.util.files import sha256_tensors, sha256_text
 
@@ -33,19 +33,19 @@ MINI_STYLES = (
     "a picture of a car in the style of {}", "a guitar by {}", "a drawing of a house in {} style", "fish in {} style",
 )  # fmt: skip
 SINGLE = 3e-8  # half a unit in the last place of float32: smaller singular values would be lost anyway
-MANY = 64  # kept texts from which their Gram matrix is worth remembering
+MANY = 64  # preserved texts from which their Gram matrix is worth caching
 
 
 @dataclass(frozen=True)
 class ClosedForm(Method):
-    """Say concepts and their replacements in the same prompts.
+    """Base class of closed-form methods: concepts and their replacements in the same prompts.
 
-    ridge: λ, the weight of leaving the matrices as they are, above 0.
-    templates: prompts a name is put into, {} standing for it; all of them are edited.
+    ridge: λ, the weight of the change of the matrices, above 0.
+    templates: prompts with {} for the concept's name; all of them are edited.
     style_templates: the same for styles.
-    target: what is said instead of a concept that has no anchor.
+    target: replacement of a concept that has no anchor.
     style_target: the same for styles.
-    keywords: erase a concept's keywords too, each like a name of it.
+    keywords: also erase a concept's keywords, each as if it were its name.
     """
 
     ridge: float = 0.5
@@ -64,27 +64,31 @@ class ClosedForm(Method):
             raise BadInput("at least one template is needed")
 
     @abstractmethod
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Edit:
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit."""
 
-    def says(self, erase: Sequence[Concept]) -> list[list[tuple[Say, Say]]]:
-        """Return, for every concept to be erased, its prompts beside those to put in their place."""
+    def phrases(self, erase: Sequence[Concept]) -> list[list[tuple[Phrase, Phrase]]]:
+        """Return, for every concept to be erased, pairs of a prompt and its replacement."""
         named = self._named(erase)
-        return [self._says(concept, named) for concept in erase]
+        return [self._phrases(concept, named) for concept in erase]
 
-    def kept_says(self, keep: Sequence[Concept], erase: Sequence[Concept], empty: bool) -> list[Say]:
-        """Return every prompt to keep, and the empty one."""
+    def preserved_prompts(self, preserve: Sequence[Concept], erase: Sequence[Concept], empty: bool) -> list[Phrase]:
+        """Return every prompt to preserve, with the empty one first if `empty`."""
         named = self._named(erase)
-        found = [Say(form, concept.name) for concept in keep for form in self._forms(concept, named)]
-        return [Say("{}", ""), *found] if empty else found
+        found = [Phrase(form, concept.name) for concept in preserve for form in self._forms(concept, named)]
+        return [Phrase("{}", ""), *found] if empty else found
 
-    def _says(self, concept: Concept, named: Mapping[str, list[Concept]]) -> list[tuple[Say, Say]]:
+    def _phrases(self, concept: Concept, named: Mapping[str, list[Concept]]) -> list[tuple[Phrase, Phrase]]:
         target = concept.anchor or (self.style_target if concept.kind == "style" else self.target)
         names = (concept.name, *(concept.keywords if self.keywords else ()))
-        return [(Say(form, name), Say(form, target)) for name in names for form in self._forms(concept, named, concept)]
+        return [
+            (Phrase(form, name), Phrase(form, target))
+            for name in names
+            for form in self._forms(concept, named, concept)
+        ]
 
     def _named(self, erase: Sequence[Concept]) -> dict[str, list[Concept]]:
-        """Return the concepts to be erased that each template names in words of its own: one search per concept."""
+        """Return, for each template, the concepts to be erased that its own words name."""
         forms = dict.fromkeys((*self.templates, *self.style_templates))
         words = [(concept, re.compile(rf"\b{re.escape(concept.name)}\b", re.IGNORECASE)) for concept in erase]
         return {form: [concept for concept, word in words if word.search(form)] for form in forms}
@@ -109,10 +113,10 @@ def text_weights(model: Model, keys: bool = True) -> tuple[str, ...]:
     return names
 
 
-def check_texts(model: Model, erase: Sequence[Concept], keep: Sequence[Concept]) -> None:
+def check_texts(model: Model, erase: Sequence[Concept], preserve: Sequence[Concept]) -> None:
     """Raise `BadInput` when two concepts are the same text to the tokenizer, or one has no tokens."""
     seen: dict[tuple[int, ...], str] = {}
-    for concept in (*erase, *keep):
+    for concept in (*erase, *preserve):
         tokens = model.tokens(concept.name)
         if tokens.subject < 1:
             raise BadInput(f"{concept.name!r} has no tokens in this model's vocabulary")
@@ -122,38 +126,38 @@ def check_texts(model: Model, erase: Sequence[Concept], keep: Sequence[Concept])
 
 
 def edited_rows(
-    model: Model, says: Sequence[tuple[Say, Say]], pair: Callable[[Text, Text], tuple[Tensor, Tensor]]
+    model: Model, phrases: Sequence[tuple[Phrase, Phrase]], pair: Callable[[Text, Text], tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (rows, goals) for every prompt and its replacement; each replacement is encoded once."""
-    targets = list(dict.fromkeys(new for _, new in says))
+    targets = list(dict.fromkeys(new for _, new in phrases))
     known = dict(zip(targets, read(model, targets), strict=True))
-    for (_, new), old in zip(says, read(model, [old for old, _ in says]), strict=True):
+    for (_, new), old in zip(phrases, read(model, [old for old, _ in phrases]), strict=True):
         yield pair(old, known[new])
 
 
 def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Rows, Rows]:
-    """Put the rows and the goals of all pairs one under the other."""
+    """Concatenate the rows and the goals of all pairs."""
     return torch.cat([rows for rows, _ in pairs]), torch.cat([goals for _, goals in pairs])
 
 
-def kept_rows(model: Model, says: Sequence[Say], which: str, scale: float) -> Kept:
-    """Encode what is to be kept, all rows of each text or the last word's; long lists are remembered."""
+def preserved_rows(model: Model, phrases: Sequence[Phrase], which: str, scale: float) -> Preserved:
+    """Encode the preserved prompts: all rows of each (which = "all") or the last word's; long lists are cached."""
     check_scale("preserve_scale", scale)
 
     def batches() -> Iterator[Tensor]:
-        for text in read(model, says):
+        for text in read(model, phrases):
             yield text.vectors if which == "all" else text.vectors[text.word :][:1]
 
-    if len(says) < MANY:
-        return Kept.gather(batches(), model.width, scale)
+    if len(phrases) < MANY:
+        return Preserved.gather(batches(), model.width, scale)
     encoders = {name: weight for name, weight in model.weights("").items() if name.startswith("text_encoder")}
-    key = sha256_text(json.dumps([sha256_tensors(encoders), which, [say._asdict() for say in says]]))
-    total = remembered(key, lambda: Kept.gather(batches(), model.width).matrix(), disk=True)
-    return Kept(torch.zeros(0, model.width, dtype=torch.float64), scale * total)
+    key = sha256_text(json.dumps([sha256_tensors(encoders), which, [phrase._asdict() for phrase in phrases]]))
+    total = remembered(key, lambda: Preserved.gather(batches(), model.width).matrix(), disk=True)
+    return Preserved(torch.zeros(0, model.width, dtype=torch.float64), scale * total)
 
 
 def key_value_gram(model: Model, names: Sequence[str]) -> Tensor:
-    """Return G = Σ W₀ᵀW₀ over the named matrices, remembered by their values."""
+    """Return G = Σ W₀ᵀW₀ over the named matrices, cached by their values."""
     weights = model.weights()
     chosen = {name: weights[name] for name in names}
     return remembered(sha256_tensors(chosen), lambda: weight_gram(chosen.values()))
@@ -165,7 +169,7 @@ def text_edit(
     report: Mapping[str, Any],
     extra: Mapping[str, Tensor] | None = None,
 ) -> Edit:
-    """Make the edit W = W₀·T of the named weights: T in float32 factors, the report in its provenance."""
+    """Return the edit W = W₀·T of the named weights, with T in float32 factors and the report in its provenance."""
     small = change.compressed(SINGLE)
     text_map = TextMap(names, small.left.float().contiguous(), small.right.float().contiguous())
     meta = {"closed_form": {**report, "rank": small.left.shape[1]}}
@@ -173,5 +177,5 @@ def text_edit(
 
 
 def summary(fit: Fit) -> dict[str, float]:
-    """Return how good a solution is, rounded for the provenance."""
+    """Return the quality of a solution, rounded for the provenance."""
     return {key: float(f"{getattr(fit, key):.4g}") for key in ("residual", "drift", "condition")}

@@ -1,4 +1,4 @@
-"""Which text vectors a closed-form edit takes: how a concept is said, and which rows each variant edits.
+"""Text vectors of a closed-form edit: prompts of a concept, and the rows that each variant edits.
 
 Positions come from the tokenizer (start token, words, end token, padding to its own length), so that any text
 length and vocabulary works.
@@ -21,8 +21,8 @@ BATCH = 32  # prompts encoded at once
 Rows = Float[Tensor, "n dim"]
 
 
-class Say(NamedTuple):
-    """Put a name into a prompt."""
+class Phrase(NamedTuple):
+    """A prompt template and the name that is put into it."""
 
     template: str
     name: str
@@ -52,28 +52,28 @@ class Text(NamedTuple):
 
 
 def check_template(template: str) -> None:
-    """Raise `BadInput` unless the template holds one {}."""
+    """Raise `BadInput` unless the template contains {} once."""
     if template.count("{}") != 1:
-        raise BadInput(f"a template holds the name's place, {{}}, once; got {template!r}")
+        raise BadInput(f"a template contains {{}}, the place of the name, once; got {template!r}")
 
 
-def position(model: Model, say: Say, stream: int = 0) -> int:
+def position(model: Model, phrase: Phrase, stream: int = 0) -> int:
     """Return the position of the name's last token in a stream of text; raises `BadInput` for a name without any."""
-    word = model.family.streams(say.head)[stream].subject
-    before = model.family.streams(Say(say.template, "").head)[stream].subject
-    if say.name.strip() and word <= before:
-        raise BadInput(f"{say.name!r} has no tokens in this model's vocabulary")
+    word = model.family.streams(phrase.head)[stream].subject
+    before = model.family.streams(Phrase(phrase.template, "").head)[stream].subject
+    if phrase.name.strip() and word <= before:
+        raise BadInput(f"{phrase.name!r} has no tokens in this model's vocabulary")
     return word
 
 
-def read(model: Model, says: Sequence[Say]) -> Iterator[Text]:
+def read(model: Model, phrases: Sequence[Phrase]) -> Iterator[Text]:
     """Encode prompts in batches, one `Text` for each stream of text, in order, on the CPU in float32 (or wider)."""
-    for start in progress(range(0, len(says), BATCH), "texts"):
-        part = says[start : start + BATCH]
-        for say, vectors in zip(part, vectors_of(model, [say.text for say in part]), strict=True):
-            for i, tokens in enumerate(model.family.streams(say.text)):
+    for start in progress(range(0, len(phrases), BATCH), "texts"):
+        part = phrases[start : start + BATCH]
+        for phrase, vectors in zip(part, vectors_of(model, [phrase.text for phrase in part]), strict=True):
+            for i, tokens in enumerate(model.family.streams(phrase.text)):
                 own = vectors[tokens.start : tokens.start + len(tokens.ids)]
-                yield Text(own, position(model, say, i), tokens.ids[: tokens.eos + 1])
+                yield Text(own, position(model, phrase, i), tokens.ids[: tokens.eos + 1])
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def vectors_of(model: Model, prompts: Sequence[str]) -> Float[Tensor, "b len dim
 def tail(old: Text, new: Text) -> tuple[Rows, Rows]:
     """Pair the rows from the last word on, through end token and padding (UCE 2023).
 
-    The longer head shortens both sides, so that each last word, end token and padding meet their like.
+    The longer head shortens both sides, so that last word, end token and padding are paired with each other.
     """
     length = len(old.vectors) - max(old.word, new.word)
     return old.vectors[old.word :][:length], new.vectors[new.word :][:length]
@@ -112,7 +112,7 @@ def every(old: Text, new: Text) -> tuple[Rows, Rows]:
 def aligned(old: Text, new: Text) -> tuple[Rows, Rows]:
     """Pair every row with the row of the same token in the other prompt (TIME).
 
-    Tokens without a counterpart go to the token at their place, or, where nothing stands there, to the one
+    Tokens without a counterpart go to the token at their place, or, if there is none, to the one
     before it. What follows the end token is paired one by one and, when the new prompt runs out, with its last
     row.
     """

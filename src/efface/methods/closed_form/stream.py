@@ -1,4 +1,4 @@
-"""Erase from a checkpoint without loading it: only its text encoder and the weights that read the text are read."""
+"""Closed-form edits of a checkpoint on disk: only the text encoder and the weights that read the text are loaded."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def erase(
     method: Method,
     where: str | os.PathLike[str],
     erase: Sequence[Concept | str] | Concept | str,
-    keep: Sequence[Concept | str] = (),
+    preserve: Sequence[Concept | str] = (),
     seed: int = 0,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> Edit:
@@ -27,4 +27,4 @@ def erase(
     """
     if not isinstance(method, ClosedForm) or getattr(method, "stop_below", 0.0) > 0:
         raise BadInput(f"{type(method).__name__} needs the whole model: it cannot edit a checkpoint on disk")
-    return method(open_model(where, tokenizer), erase, keep, seed)
+    return method(open_model(where, tokenizer), erase, preserve, seed)

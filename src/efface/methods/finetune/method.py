@@ -1,6 +1,6 @@
-"""Fine-tuning: all that methods which train weights share, so that a method is its loss and little else.
+"""Fine-tuning: what methods that train weights share, so that a method is little more than its loss.
 
-A method brings its loss, which weights it trains and where z_t comes from. There is one network in memory:
+A method defines its loss, the weights it trains and the source of z_t. There is one network in memory:
 student, frozen base and moving average are views of the model that share all tensors but the trained ones;
 the model's own weights are never written to.
 """
@@ -32,21 +32,21 @@ Loss = Callable[[int], Tensor]  # step -> a number
 
 @dataclass(frozen=True)
 class FineTune(Method):
-    """Train some weights of a model against a loss; abstract.
+    """Base class of fine-tuning methods: train some weights of a model on a loss.
 
     Args:
         steps: steps of the optimiser
         lr: learning rate
         batch: noisy latents per step
-        params: which UNet weights are trained: x (cross-attention), x-strict (its keys and values),
+        params: UNet weights to train: x (cross-attention), x-strict (its keys and values),
             u (all but cross-attention, time embedding and output), u-linear (linear and convolution layers
             outside cross-attention), selfattn, attn (both attentions), to_out (output layers of both), full,
             or a pattern such as *mid_block*
         optimizer: adam, adamw or sgd
         weight_decay: the optimiser's weight decay
         clip: largest norm of the gradient, 0 for no limit
-        gradient_checkpointing: compute activations twice to save memory
-        bf16: compute in bfloat16 where the processor is fast at it; weights and moments stay in float32
+        gradient_checkpointing: recompute activations in the backward pass to save memory
+        bf16: compute in bfloat16, where the processor supports it; weights and moments stay in float32
     """
 
     steps: int = 1000
@@ -73,40 +73,40 @@ class FineTune(Method):
 
     @abstractmethod
     def objective(self, run: "Run") -> Loss:
-        """Return the loss of a step; what it needs once (contexts, images) it prepares here."""
+        """Return the loss as a function of the step; contexts and images are prepared here, once."""
 
     def result(self, run: "Run") -> Fitted:
-        """Return the edit when training is over, and by-products if any: by default student minus base."""
+        """Return the edit after training, and by-products if any: by default student minus base."""
         return Edit(delta=run.delta(), meta=run.report())
 
-    def fit(self, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int) -> Fitted:
+    def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Fitted:
         """Train and return the edit; the model's weights are not touched.
 
         Raises: BadInput, BadFile (checkpoint), Diverged, WriteError.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            run = Run(self, model, tuple(erase), tuple(keep), seed)
+            run = Run(self, model, tuple(erase), tuple(preserve), seed)
             run.descend(self.objective(run))
             return self.result(run)
 
 
 class Run:
-    """Hold one training: the networks, the optimiser, and what a loss may ask for.
+    """Hold the state of one training run: the networks, the optimiser, and helpers for losses.
 
-    base, student: the frozen network and the one in training.
-    average: the student's moving average, after `keep_average`.
-    erase, keep, seed: as given to the method.
+    base, student: the frozen model and the one in training.
+    average: the student's moving average, after `track_average`.
+    erase, preserve, seed: as given to the method.
     rng: the random numbers of the current step, on the CPU.
     weights: the student's trained parameters by name.
     null: the context of no prompt, one row.
     """
 
     def __init__(
-        self, method: FineTune, model: Model, erase: tuple[Concept, ...], keep: tuple[Concept, ...], seed: int
+        self, method: FineTune, model: Model, erase: tuple[Concept, ...], preserve: tuple[Concept, ...], seed: int
     ) -> None:
         self.rank, self.world = _processes(model)
-        self.method, self.erase, self.keep, self.seed = method, erase, keep, seed
-        self.about = _describe(method, model, erase, keep, seed) if current() else {}
+        self.method, self.erase, self.preserve, self.seed = method, erase, preserve, seed
+        self.about = _describe(method, model, erase, preserve, seed) if current() else {}
         model = replace(model, guards=())
         chosen = select(model, method.params)
         self.base = _view(model, {})
@@ -124,7 +124,7 @@ class Run:
             self.null = self.base.null().float()
 
     def contexts(self, texts: Iterable[str]) -> Context:
-        """Return the base's contexts of some prompts, without gradient."""
+        """Encode prompts with the base model, without gradient."""
         with torch.no_grad():
             return self.base.encode(list(texts)).float()
 
@@ -133,35 +133,35 @@ class Run:
         return torch.randn(n, *self.base.latent_shape, generator=self.rng).to(self.base.device)
 
     def times(self, n: int) -> Int[Tensor, " n"]:
-        """Draw n timesteps as training does."""
+        """Draw n timesteps uniformly, as in training a diffusion model."""
         return self.base.family.schedule.random_times(n, self.rng).to(self.base.device)
 
     def pick(self, count: int, n: int) -> Int[Tensor, " n"]:
         """Draw n of the whole numbers below `count`."""
         return torch.randint(count, (n,), generator=self.rng).to(self.base.device)
 
-    def keep_average(self, decay: float) -> None:
-        """Keep an exponential moving average of the student from here on."""
+    def track_average(self, decay: float) -> None:
+        """Track an exponential moving average of the student from now on."""
         self.decay = decay
         self.means = {name: p.detach().clone() for name, p in self.masters.items()}
         self.average = _view(self.base, {name: mean.to(self.weights[name].dtype) for name, mean in self.means.items()})
         self.state.tensors |= {f"average.{name}": mean for name, mean in self.means.items()}
 
     def once(self, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what `make` returned the first time; a resumed run finds it in its checkpoint folder.
+        """Return the result of `make`, computed once; a resumed run reads it from its checkpoint folder.
 
-        While `make` runs, `rng` is a generator of the seed and the stage alone.
+        While `make` runs, `rng` is seeded by the run's seed and the stage.
         """
 
         def seeded() -> dict[str, Tensor]:
             self.rng = generator(self.seed, stage)
             return make()
 
-        kept = current()
-        return kept.once(stage, self.about, seeded) if kept else seeded()
+        stored = current()
+        return stored.once(stage, self.about, seeded) if stored else seeded()
 
     def note(self, name: str, value: float) -> None:
-        """Note a number beside the loss of the current step."""
+        """Record a number beside the loss of the current step."""
         self.state.history.setdefault(name, []).append(value)
 
     def descend(self, loss: Loss) -> None:
@@ -193,13 +193,13 @@ class Run:
         return {name: (new[name].detach().float() - old[name].detach().float()).cpu() for name in self.weights}
 
     def report(self) -> dict[str, Any]:
-        """Return what an edit tells of its training: about 100 losses and notes, the count of trained weights."""
+        """Return the report of the training: about 100 losses and notes, and the number of trained weights."""
         every = max(1, self.state.step // 100)
         shown = {name: values[::every] for name, values in self.state.history.items()}
         return {"training": {**shown, "parameters": sum(p.numel() for p in self.weights.values())}}
 
     def _gather(self) -> None:
-        """Bring the gradients to the master copies, averaged over processes."""
+        """Copy the gradients to the master copies, averaged over processes."""
         for name, p in self.weights.items():
             master = self.masters[name]
             if master is not p:
@@ -217,7 +217,7 @@ class Run:
 
     @torch.no_grad()
     def _move(self) -> None:
-        """Move the average towards the master copies and publish both."""
+        """Update the average and copy both into the networks."""
         for name, mean in self.means.items():
             mean.lerp_(self.masters[name], 1 - self.decay)
         self._publish()
@@ -232,9 +232,9 @@ class Run:
                 average[name].copy_(self.means[name])
 
 
-def said(concept: Concept, say: Literal["name", "texts"]) -> tuple[str, ...]:
-    """Return what a method takes a concept to be called: its bare name, or its name and its prompts."""
-    return (concept.name,) if say == "name" else (concept.name, *concept.texts)
+def prompts_of(concept: Concept, which: Literal["name", "all"]) -> tuple[str, ...]:
+    """Return the prompts by which a method erases a concept: its bare name, or its name and its prompts."""
+    return (concept.name,) if which == "name" else (concept.name, *concept.texts)
 
 
 def _view(model: Model, values: Mapping[str, Tensor]) -> Model:
@@ -257,11 +257,11 @@ def _master(p: Tensor) -> Tensor:
 
 
 def _describe(
-    method: FineTune, model: Model, erase: Sequence[Concept], keep: Sequence[Concept], seed: int
+    method: FineTune, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int
 ) -> dict[str, Any]:
-    """Return what a checkpoint must agree in to be resumed."""
+    """Return the description of a run, which a checkpoint must equal to be resumed."""
     plain = registry.to_json(method)
-    concepts = {"erase": [c.to_json() for c in erase], "keep": [c.to_json() for c in keep]}
+    concepts = {"erase": [c.to_json() for c in erase], "preserve": [c.to_json() for c in preserve]}
     return {"method": plain["name"], **plain["fields"], **concepts, "seed": seed, "model": model.id}
 
 
@@ -280,4 +280,4 @@ def _processes(model: Model) -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-__all__ = ["FineTune", "Loss", "Run", "checkpoints", "said"]
+__all__ = ["FineTune", "Loss", "Run", "checkpoints", "prompts_of"]

@@ -1,4 +1,4 @@
-"""Which weights a method trains: named sets of the family's, a pattern, or the text encoder's token embeddings."""
+"""Trained weights: a named set of the family, a pattern, or the text encoder's token embeddings."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -25,7 +25,7 @@ def select(model: Model, params: str) -> dict[str, nn.Parameter]:
 
 
 def detach_start(model: Model) -> None:
-    """Stop the gradient from the first position, the start token, of every key and value of the text."""
+    """Stop the gradient through the start token in every key and value projection of the text."""
 
     def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         return torch.cat([out[:, :1].detach(), out[:, 1:]], 1)
@@ -36,7 +36,7 @@ def detach_start(model: Model) -> None:
 
 
 def only_tokens(model: Model, texts: Sequence[str], optimizer: torch.optim.Optimizer) -> None:
-    """Train the token embeddings of some words and leave all others as they are."""
+    """Restrict training to the token embeddings of some words."""
     found = [model.tokens(text) for text in texts]
     rows = sorted({i for tokens in found for i in tokens.ids[1 : tokens.eos]})
     for group in optimizer.param_groups:

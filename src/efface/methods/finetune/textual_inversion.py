@@ -1,4 +1,4 @@
-"""Textual inversion: vectors that take the place of a concept's words.
+"""Textual inversion: learned vectors in place of a concept's words.
 
 Gal et al. 2022, https://arxiv.org/abs/2208.01618.
 """
@@ -18,7 +18,7 @@ from efface.training.loop import descend, generator, optimizer
 
 
 class Inverted(NamedTuple):
-    """The context of a prompt with the learned vectors in it, their positions, and that of its end token."""
+    """Hold the context of a prompt with the learned vectors, their positions, and that of the end token."""
 
     context: Context
     at: list[int]
@@ -36,7 +36,7 @@ def invert(
     count: int,
     batch: int = 1,
 ) -> Inverted:
-    """Learn `count` token vectors in the place of {} in `prompt`, with which the untouched model draws `latents`.
+    """Learn `count` token vectors in place of {} in `prompt`, with which the original model generates `latents`.
 
     The first half starts at the tokens of `name`, the second half at random.
     """

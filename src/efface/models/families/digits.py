@@ -25,20 +25,20 @@ class Digits(Family):
 
     @classmethod
     def owns(cls, pipe: Any) -> bool:
-        """Say whether a pipeline is around a `DigitUNet`."""
+        """Return whether a pipeline has a `DigitUNet`."""
         return isinstance(getattr(pipe, "unet", None), DigitUNet)
 
     def encode(self, prompts: Sequence[str]) -> Context:
-        """Read prompts: a class, 8 numbers, or nothing."""
+        """Encode prompts: a class name, 8 numbers, or ""."""
         return Context(self.pipe.tokenizer(prompts).input_ids).to(self.denoiser.dtype)
 
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
-        """Refuse to name a token: a prompt is one vector, not words."""
+        """Raise `BadModel`: a prompt is one vector and has no word tokens."""
         return (text.Tokens((), 0, 0),)
 
     @property
     def width(self) -> int:
-        """Return the numbers of a prompt."""
+        """Return the number of values in a prompt, 8."""
         return self.denoiser.config.cross_attention_dim
 
     @cached_property
@@ -53,7 +53,7 @@ class Digits(Family):
         return config.in_channels, config.sample_size, config.sample_size
 
     def text_weights(self) -> list[str]:
-        """Return no names: layers with a bias and a non-linearity stand between the token and the denoiser."""
+        """Return no names: the token passes through layers with a bias and a non-linearity."""
         return []
 
     def arguments(self, c: Context, count: int) -> dict[str, Any]:
@@ -61,5 +61,5 @@ class Digits(Family):
         return {"encoder_hidden_states": c.tokens}
 
     def context_of(self, arguments: Mapping[str, Any]) -> Context:
-        """Return the context that the network's keyword arguments say."""
+        """Return the context in the network's keyword arguments."""
         return Context(arguments["encoder_hidden_states"])

@@ -34,7 +34,7 @@ class StableDiffusion(UNetFamily):
 
     @classmethod
     def owns(cls, pipe: Any) -> bool:
-        """Say whether a pipeline has one text encoder and a UNet that reads nothing but its tokens."""
+        """Return whether a pipeline has one text encoder and a UNet whose only condition is its tokens."""
         unet: Any = getattr(pipe, "unet", None)
         one = getattr(pipe, "text_encoder_2", None) is None
         return one and hasattr(unet, "attn_processors") and unet.config.get("addition_embed_type") is None
@@ -42,13 +42,13 @@ class StableDiffusion(UNetFamily):
     # --- single files in the original layout ---
     @classmethod
     def reads(cls, shapes: Shapes) -> bool:
-        """Say whether a checkpoint of these tensors is of this family."""
+        """Return whether a checkpoint of these tensors is of this family."""
         xl = any(name.startswith("conditioner.") for name in shapes)
         return f"{UNET}input_blocks.0.0.weight" in shapes and not xl
 
     @classmethod
     def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
-        """Read the configurations of a pipeline's parts; 1.x is taken to predict eps and 2.x v, unless told."""
+        """Read the configurations of a pipeline's parts; by default 1.x predicts eps and 2.x v."""
         if not any(name.startswith((CLIP, OPEN_CLIP)) for name in shapes):
             raise BadModel("it has no text encoder: give a full checkpoint, not a pruned one")
         layout.check_latents(shapes)

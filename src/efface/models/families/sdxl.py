@@ -1,4 +1,4 @@
-"""SDXL: two CLIP text encoders side by side, a pooled vector and the image's size beside the tokens.
+"""SDXL: two CLIP text encoders; the denoiser also reads a pooled vector and the image's size.
 
 Podell et al. 2023, https://arxiv.org/abs/2307.01952.
 """
@@ -35,14 +35,14 @@ INDEX = {
 
 @dataclass(frozen=True, eq=False)
 class SDXL(UNetFamily):
-    """View an SDXL base pipeline; images are asked for at the model's own size, not cropped."""
+    """View an SDXL base pipeline; images have the model's own size, without cropping."""
 
     TITLE: ClassVar[str] = "SDXL"
     PARTS: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2", "vae")
 
     @classmethod
     def owns(cls, pipe: Any) -> bool:
-        """Say whether a pipeline has two text encoders and a UNet that reads text and sizes beside the tokens."""
+        """Return whether a pipeline has two text encoders and a UNet that also reads a pooled vector and sizes."""
         unet: Any = getattr(pipe, "unet", None)
         both = getattr(pipe, "text_encoder_2", None) is not None
         return both and hasattr(unet, "config") and unet.config.get("addition_embed_type") == "text_time"
@@ -50,12 +50,12 @@ class SDXL(UNetFamily):
     # --- single files in the original layout ---
     @classmethod
     def reads(cls, shapes: Shapes) -> bool:
-        """Say whether a checkpoint of these tensors is of this family."""
+        """Return whether a checkpoint of these tensors is of this family."""
         return f"{UNET}input_blocks.0.0.weight" in shapes and any(name.startswith("conditioner.") for name in shapes)
 
     @classmethod
     def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
-        """Read the configurations of a pipeline's parts; the denoiser is taken to predict eps, unless told."""
+        """Read the configurations of a pipeline's parts; by default the denoiser predicts eps."""
         if not any(name.startswith(CLIP) for name in shapes):
             raise BadModel("it is not SDXL base: the first of two text encoders is missing (the refiner has one only)")
         layout.check_latents(shapes)
@@ -91,7 +91,7 @@ class SDXL(UNetFamily):
 
     # --- text and noise ---
     def encode(self, prompts: Sequence[str]) -> Context:
-        """Encode prompts: the last hidden states but one of both encoders side by side, and the second's pooled one."""
+        """Encode prompts: penultimate hidden states of both encoders, concatenated, and the second's pooled vector."""
         for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2):
             text.warn_if_cut(tokenizer, prompts, stacklevel=3)
         options: dict[str, Any] = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
@@ -100,7 +100,7 @@ class SDXL(UNetFamily):
         return Context(tokens, pooled).to(self.denoiser.dtype)
 
     def null(self) -> Context:
-        """Return zeros where the pipeline takes them for no prompt, as SDXL base does, else the empty prompt's."""
+        """Return the unconditional context: zeros if the pipeline's configuration says so, else the empty prompt's."""
         empty = self.encode([""])
         return empty.map(torch.zeros_like) if self.pipe.config.force_zeros_for_empty_prompt else empty
 
@@ -111,7 +111,7 @@ class SDXL(UNetFamily):
             vae.float()
 
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
-        """Return the prompt's tokens; both tokenizers have one vocabulary and differ in the padding only."""
+        """Return the prompt's tokens; the two tokenizers differ in the padding only."""
         return (text.tokens(self.pipe.tokenizer, prompt),)
 
     def arguments(self, c: Context, count: int) -> dict[str, Any]:
@@ -122,12 +122,12 @@ class SDXL(UNetFamily):
         return {"encoder_hidden_states": c.tokens, "added_cond_kwargs": added}
 
     def context_of(self, arguments: Mapping[str, Any]) -> Context:
-        """Return the context that the UNet's keyword arguments say."""
+        """Return the context in the UNet's keyword arguments."""
         return Context(arguments["encoder_hidden_states"], arguments["added_cond_kwargs"]["text_embeds"])
 
 
 def _added(shapes: Shapes, pooled: int) -> dict[str, Any]:
-    """Read what the denoiser reads beside the tokens: the pooled vector, and sizes."""
+    """Return the denoiser's other inputs: the pooled vector and the sizes."""
     width = shapes[f"{UNET}label_emb.0.0.weight"][1]
     sizes = {"addition_time_embed_dim": (width - pooled) // SIZES, "projection_class_embeddings_input_dim": width}
     return {"addition_embed_type": "text_time", **sizes}

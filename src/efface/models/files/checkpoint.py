@@ -1,7 +1,7 @@
-"""A checkpoint on disk: which parts it has, where their weights are, and how a pipeline is put together from them.
+"""A checkpoint on disk: its parts, the places of their weights, and the pipeline made from them.
 
 Parts with weights are built empty and filled from the files, tensor by tensor, so that a weight that is missing, of
-another shape or not of the model is refused by name. (Left to themselves, transformers fills gaps at random.)
+another shape or not of the model is named in an error. (transformers alone fills gaps at random.)
 """
 
 from abc import ABC, abstractmethod
@@ -18,15 +18,15 @@ from efface.errors import BadModel
 from efface.models.files.tensors import Place, read
 
 LIBRARIES = ("diffusers", "transformers")
-NOT_READ = ("safety_checker", "image_encoder", "feature_extractor")  # no part of what is edited or measured
+NOT_READ = ("safety_checker", "image_encoder", "feature_extractor")  # not needed to edit or measure a model
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint(ABC):
-    """View a checkpoint on disk; nothing is read but headers and configurations.
+    """View a checkpoint on disk, of which only headers and configurations are read.
 
     path: the folder or file.
-    index: its model_index, what kind of object each part is: {"unet": ["diffusers", "UNet2DConditionModel"], …}.
+    index: its model_index, the class of each part: {"unet": ["diffusers", "UNet2DConditionModel"], …}.
     configs: the configuration of every part that has weights.
     """
 
@@ -36,11 +36,11 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def find(self, names: Sequence[str]) -> dict[str, Place]:
-        """Return where weights are, by name ("unet.….weight"), those that the checkpoint has."""
+        """Return the places of the weights that the checkpoint has, by name ("unet.….weight")."""
 
     @abstractmethod
     def strays(self, names: Collection[str]) -> list[str]:
-        """Return what is stored beside these weights, all there are in some parts, as if it were one of them."""
+        """Return the names of stored tensors that are not among these weights, which are all of some parts."""
 
     @abstractmethod
     def assemble(self, parts: Mapping[str, Any]) -> Any:
@@ -51,12 +51,12 @@ class Checkpoint(ABC):
         return {}
 
     def kinds(self) -> dict[str, type[Any]]:
-        """Return the classes of the parts that have weights, by name, without what efface has no use for."""
+        """Return the classes of the parts that have weights, by name, without parts that efface does not use."""
         found = {name: _class(self.path, *entry) for name, entry in self.index.items() if _is_entry(name, entry)}
         return {name: kind for name, kind in found.items() if issubclass(kind, nn.Module)}
 
     def places(self, names: Sequence[str]) -> dict[str, Place]:
-        """Return where weights are, by name; raises `BadModel` when one is missing."""
+        """Return the places of weights, by name; raises `BadModel` when one is missing."""
         found = self.find(names)
         missing = [name for name in names if name not in found]
         if missing:
@@ -79,7 +79,7 @@ class Checkpoint(ABC):
         """Build a part with all of its weights; raises `BadModel` for one missing, left over or of another shape."""
         module = self.empty(part)
         own = {f"{part}.{name}": value for name, value in module.state_dict(keep_vars=True).items()}
-        first = {id(value): name for name, value in reversed(own.items())}  # of tied weights, one may be stored
+        first = {id(value): name for name, value in reversed(own.items())}  # only one of tied weights may be stored
         found = self.find(list(own))
         for name, value in own.items():
             if name in found:
@@ -136,13 +136,13 @@ def _more(names: Sequence[str]) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Return another library's message on one line, cut to 200 characters."""
+    """Return the message of another library's error on one line, cut to 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
 @contextmanager
 def silent_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars off the terminal."""
+    """Silence the libraries' own progress bars."""
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
 

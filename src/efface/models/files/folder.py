@@ -1,4 +1,4 @@
-"""A diffusers folder as a checkpoint: one subfolder a part, with a configuration and .safetensors files."""
+"""A diffusers folder as a checkpoint: one subfolder for each part, with a configuration and .safetensors files."""
 
 import json
 import re
@@ -27,21 +27,19 @@ class Folder(Checkpoint):
         if not (path / "model_index.json").is_file():
             raise BadModel(f"{path} is not a diffusers model folder: it has no model_index.json")
         if not any(path.rglob("*.safetensors")):
-            raise BadModel(
-                f"{path} holds no .safetensors weights; pickled ones (.bin) are not read: convert them first"
-            )
+            raise BadModel(f"{path} has no .safetensors weights; pickled ones (.bin) are not read: convert them first")
         index = _json(path / "model_index.json")
         return cls(
             path, index, {part: _json(file) for part in index if (file := path / part / "config.json").is_file()}
         )
 
     def find(self, names: Sequence[str]) -> dict[str, Place]:
-        """Return where weights are, by name, those that the checkpoint has."""
+        """Return the places of the weights that the checkpoint has, by name."""
         found = {name: self._stored(name.partition(".")[0]).get(_plain(name)) for name in names}
         return {name: place for name, place in found.items() if place is not None}
 
     def strays(self, names: Collection[str]) -> list[str]:
-        """Return the names of what is stored beside these weights in their parts."""
+        """Return the names of stored tensors of these parts that are not among these weights."""
         own = {_plain(name) for name in names}
         parts = {name.partition(".")[0] for name in names}
         keys = [key for part in sorted(parts) for key in self._stored(part)]
@@ -60,7 +58,7 @@ class Folder(Checkpoint):
             raise BadModel(f"{self.path} cannot be loaded by diffusers: {one_line(error)}") from error
 
     def _stored(self, part: str) -> dict[str, Place]:
-        """Return where the weights of a part are, by their plain names."""
+        """Return the places of a part's weights, by plain name."""
         if part not in self._known:
             files = weight_files(self.path / part)
             keys = {file: check_safetensors(file) for file in files}
@@ -73,7 +71,7 @@ class Folder(Checkpoint):
 
 
 def _plain(name: str) -> str:
-    """Return a weight's name without what versions of the libraries differ in.
+    """Return a weight's name in a form that does not depend on the libraries' versions.
 
     transformers writes "text_model." in front of a text encoder's weights, or not; diffusers has renamed the
     attention of autoencoders.

@@ -1,8 +1,8 @@
 """The original layout of Stable Diffusion's checkpoints (CompVis, Stability AI), as far as families share it.
 
-Two directions. Configurations are read off the tensors' shapes; what shapes cannot tell is Stable Diffusion's own: 8
-attention heads (1.x) or heads of 64 channels, groups of 32 channels. And the name of every weight in diffusers and
-transformers is turned into the key it is stored under.
+Configurations are derived from the tensors' shapes; what shapes cannot tell is as in Stable Diffusion: 8
+attention heads (1.x) or heads of 64 channels, groups of 32 channels. The name of every weight in diffusers
+and transformers is converted to the key it is stored under.
 """
 
 import re
@@ -21,7 +21,7 @@ NO_WEIGHT = re.compile(r"(.*\.)?(position_ids|logit_scale)|first_stage_model\.(l
 
 
 class Stored(NamedTuple):
-    """Say under which key a weight is stored, and how it lies in that tensor."""
+    """Hold the key under which a weight is stored, and its place in that tensor."""
 
     key: str
     view: View = "whole"
@@ -29,7 +29,7 @@ class Stored(NamedTuple):
 
 # --- configurations from shapes ---
 def count(shapes: Shapes, pattern: str) -> int:
-    """Return how many keys of a numbered row there are, "{}" standing for the number, from 0."""
+    """Return the number of keys of the form `key`, in which "{}" is a number counted from 0."""
     found = 0
     while pattern.format(found) in shapes:
         found += 1
@@ -117,13 +117,13 @@ def _text_config(words: int, width: int, layers: int, length: int, inner: int) -
 
 
 def tokenizer_config(text_encoder: Config, pad: str) -> dict[str, Any]:
-    """Return what the tokenizer of a text encoder must be: vocabulary, length, and padding ("": its own)."""
+    """Return a text encoder's required tokenizer: vocabulary size, length, and padding token ("": its own)."""
     length = text_encoder["max_position_embeddings"]
     return {"vocab_size": text_encoder["vocab_size"], "model_max_length": length, "pad_token": pad}
 
 
 def prediction(shapes: Shapes, meta: Mapping[str, str], default: str) -> str:
-    """Return what the denoiser predicts, as the header or a marker among the tensors says, else `default`."""
+    """Return what the denoiser predicts, from the header or a marker tensor, else `default`."""
     stated = meta.get("modelspec.prediction_type", "")
     if stated in ("v", "v_prediction") or "v_pred" in shapes:
         return "v_prediction"
@@ -137,7 +137,7 @@ def schedule_config(prediction: str) -> dict[str, Any]:
 
 
 def size_config(configs: Configs, meta: Mapping[str, str], default: int) -> None:
-    """Put the image size into the configurations: the header's (modelspec.resolution), else `default` latents."""
+    """Set the image size in the configurations: the header's (modelspec.resolution), else `default` latents."""
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     pixels = meta.get("modelspec.resolution", "").partition("x")[0]
     configs["unet"]["sample_size"] = int(pixels) // factor if pixels.isdecimal() else default
@@ -145,7 +145,7 @@ def size_config(configs: Configs, meta: Mapping[str, str], default: int) -> None
 
 
 def check_latents(shapes: Shapes) -> None:
-    """Raise `BadModel` for a denoiser that reads more than latents: inpainting, depth, edits by instruction."""
+    """Raise `BadModel` for a denoiser with more inputs than latents: inpainting, depth, edits by instruction."""
     channels, latents = shapes[f"{UNET}input_blocks.0.0.weight"][1], shapes.get(f"{UNET}out.2.weight", [0])[0]
     if channels != latents:
         raise BadModel(f"its denoiser reads {channels} channels and writes {latents}: no text-to-image model")
@@ -153,7 +153,7 @@ def check_latents(shapes: Shapes) -> None:
 
 # --- keys from names ---
 def part_at(key: str, homes: Mapping[str, str]) -> str:
-    """Return the part whose weights are stored under a beginning of the key; "" for what is no weight of any."""
+    """Return the part that a key belongs to by its prefix; "" for a key of no part."""
     if NO_WEIGHT.fullmatch(key):
         return ""
     return next((part for home, part in homes.items() if key.startswith(home)), "")
@@ -204,7 +204,7 @@ OPEN_CLIP_ENDS = {
 
 
 def _begin(name: str, table: Mapping[str, str]) -> str:
-    """Put the beginning of a name into the original's words."""
+    """Convert the beginning of a name to the original layout."""
     return next((new + name.removeprefix(old) for old, new in table.items() if name.startswith(old)), name)
 
 

@@ -1,6 +1,6 @@
 """Single-file checkpoints in the original layout, loaded offline.
 
-diffusers would ask the hub for the configuration; here each family reads its own off the tensors' shapes.
+diffusers reads the configuration from the hub; here each family derives it from the tensors' shapes.
 """
 
 import os
@@ -23,7 +23,7 @@ Prediction = Literal["", "epsilon", "v_prediction"]
 class SingleFile(Checkpoint):
     """View a .safetensors file in the original layout of a family.
 
-    family: what reads the file.
+    family: the family that reads the file.
     shapes: the stored tensors' shapes.
     tokenizer: a folder with the vocabulary, or None to look for it.
     """
@@ -39,8 +39,8 @@ class SingleFile(Checkpoint):
         """Open a file.
 
         tokenizer: a folder with vocab.json and merges.txt (or tokenizer.json); by default CLIP's, see
-        `find_tokenizers`. prediction: what the denoiser predicts; by default what the header says (modelspec), else
-        what is usual in the family. Raises `BadFile` and `BadModel`.
+        `find_tokenizers`. prediction: what the denoiser predicts; by default from the header (modelspec), else the
+        family's usual one. Raises `BadFile` and `BadModel`.
         """
         shapes = {name: entry["shape"] for name, entry in check_safetensors(path).items()}
         meta = safetensors_meta(path)
@@ -50,7 +50,7 @@ class SingleFile(Checkpoint):
             )
         family = next((family for family in known_families() if family.reads(shapes)), None)
         if family is None:
-            raise BadFile(f"{path} is not a Stable Diffusion checkpoint: its tensors are those of no family known")
+            raise BadFile(f"{path} is not a Stable Diffusion checkpoint: its tensors are of no known model family")
         try:
             configs = family.configs(shapes, meta, prediction)
         except BadModel as error:
@@ -60,12 +60,12 @@ class SingleFile(Checkpoint):
         return cls(path, configs["model_index"], configs, family, shapes, tokenizer)
 
     def find(self, names: Sequence[str]) -> dict[str, Place]:
-        """Return where weights are, by name, those that the checkpoint has."""
+        """Return the places of the weights that the checkpoint has, by name."""
         stored = {name: self.family.original_key(name, self.configs) for name in names}
         return {name: Place(self.path, *one) for name, one in stored.items() if one.key in self.shapes}
 
     def strays(self, names: Collection[str]) -> list[str]:
-        """Return the keys of what is stored beside these weights and is not known to be unused."""
+        """Return the keys of stored tensors that are neither among these weights nor known to be unused."""
         own = {self.family.original_key(name, self.configs).key for name in names}
         parts = {name.partition(".")[0] for name in names}
         return [key for key in self.shapes if key not in own and self.family.part_of(key, self.configs) in parts]

@@ -1,4 +1,4 @@
-"""Erase from a checkpoint without loading it: only its text encoders and the weights that read the text are read.
+"""Edit a checkpoint without loading it whole: only text encoders and the weights that read the text are loaded.
 
 The other weights, 0.84 billion of a Stable Diffusion and 2.2 billion of SDXL, stay on disk; what is read is held in
 float32, 0.6 GB and 4.6 GB.
@@ -27,16 +27,16 @@ from efface.models.model import Model
 
 @dataclass(frozen=True, eq=False)
 class StreamedModel(Model):
-    """View a checkpoint on disk as a model that can encode text and has key and value matrices, and nothing else."""
+    """View a checkpoint on disk as a model with text encoders and key and value matrices only."""
 
     @cached_property
     def id(self) -> str:
-        """Return "": nobody knows which model it is without reading all of it."""
+        """Return "": the id would require reading the whole checkpoint."""
         return ""
 
     @property
     def device(self) -> torch.device:
-        """Return where its text encoders are; the rest of the denoiser is nowhere."""
+        """Return the device of the text encoders; the rest of the denoiser is not loaded."""
         return torch.device("cpu")
 
 
@@ -46,7 +46,7 @@ def write(
     out: str | os.PathLike[str],
     any_base: bool = False,
 ) -> None:
-    """Write an edited copy of a checkpoint; everything the edit does not change is copied as it is, in blocks.
+    """Write an edited copy of a checkpoint; all other values are copied in blocks.
 
     out: a .safetensors file for a file, a new folder for a folder. Values are added in float32 or wider and rounded
     once to the type in the file. Raises `BadEdit` for an edit with guards or, unless `any_base`, of other weights,
@@ -65,7 +65,7 @@ def write(
         terms += [edit.delta[name].float()] if name in edit.delta else []
         return sum(terms, old.float())
 
-    about = {key: edit.meta[key] for key in ("method", "fields", "erase", "keep", "op") if key in edit.meta}
+    about = {key: edit.meta[key] for key in ("method", "fields", "erase", "preserve", "keep", "op") if key in edit.meta}
     meta = {"efface_edit": json.dumps({"id": edit.id, **about})}
     write_copy(source, target, checkpoint.places(edit.names), value, meta)
 
@@ -91,7 +91,7 @@ def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
 
 
 def _view(checkpoint: Checkpoint, names: Sequence[str]) -> StreamedModel:
-    """Return a model that has some weights of a checkpoint and nothing else, to check an edit on."""
+    """Return a model with only some weights of a checkpoint, to check an edit on."""
     parts: Any = SimpleNamespace(**{part: checkpoint.empty(part) for part in checkpoint.kinds()})
     model = StreamedModel(parts, name=str(checkpoint.path))
     known = model.weights("")

@@ -1,6 +1,6 @@
-"""Read a few tensors out of a checkpoint on disk, and write a copy in which a few tensors have other values.
+"""Read some tensors of a checkpoint on disk, and write a copy in which some have other values.
 
-A checkpoint is a diffusers folder or one .safetensors file. Nothing but the tensors asked for is read, and copies
+A checkpoint is a diffusers folder or one .safetensors file. Only the requested tensors are read, and copies
 are made in blocks.
 """
 
@@ -23,7 +23,7 @@ BLOCK = 1 << 24  # bytes copied at once
 
 Value = Callable[[str, Tensor], Tensor]  # (weight name, old value) -> new value
 View = Literal["whole", "q", "k", "v", "transposed", "matrix"]
-VIEWS: Mapping[View, Callable[[Tensor], Tensor]] = {  # how a weight lies in the stored tensor; all share its memory
+VIEWS: Mapping[View, Callable[[Tensor], Tensor]] = {  # the weight as a view of the stored tensor
     "whole": lambda stored: stored,
     "q": lambda stored: stored.chunk(3)[0],
     "k": lambda stored: stored.chunk(3)[1],
@@ -34,7 +34,7 @@ VIEWS: Mapping[View, Callable[[Tensor], Tensor]] = {  # how a weight lies in the
 
 
 class Place(NamedTuple):
-    """Say where a weight is: in which file, under which key, and how it lies in that tensor."""
+    """Hold the place of a weight: file, key, and its view of the stored tensor."""
 
     file: Path
     key: str
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the .safetensors files of one part of a diffusers folder, without its other variants.
+    """Return the .safetensors files of one part of a diffusers folder, without variants such as fp16.
 
     Raises `BadFile` when there are none.
     """
@@ -50,14 +50,14 @@ def weight_files(folder: Path) -> list[Path]:
     for file in sorted(folder.glob("*.safetensors")):
         sets.setdefault(re.sub(r"-\d+-of-\d+", "-of", file.stem), []).append(file)
     if not sets:
-        raise BadFile(f"{folder} holds no .safetensors file")
+        raise BadFile(f"{folder} has no .safetensors file")
     plain = [name for name in sets if "." not in name]  # not model.fp16.safetensors
     whole = [name for name in plain if not name.endswith("-of")]
     return sets[(whole or plain or list(sets))[0]]
 
 
 def read(where: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, value) of the weights at some places, one file after the other; raises `BadFile`."""
+    """Yield (name, value) of the weights at some places, file by file; raises `BadFile`."""
     for file in dict.fromkeys(place.file for place in where.values()):
         with opened(file) as tensors:
             for name, place in where.items():
@@ -104,7 +104,7 @@ def _copy_folder(source: Path, target: Path, at: Mapping[str, Place], value: Val
 
 
 def _copy_file(source: Path, target: Path, at: Mapping[str, Place], value: Value, meta: Mapping[str, str]) -> None:
-    """Copy one safetensors file block by block, then write the new values over the old ones."""
+    """Copy one safetensors file in blocks, then overwrite the changed values."""
     entries = check_safetensors(source)
     with open(source, "rb") as old, open(target, "wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))

@@ -1,4 +1,4 @@
-"""CLIP's vocabulary for checkpoints that come without one: found on this machine, else asked of the hub."""
+"""CLIP's vocabulary for checkpoints without one: from this machine, else from the hub."""
 
 import copy
 import gzip
@@ -22,8 +22,8 @@ def find_tokenizers(
 ) -> dict[str, Any]:
     """Return the CLIPTokenizers of a checkpoint's text encoders, which share one vocabulary.
 
-    Looks at the folder given, a folder "tokenizer" beside the checkpoint, the hub's cache, the vocabulary that the
-    packages open_clip and clip carry, and the hub, in this order.
+    Looks at the folder given, a folder "tokenizer" beside the checkpoint, the hub's cache, the vocabulary in the
+    packages open_clip and clip, and the hub, in this order.
     wanted: for every tokenizer by name, {vocab_size, model_max_length, pad_token}. A pad_token of "" stands for that
     of the folder, or CLIP's. Raises `BadModel` when there is none, or one of another size.
     """
@@ -97,12 +97,12 @@ def _from_hub(checkpoint: Path) -> Any:
     except (OSError, ValueError) as error:
         raise BadModel(
             f"{checkpoint} needs CLIP's vocabulary, which is not in the file and not on this machine: pass "
-            "tokenizer=<folder with vocab.json and merges.txt>, or install open_clip_torch, which carries it"
+            "tokenizer=<folder with vocab.json and merges.txt>, or install open_clip_torch, which has it"
         ) from error
 
 
 def _letters() -> list[str]:
-    """Return the 256 letters that byte-level BPE writes bytes with, in the order of CLIP's vocabulary.
+    """Return the 256 characters of bytes in byte-level BPE, in the order of CLIP's vocabulary.
 
     Printable bytes stand for themselves and come first; the others, in order, are the characters from 256 on.
     """

@@ -1,1 +1,1 @@
-"""Sections of a report: one file each, found by name; each has ORDER and `render(page)`, which returns HTML."""
+"""Sections of a report, one file each, with ORDER and `render(page)`, which returns HTML."""

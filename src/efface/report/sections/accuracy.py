@@ -58,7 +58,7 @@ line on a bar is that interval; the upright tick is the value before.</p>
 
 
 class Bar(NamedTuple):
-    """A share as text, and where its bar, its interval and the mark of the value before are, 0 to 100."""
+    """A share as text, and the positions of its bar, interval and mark of the value before, 0 to 100."""
 
     value: str
     range: str
@@ -69,7 +69,7 @@ class Bar(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """One line of the table."""
+    """One row of the table."""
 
     title: str
     better: str

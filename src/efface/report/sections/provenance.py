@@ -1,4 +1,4 @@
-"""How the numbers were made: edits, judge, prompts, seeds, sampler, versions, and the commands that give the same."""
+"""How to reproduce the numbers: edits, judge, prompts, seeds, sampler, versions and commands."""
 
 import json
 
@@ -18,7 +18,7 @@ TEMPLATE = """
 {% endfor %}
 <details><summary>Judge, prompts, seeds, sampler, versions</summary><pre>{{ profile }}</pre></details>
 {% if page.commands %}
-<p>The same by hand:</p>
+<p>Commands that give the same numbers:</p>
 <pre>{% for command in page.commands %}{{ command }}
 {% endfor %}</pre>
 {% endif %}
@@ -27,7 +27,7 @@ TEMPLATE = """
 
 
 def render(page: Page) -> Markup:
-    """Return what each record says of its edit, and what all of them share."""
+    """Return each record's edit, and the settings that all records share."""
     edits = [_pretty(record.edit, record) for record in page.records]
     first = page.records[0]
     parts: tuple[Value, ...] = (first.evaluator, first.sampling, first.model)
@@ -35,7 +35,7 @@ def render(page: Page) -> Markup:
 
 
 def _pretty(value: Value, record: Scored | None) -> str:
-    """Write JSON with one line per entry, short lists on one line; with a record its versions and commit too."""
+    """Return JSON with one line per entry, short lists on one line; with a record its versions and commit too."""
     entries = value.model_dump(mode="json")
     if record is not None:
         entries |= {"versions": record.versions, "git": record.git, "created": record.created}

@@ -1,4 +1,4 @@
-"""What the metrics say besides the judge: means over the images of each group, and scores of the edit as a whole."""
+"""Scores of the metrics: means over the images of each group, and scores of the edit as a whole."""
 
 from markupsafe import Markup
 
@@ -13,7 +13,8 @@ TEMPLATE = """
 {% if rows %}
 <section>
 <h2>Other metrics</h2>
-<p class="soft">Means over the edited images of a group, ± the standard error; numbers without one are of the edit.</p>
+<p class="soft">Means over the edited images of a group, ± the standard error; numbers without one
+are of the edit as a whole.</p>
 <div class="scroll">
 <table class="list">
 <thead><tr><th>metric</th><th>prompts</th>
@@ -30,7 +31,7 @@ TEMPLATE = """
 
 
 def render(page: Page) -> Markup:
-    """Return the table of every metric that some record holds."""
+    """Return the table of every metric in some record."""
     names = registry.names("metrics")
     rows = [_means(page.records, name, group) for name in names for group in tables.present(page.records)]
     rows += [_whole(page.records, name) for name in names]

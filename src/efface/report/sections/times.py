@@ -1,4 +1,4 @@
-"""How long each step took."""
+"""Time of each step."""
 
 from markupsafe import Markup
 
@@ -20,5 +20,5 @@ TEMPLATE = """
 
 
 def render(page: Page) -> Markup:
-    """Return the table of times, nothing without any."""
+    """Return the table of times, "" without any."""
     return fragment(TEMPLATE, page=page)

@@ -1,4 +1,4 @@
-"""What the numbers show, in words: one card per edit."""
+"""Verdicts: one card per edit."""
 
 from markupsafe import Markup
 

@@ -1,4 +1,4 @@
-"""The same prompts and seeds before and after: one line of images per prompt, one column per model."""
+"""The same prompts and seeds before and after: one row of images per prompt, one column per model."""
 
 from markupsafe import Markup
 
@@ -10,7 +10,7 @@ TEMPLATE = """
 {% if page.lines %}
 <section>
 <h2>The same prompts and seeds</h2>
-<p class="soft">Under each image: what the judge takes it for, in bold when that is what the prompt asks for.</p>
+<p class="soft">Under each image: the judge's first name, in bold when it is what the prompt asks for.</p>
 <div class="scroll">
 <table class="grid">
 <thead><tr><th></th><th>original</th>{% for column in page.columns %}<th>{{ column.name }}</th>{% endfor %}</tr></thead>
@@ -20,9 +20,9 @@ TEMPLATE = """
 <th scope="row">{{ line.prompt }}<small>{{ line.group }}</small></th>
 {% for cell in line.cells %}
 <td><div class="cell">
-{% for picture in cell %}
-<figure><img src="{{ picture.uri }}" alt="{{ line.prompt }}, image {{ loop.index }}">
-{{- "" }}<figcaption{% if picture.right %} class="right"{% endif %}>{{ picture.seen }}</figcaption></figure>
+{% for image in cell %}
+<figure><img src="{{ image.uri }}" alt="{{ line.prompt }}, image {{ loop.index }}">
+{{- "" }}<figcaption{% if image.right %} class="right"{% endif %}>{{ image.seen }}</figcaption></figure>
 {% endfor %}
 </div></td>
 {% endfor %}
@@ -37,5 +37,5 @@ TEMPLATE = """
 
 
 def render(page: Page) -> Markup:
-    """Return the table of images, nothing without any."""
+    """Return the table of images, "" without any."""
     return fragment(TEMPLATE, page=page)

@@ -1,4 +1,4 @@
-"""The pictures of a report: which prompts of a record to show, and their images from the store."""
+"""Images of a report: the prompts of a record to show, and their images from the store."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,10 +7,10 @@ from efface.evaluation.prompts import GROUPS
 from efface.evaluation.record import Record, Row
 from efface.evaluation.store import Store
 from efface.report import grid
-from efface.report.page import Line, Picture
+from efface.report.page import CellImage, Line
 
-SEEDS = 3  # images of each cell, where there are so many
-PROMPTS = {"low": 1, "high": 3}  # prompts of each group, by which of its scores is good
+SEEDS = 3  # most images per cell
+PROMPTS = {"low": 1, "high": 3}  # prompts of each group, by its better direction
 
 
 class Asked(NamedTuple):
@@ -22,9 +22,9 @@ class Asked(NamedTuple):
 
 
 def choose(record: Record) -> list[Asked]:
-    """Return one prompt of each group that should go and three of each that should stay, from all over the group.
+    """Return one prompt of each group where low is good, three of each where high is, spread over the group.
 
-    Only groups without parts, and of objects where there are any: the judge names one kind at a time.
+    Groups that are parts of others are left out; of objects and styles, objects are preferred.
     """
     found: list[Asked] = []
     for group in GROUPS:
@@ -36,7 +36,7 @@ def choose(record: Record) -> list[Asked]:
 
 
 def lines(records: Sequence[Record], store: Store) -> list[Line]:
-    """Return the chosen prompts with the images of every model; one that left the store is left out."""
+    """Return the chosen prompts with the images of every model; images that are no longer in the store are left out."""
     return [
         Line(one.prompt, one.group, [_cell(records[0], "original", one, store)]
              + [_cell(record, "edited", one, store) for record in records])
@@ -44,17 +44,17 @@ def lines(records: Sequence[Record], store: Store) -> list[Line]:
     ]  # fmt: skip
 
 
-def _cell(record: Record, maker: str, one: Asked, store: Store) -> list[Picture]:
+def _cell(record: Record, maker: str, one: Asked, store: Store) -> list[CellImage]:
     rows = [r for r in record.rows if (r.made_by, r.query.prompt, r.label) == (maker, one.prompt, one.label)]
-    found = [_picture(row, store) for row in rows[:SEEDS]]
-    return [picture for picture in found if picture is not None]
+    found = [_image(row, store) for row in rows[:SEEDS]]
+    return [image for image in found if image is not None]
 
 
-def _picture(row: Row, store: Store) -> Picture | None:
+def _image(row: Row, store: Store) -> CellImage | None:
     image = store.image(row.image)
-    return None if image is None else Picture(grid.data_uri(grid.to_image(image)), row.seen, row.top1)
+    return None if image is None else CellImage(grid.data_uri(grid.to_image(image)), row.seen, row.top1)
 
 
 def _spread(prompts: list[Asked], count: int) -> list[Asked]:
-    """Return some prompts from all over a list."""
+    """Return prompts at equal distances in a list."""
     return prompts[len(prompts) // (2 * count) :: max(1, len(prompts) // count)][:count] if prompts else []
