@@ -14,7 +14,7 @@ from efface.concept import Concept
 from efface.digits import pipeline
 from efface.digits.classes import class_number, classes
 from efface.edits.edit import Edit
-from efface.errors import BadFile, unknown
+from efface.errors import BadFile, BadModel, unknown
 from efface.judges.digits import DigitJudge
 from efface.methods.ca import CA
 from efface.methods.task_vector import TaskVector
@@ -81,7 +81,10 @@ class Experiment:
     @cached_property
     def original(self) -> Model:
         """Return the untouched model."""
-        return pipeline.load(self.dataset, self.weights)
+        path = self.weights / f"{self.dataset}.safetensors"
+        if not path.is_file():
+            raise BadModel(f"{path} does not exist: train the networks with `python -m experiments.digits train`")
+        return replace(Model.load(path), name=f"digits:{self.dataset}")
 
     @cached_property
     def judge(self) -> DigitJudge:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efface.errors import BadFile, BadInput, unknown
+from efface.util.shipped import SHIPPED
 
 Kind = Literal["object", "style", "identity", "unsafe"]
 TEMPLATES: dict[str, str] = {
@@ -85,8 +86,8 @@ class Concept:
 
 
 def table_path(model: str) -> Path:
-    """Return where a model's concept table is: in the package for "mini", else in the model's folder."""
-    return Path(__file__).parent / "mini" / "concepts.json" if model == "mini" else Path(model) / "concepts.json"
+    """Return where a model's concept table is: in the package for a model that ships, else in the model's folder."""
+    return SHIPPED[model].concepts if model in SHIPPED else Path(model) / "concepts.json"
 
 
 def table(model: str) -> dict[str, Concept]:

@@ -50,7 +50,7 @@ def lamp() -> SimpleNamespace:
     codes = spread(10)
     codes[0] = normalised(torch.tensor([0.9, -0.2, 0.45, 0.3, -0.8, 0.1, 0.6, -0.5]))
     scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False, timestep_spacing="trailing")
-    model = pipeline.assemble(Lamp(codes[0]), NAMES, codes, scheduler)
+    model = Model(pipeline.assemble(Lamp(codes[0]), NAMES, codes, scheduler))
     return SimpleNamespace(model=model, w=codes[0], judge=Brightness())
 
 
@@ -63,4 +63,4 @@ def raw() -> Model:
     for block in unet.modules():  # the second convolution of a block starts at zero, which would hide the prompt
         if hasattr(block, "conv2"):
             nn.init.kaiming_uniform_(block.conv2.weight, generator=torch.Generator().manual_seed(1))
-    return pipeline.assemble(unet, NAMES, spread(10))
+    return Model(pipeline.assemble(unet, NAMES, spread(10)))

@@ -10,25 +10,27 @@ from efface.digits.classes import CLASSES, class_number
 from efface.edits.edit import Edit
 from efface.errors import BadModel, UnknownName
 from efface.judge import judge_of
-from efface.models import schedulers
+from efface.models import schedules
+from efface.models.model import Model
 from efface.query import Query
-from efface.util.files import load_safetensors
+from efface.util.files import load_safetensors, save_safetensors
+from efface.util.shipped import SHIPPED
 
 
 def test_eps_is_the_noise_of_the_predicted_velocity(raw):
     g = torch.Generator().manual_seed(0)
     x, t = torch.randn(4, 1, 28, 28, generator=g), torch.tensor([0, 300, 700, 999])
     c = raw.encode(["0", "1", "", "2"])
-    v = raw.denoiser(x, t, c)[0]
+    v = raw.predict(x, t, c)
     alpha, sigma = raw.levels(t)
     torch.testing.assert_close(raw.eps(x, t, c), alpha * v + sigma * x)
-    torch.testing.assert_close(raw.eps(x, t, c), schedulers.to_eps(v, x, alpha, sigma, "v_prediction"))
+    torch.testing.assert_close(raw.eps(x, t, c), schedules.OUTPUTS["v_prediction"].to_eps(v, x, alpha, sigma))
 
 
 def test_the_prompt_and_the_time_matter_and_the_empty_prompt_is_zero(raw):
     x = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     c, null = raw.encode(["0"]), raw.encode([""])
-    assert not null.any()
+    assert not null.tokens.any()
     outs = [raw.predict(x, 500, c), raw.predict(x, 500, null), raw.predict(x, 100, c)]
     assert all((a - b).abs().max() > 1e-3 for a, b in ((outs[0], outs[1]), (outs[0], outs[2])))
 
@@ -45,7 +47,7 @@ def test_an_image_depends_on_its_query_only(raw):
     alone = raw.generate([queries[1]])
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
     assert (together[1] - together[3]).abs().max() > 1e-4  # guidance
-    vector = replace(queries[1], prompt="", embeds=raw.encode(["3"])[0])
+    vector = replace(queries[1], prompt="", context=raw.encode(["3"]))
     torch.testing.assert_close(raw.generate([vector]), alone, atol=1e-4, rtol=1e-4)
 
 
@@ -71,8 +73,8 @@ def test_the_schedule_ends_in_noise_and_its_configuration_is_the_same_in_every_p
 
 def test_names_of_classes():
     assert class_number("fashion", "boot") == 9
-    with pytest.raises(UnknownName, match="did you mean 'mnist'"):
-        pipeline.load("mnits")
+    with pytest.raises(UnknownName, match="did you mean 'digits:mnist'"):
+        Model.load("digits:mnits")
     with pytest.raises(UnknownName, match="class of mnist '10'"):
         class_number("mnist", "10")
 
@@ -84,16 +86,38 @@ def test_the_weights_that_ship_are_small_and_tell_their_data_set(dataset):
     assert path.stat().st_size < 2_000_000
 
 
-def test_a_model_without_weights_says_how_to_train_it(tmp_path):
+def test_a_model_without_weights_says_how_to_train_it(tmp_path, monkeypatch):
+    gone = SHIPPED["digits:mnist"]._replace(weights=tmp_path / "mnist.safetensors")
+    monkeypatch.setitem(SHIPPED, "digits:mnist", gone)
     with pytest.raises(BadModel, match=r"experiments\.digits train"):
-        pipeline.load("mnist", tmp_path)
+        Model.load("digits:mnist")
+
+
+def test_a_file_of_networks_is_a_model_and_one_that_is_not_whole_is_refused(tmp_path):
+    tensors, meta = load_safetensors(pipeline.WEIGHTS / "mnist.safetensors")
+    save_safetensors(tmp_path / "mine.safetensors", tensors, meta)
+    mine = Model.load(tmp_path / "mine.safetensors")
+    assert mine.id == Model.load("digits:mnist").id
+    assert mine.name == str(tmp_path / "mine.safetensors")
+    del tensors["unet.leave.bias"]
+    save_safetensors(tmp_path / "cut.safetensors", tensors, meta)
+    with pytest.raises(BadModel, match="not a whole digits model"):
+        Model.load(tmp_path / "cut.safetensors")
+
+
+def test_a_model_is_loaded_in_another_precision():
+    model = Model.load("digits:mnist", dtype=torch.bfloat16)
+    assert {weight.dtype for weight in model.weights().values()} == {torch.bfloat16}
+    images = model.generate([Query("3", 0, 2, 1.0)])
+    assert images.dtype == torch.float32
+    assert (images - Model.load("digits:mnist").generate([Query("3", 0, 2, 1.0)])).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion"])
 def test_the_model_that_ships_generates_what_it_is_asked_for(dataset):
-    model, judge = pipeline.load(dataset), judge_of(f"digits:{dataset}", "judge2")
+    model, judge = Model.load(f"digits:{dataset}"), judge_of(f"digits:{dataset}", "judge2")
     queries = [Query(name, seed, 5, 1.0) for name in CLASSES[dataset] for seed in range(4)]
     named = judge.objects(model.generate(queries)).argmax(1)
     right = (named == torch.arange(10).repeat_interleave(4)).float().mean()
     assert right > (0.9 if dataset == "mnist" else 0.75)  # the judges name 99 and 90 % of real pictures
-    assert model.id == pipeline.load(dataset).id
+    assert model.id == Model.load(f"digits:{dataset}").id

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from efface.concept import TEMPLATES, Concept, table
 from efface.errors import BadFile, BadInput, BadModel, WriteError, unknown
 from efface.util.files import PICKLES, check_safetensors
+from efface.util.shipped import SHIPPED
 
-MODELS = {"mini": "a Stable Diffusion in miniature that ships with efface: 64 px, fast on a CPU"}
+MODELS = {name: shipped.about for name, shipped in SHIPPED.items()}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -68,6 +70,11 @@ def model(where: str) -> str:
     elif path.suffix or not HUB_ID.fullmatch(where):
         raise unknown("model", where, MODELS) if os.sep not in where else BadModel(f"no model at {where}")
     return where
+
+
+def sampling(where: str) -> dict[str, Any]:
+    """Return the fields of `Query` that suit a model that ships, where the usual ones do not; {} for any other."""
+    return SHIPPED[where].sampling if where in SHIPPED else {}
 
 
 def concepts(names: Sequence[str], where: str, kind: str = "", anchors: Sequence[str] = ()) -> tuple[Concept, ...]:

@@ -60,7 +60,7 @@ def checked(
     check.prompts(prompts)
     check.model(model)
     check.output(output, ".png")
-    given = common.check()
+    given = check.sampling(model) | common.check()
     found = parse.seeds(seeds)
     edits = [parse.terms(text) for text in edit or ()]
     parse.check_files(edits)

@@ -64,7 +64,7 @@ def evaluate(
 
     judging = judge_of(where, judge)
     check_judged(targets, known, judging)
-    plan = Plan(**numbers, batch=common.batch, **given)
+    plan = Plan(**numbers, batch=common.batch, **(check.sampling(where) | given))
     record = run(common.load(where), loaded_edit, targets, known, judging, plan, any_base=common.any_base)
     typer.echo(tables.plain(tables.accuracy([record], ["after"])))
     for verdict in verdicts(record):

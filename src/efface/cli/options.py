@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 ModelFlag = Annotated[
-    str, typer.Option("--model", "-m", help="mini, a diffusers folder, a .safetensors file or a hub id.")
+    str, typer.Option("--model", "-m", help="mini, digits:mnist, a diffusers folder, a .safetensors file or a hub id.")
 ]
 BaseFlag = Annotated[
     str, typer.Option("--model", "-m", help="The base model.", show_default="the one the edit was made on")

@@ -1,11 +1,9 @@
 """The data sets that there are digits models of, and the names of their classes."""
 
+from efface.concept import table
 from efface.errors import unknown
 
-CLASSES: dict[str, tuple[str, ...]] = {
-    "mnist": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
-    "fashion": ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
-}
+CLASSES = {dataset: tuple(table(f"digits:{dataset}")) for dataset in ("mnist", "fashion")}  # names, as in the tables
 
 
 def classes(dataset: str) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """The digits model as a pipeline that `Model` can view: a UNet on pixels, an identity for an autoencoder."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,6 @@ from efface.digits.classes import classes
 from efface.digits.net import SIDE, DigitUNet
 from efface.digits.prompts import Passing, Reader
 from efface.errors import BadModel
-from efface.models.model import Model
 from efface.util.files import load_safetensors
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -62,31 +60,21 @@ def noise_schedule() -> DDIMScheduler:
     return scheduler
 
 
-def assemble(unet: DigitUNet, names: tuple[str, ...], codes: Tensor, scheduler: DDIMScheduler | None = None) -> Model:
-    """Put a model together from its UNet, the names of its classes and their vectors (classes, 8)."""
+def assemble(
+    unet: DigitUNet, names: tuple[str, ...], codes: Tensor, scheduler: DDIMScheduler | None = None
+) -> DigitsPipeline:
+    """Put a pipeline together from its UNet, the names of its classes and their vectors (classes, 8)."""
     unet.eval().requires_grad_(False)
-    pipe = DigitsPipeline(unet, Pixels(), Passing(), Reader(names, codes), scheduler or noise_schedule())
-    return Model(pipe)
+    return DigitsPipeline(unet, Pixels(), Passing(), Reader(names, codes), scheduler or noise_schedule())
 
 
-def load(dataset: str = "mnist", folder: Path = WEIGHTS) -> Model:
-    """Load the model of a data set ("mnist", "fashion"). Raises `BadModel` when it has no weights, `UnknownName`."""
+def load(path: Path, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
+    """Load the file of a data set's networks, its UNet in a dtype. Raises `BadFile`, `BadModel` when it is not whole."""
+    tensors, meta = load_safetensors(path)
     unet = DigitUNet()
-    unet.load_state_dict(_part(dataset, folder, "unet"))
-    codes = _read(dataset, folder)[0]["codes"]
-    return replace(assemble(unet, classes(dataset), codes), name=f"digits:{dataset}")
-
-
-def _read(dataset: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    classes(dataset)  # refuses unknown ones
-    path = folder / f"{dataset}.safetensors"
-    if not path.is_file():
-        how = "train it with `python -m experiments.digits train`"
-        raise BadModel(f"the digits model of {dataset} has no weights in {folder}: {how}")
-    return load_safetensors(path)
-
-
-def _part(dataset: str, folder: Path, name: str) -> dict[str, Tensor]:
-    tensors, _ = _read(dataset, folder)
-    found = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-    return {key: t.float() if t.is_floating_point() else t for key, t in found.items()}
+    try:
+        unet.load_state_dict({key[5:]: t.float() for key, t in tensors.items() if key.startswith("unet.")})
+        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of every change of the dtype
+        return assemble(unet, classes(meta["dataset"]), tensors["codes"])
+    except (RuntimeError, KeyError) as error:
+        raise BadModel(f"{path} is not a whole digits model: {str(error).splitlines()[0]}") from error

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -48,7 +49,15 @@ class Family(ABC):
     def owns(cls, pipe: Any) -> bool:
         """Return whether a pipeline is of this family."""
 
-    # --- single files in the original layout ---
+    # --- single files ---
+    @classmethod
+    def own_file(cls, path: Path, dtype: torch.dtype) -> Any:
+        """Return the pipeline of a file in a format that only this family has; None for any other file.
+
+        Raises `BadFile` and `BadModel` for a file of that format that cannot be read.
+        """
+        return None
+
     @classmethod
     def reads(cls, shapes: Shapes) -> bool:
         """Return whether tensors of these names and shapes are a checkpoint of this family in its original layout."""

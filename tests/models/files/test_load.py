@@ -38,13 +38,13 @@ def test_a_half_precision_folder_is_loaded_in_single_precision(folder: Path, tmp
 
 
 def test_mini_without_weights_says_how_to_make_them(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(load, "MINI", tmp_path)
+    monkeypatch.setitem(load.SHIPPED, "mini", load.SHIPPED["mini"]._replace(weights=tmp_path))
     with pytest.raises(BadModel, match="mini has no weights"):
         Model.load("mini")
 
 
 def test_mini_is_the_folder_in_the_package(monkeypatch, folder: Path):
-    monkeypatch.setattr(load, "MINI", folder)
+    monkeypatch.setitem(load.SHIPPED, "mini", load.SHIPPED["mini"]._replace(weights=folder))
     assert Model.load("mini").name == "mini"
 
 

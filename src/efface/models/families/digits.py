@@ -3,13 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from efface.context import Context
+from efface.digits.classes import CLASSES
 from efface.digits.net import DigitUNet
 from efface.models import text
 from efface.models.family import Family
 from efface.models.schedules import Diffusion
+from efface.util.files import safetensors_meta
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +32,15 @@ class Digits(Family):
     def owns(cls, pipe: Any) -> bool:
         """Return whether a pipeline has a `DigitUNet`."""
         return isinstance(getattr(pipe, "unet", None), DigitUNet)
+
+    @classmethod
+    def own_file(cls, path: Path, dtype: torch.dtype) -> Any:
+        """Open a file that `python -m experiments.digits train` wrote; its header names the data set."""
+        if safetensors_meta(path).get("dataset") not in CLASSES:
+            return None
+        from efface.digits.pipeline import load
+
+        return load(path, dtype)
 
     def encode(self, prompts: Sequence[str]) -> Context:
         """Encode prompts: a class name, 8 numbers, or ""."""

@@ -1,21 +1,20 @@
-"""Load a diffusers pipeline from what a user names: "mini", a folder, a single file, a hub id."""
+"""Load a diffusers pipeline from what a user names: a model that ships, a folder, a single file, a hub id."""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import BadModel, unknown
-from efface.models.family import family_of
+from efface.models.family import family_of, known_families
 from efface.models.files.checkpoint import one_line, silent_libraries
 from efface.util.files import PICKLES
+from efface.util.shipped import SHIPPED
 
 if TYPE_CHECKING:
     import torch
 
     from efface.models.files.checkpoint import Checkpoint
     from efface.models.files.single_file import Prediction
-
-MINI = Path(__file__).parents[2] / "mini" / "weights"
 
 
 def load_pipe(
@@ -26,10 +25,20 @@ def load_pipe(
 ) -> tuple[Any, str]:
     """Return (pipeline in evaluation mode without gradients, name)."""
     name = os.fspath(where)
-    pipe = find_checkpoint(where, tokenizer, prediction).pipeline(dtype)
+    path = SHIPPED[name].weights if name in SHIPPED else Path(where)
+    pipe = _own_file(path, dtype)
+    pipe = find_checkpoint(where, tokenizer, prediction).pipeline(dtype) if pipe is None else pipe
     _check_parts(pipe, name)
     pipe.set_progress_bar_config(disable=True)
     return pipe, name
+
+
+def _own_file(path: Path, dtype: "torch.dtype") -> Any:
+    """Return the pipeline of a file in the own format of a family, None for anything else."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return None
+    found = (family.own_file(path, dtype) for family in known_families())
+    return next((pipe for pipe in found if pipe is not None), None)
 
 
 def find_checkpoint(
@@ -41,10 +50,13 @@ def find_checkpoint(
     from efface.models.files.folder import Folder
 
     name, path = os.fspath(where), Path(where)
-    if name == "mini":
-        if not (MINI / "model_index.json").is_file():
-            raise BadModel("the embedded model mini has no weights in this installation (make them with `make mini`)")
-        return Folder.open(MINI)
+    if name in SHIPPED:
+        path = SHIPPED[name].weights
+        if not (path.is_file() or (path / "model_index.json").is_file()):
+            raise BadModel(
+                f"the embedded model {name} has no weights in this installation (make them with `make mini`, or "
+                "`python -m experiments.digits train`)"
+            )
     if path.is_dir():
         return Folder.open(path)
     if path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES):
@@ -60,7 +72,7 @@ def _from_hub(name: str) -> Path:
 
     parent = Path(name).parent
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or parent.is_dir():
-        raise unknown("model", name, ["mini", *_neighbours(parent)])
+        raise unknown("model", name, [*SHIPPED, *_neighbours(parent)])
     try:
         with silent_libraries():
             return Path(DiffusionPipeline.download(name, use_safetensors=True, safety_checker=None))
