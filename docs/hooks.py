@@ -143,8 +143,9 @@ def concepts() -> str:
     """Write mini's concept table."""
     known = table("mini").values()
     head = (
-        "# What mini can draw\n\nThe table that `efface list concepts` prints. *Related* concepts should survive when "
-        "their neighbour is erased; *keywords* make the prompts that only hint at a concept.\n"
+        "# What mini can generate\n\nThe table that `efface list concepts` prints. *Related* concepts are near to one another: "
+        "when one is erased, the others should stay. *Keywords* make the implicit prompts, which ask for a concept "
+        "without its name.\n"
     )
     parts = [head]
     for kind in dict.fromkeys(concept.kind for concept in known):
