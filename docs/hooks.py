@@ -205,8 +205,8 @@ def concepts() -> str:
     known = table("mini").values()
     head = (
         "# What mini can generate\n\nThe table that `efface list concepts` prints. *Related* concepts are near to one "
-        "another: when one is erased, the others should stay. *Keywords* make the implicit prompts, which ask for a concept "
-        "without its name.\n"
+        "another: when one is erased, the others should stay. *Keywords* make the implicit prompts, which ask for a "
+        "concept without its name.\n"
     )
     parts = [head]
     for kind in dict.fromkeys(concept.kind for concept in known):
