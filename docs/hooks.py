@@ -170,7 +170,8 @@ def attacks() -> str:
 def section(method: Sheet, kind: str = "methods") -> str:
     lines = [f"## {method.name}\n", method.summary + "\n", source(kind, method.name) + "\n"]
     if method.fields:
-        lines += ["| field | default | meaning |", "|---|---|---|", *map(row, method.fields), ""]
+        rows = [row(field, field.flag if kind == "methods" else field.name) for field in method.fields]
+        lines += ["| field | default | meaning |", "|---|---|---|", *rows, ""]
     if method.presets:
         lines += ["| preset | fields it sets |", "|---|---|"]
         lines += [f"| `{name}` | {settings(values)} |" for name, values in method.presets.items()] + [""]
@@ -184,10 +185,10 @@ def source(kind: str, name: str) -> str:
     return re.sub(r"https://[^\s,;)]+[^\s,;).]", r"<\g<0>>", cell(text))
 
 
-def row(field: Field) -> str:
+def row(field: Field, name: str) -> str:
     told = all(word in field.help for word in field.choices)
     words = "" if told else f"; one of {', '.join(field.choices)}"
-    return f"| `{field.flag}` | {default(field.default)} | {cell(field.help + words)} |"
+    return f"| `{name}` | {default(field.default)} | {cell(field.help + words)} |"
 
 
 def default(value: Any) -> str:
