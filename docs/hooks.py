@@ -63,9 +63,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
-    """Put the groups of prompts and the metrics into the page about measuring."""
-    if page.file.src_uri != "measuring.md":
-        return text
+    """Put the groups of prompts and the metrics into the page about measuring; give wide tables room."""
+    if page.file.src_uri == "methods/results.md":
+        page.meta["hide"] = ["toc"]
+        return re.sub(r"\[(\d+), (\d+)\]", "[\\1,\u00a0\\2]", text)
     return text.replace("<!-- groups -->", groups()).replace("<!-- metrics -->", metrics())
 
 
