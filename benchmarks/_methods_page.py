@@ -20,18 +20,24 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 INTRO = """# Every method on mini
 
-Made by `python benchmarks/methods.py` from `benchmarks/methods.toml`; each number is in
-`benchmarks/records/methods.jsonl` with the edit's settings, seed and commit, and the command makes the edits again.
+`python benchmarks/methods.py` made this page from `benchmarks/methods.toml`. Each number is in
+`benchmarks/records/methods.jsonl`, with the edit's settings, seed and commit; the command makes the
+edits again.
 {what}
 
-*Erased* is the share of images of the concept that the judge no longer takes for it (ESR-1; ESR-5 when it is not
-among the judge's first five either), higher is better; *by keywords* is the same for prompts that only hint at it.
-*Related* and *others* are the share of images of other concepts that the judge still knows (PSR), higher is better;
-others are the unrelated concepts that were **not** among those to keep (all unrelated ones where nothing was kept).
-In brackets: 95 % intervals (Wilson), pooled over concepts; images of one concept share an edit, so true intervals
-are wider. SSIM compares the images of unrelated prompts with those of the untouched model from the same noise. Time
-and memory are medians; time is that of one processor, and where only wall time is on record, taken while other jobs ran
-beside it, an upper bound. Memory is what erasing took beyond the loaded model.
+- *Erased*: share of images of the concept in which the judge no longer names it first (ESR-1), or
+  not among its first five names (ESR-5). Higher is better.
+- *Implicit*: ESR-1 for implicit prompts, which ask for the concept by keywords, without its name.
+- *Related*, *others*: share of images of other concepts that the judge still knows (PSR). Higher is
+  better. Others are the unrelated concepts that were **not** to be preserved, or all unrelated ones
+  where nothing was.
+- *SSIM* compares the images of unrelated prompts with those of the untouched model from the same noise.
+- *Seconds* and *MB* are medians. Time is that of one processor; where only wall time is on record,
+  taken while other jobs ran beside it, it is an upper bound. Memory is what erasing took beyond the
+  loaded model.
+
+In brackets: 95 % intervals (Wilson), pooled over concepts. Images of one concept share an edit, so
+true intervals are wider.
 """
 
 
@@ -80,7 +86,7 @@ def ssim(rows: Sequence[Scored]) -> float:
 COLUMNS: dict[str, Callable[[Sequence[Scored]], str]] = {
     "erased, ESR-1": lambda rows: percent(score(rows, "target", gone=True)),
     "ESR-5": lambda rows: percent(score(rows, "target", "after5", gone=True), False),
-    "by keywords": lambda rows: percent(score(rows, "implicit", gone=True)),
+    "implicit, ESR-1": lambda rows: percent(score(rows, "implicit", gone=True)),
     "related, PSR-1": lambda rows: percent(score(rows, "related")),
     "others, PSR-1": lambda rows: percent(score(rows, others(rows))),
     "PSR-5": lambda rows: percent(score(rows, others(rows), "after5"), False),
@@ -91,7 +97,7 @@ COLUMNS: dict[str, Callable[[Sequence[Scored]], str]] = {
 }
 
 
-SHORT = ("erased, ESR-1", "by keywords", "related, PSR-1", "others, PSR-1", "seconds")
+SHORT = ("erased, ESR-1", "implicit, ESR-1", "related, PSR-1", "others, PSR-1", "seconds")
 
 
 def section(
@@ -128,19 +134,20 @@ def write(rows: Sequence[Scored]) -> None:
     check_comparable(rows)
     sampling = rows[0].sampling
     what = (
-        f"Images: {sampling.steps} steps of {sampling.solver}, guidance {sampling.guidance:g}, bfloat16. "
+        f"\nImages: {sampling.steps} steps of {sampling.solver}, guidance {sampling.guidance:g}, bfloat16.\n"
         "Presets called `mini` were chosen once for all concepts on "
-        f"{', '.join(SETUP['development'])}, which are in no table. Half of the other objects are kept (for a style, "
-        "of the other styles too)."
+        f"{', '.join(SETUP['development'])},\nwhich are in no table. Half of the other objects are preserved; "
+        "for a style, half of the other\nstyles too."
     )
-    lines = [INTRO.format(what=what), "![erased against kept](../assets/methods.svg)", ""]
+    lines = [INTRO.format(what=what), "![erased against others](../assets/methods.svg)", ""]
     lines += section("One object at a time", rows, SETUP["objects"])
     lines += section("One style at a time", rows, SETUP["styles"])
     for setting in FIVE:
-        lines += section(f"Five of the ten objects at once: {setting}", rows, [setting])
+        title = "Five of the ten objects at once" + (", the others preserved" if "kept" in setting else "")
+        lines += section(title, rows, [setting])
     pictures = sorted((DOCS / "assets" / "sheets").glob("*.png"))
-    lines += ["## Pictures", "", "Church erased: the same seeds before and after.", ""] if pictures else []
-    lines += [f"![{path.stem}](../assets/sheets/{path.name})\n" for path in pictures]
+    lines += ["## Images", "", "Church erased: the same seeds before and after.", ""] if pictures else []
+    lines += [f"### {path.stem}\n\n![{path.stem}](../assets/sheets/{path.name})\n" for path in pictures]
     with writing(DOCS / "methods" / "results.md") as path:
         path.write_text("\n".join(lines))
     chart(rows)
@@ -175,7 +182,7 @@ def chart(rows: Sequence[Scored]) -> None:
             ends = [[[abs(s.value - s.interval.low)], [abs(s.interval.high - s.value)]] for s in (x, y)]
             label = f"{entry['name']} {entry.get('preset', '')}"
             axes.errorbar(x.value, y.value, xerr=ends[0], yerr=ends[1], fmt=next(marks), label=label, elinewidth=0.7)
-    axes.set(xlabel="erased: ESR-1 of the concept", ylabel="kept: PSR-1 of unprotected objects")
+    axes.set(xlabel="erased: ESR-1 of the concept", ylabel="others: PSR-1 of unpreserved objects")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     with writing(DOCS / "assets" / "methods.svg") as path:

@@ -20,6 +20,9 @@ def markdown(text: str) -> str:
     code = listed = False
     for line in text.splitlines():
         prompt = re.match(r"(>>>|\.\.\.) ?(.*)", line)
+        if code and line.strip() and not prompt:  # what the line above returns
+            lines.append(f"# {line.strip()}")
+            continue
         item = re.match(r"\s*([a-z_]\w*(?:, [a-z_]\w*)*): +(\S.*)", line)
         if bool(prompt) != code:
             lines += ["```" if code else "\n```python"]

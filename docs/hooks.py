@@ -1,6 +1,9 @@
-"""Build pages from the source tree, so that no list of methods, concepts, metrics or fields is kept by hand."""
+"""Build pages from the source tree, so that no list of methods, attacks, metrics or fields is written by hand."""
 
+import ast
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,28 @@ from efface.concept import Concept, table
 
 ROOT = Path(__file__).parent.parent
 CARD = ROOT / "src" / "efface" / "mini" / "MODEL_CARD.md"
+ATTACKS = """# Attacks
+
+An attack looks for queries that bring an erased concept back. Every attack is one file in `src/efface/attacks/`; this
+page is read from those files. Attacks are called from Python, and a field is an argument of the class:
+
+```python
+import efface
+from efface.attack import Target
+from efface.attacks.gradient import Gradient
+from efface.judge import judge_of
+
+model = efface.load("mini")
+edit = efface.erase(model, "church", method="uce")
+with edit.applied(model) as edited:
+    target = Target(edited, judge_of("mini"), original=model)
+    finding = Gradient()(target, "church", efface.Query("a picture of a church"))
+finding.queries[0]  # the most successful one; its prompt is in its context
+```
+
+The scores of a finding were maximised, so they are too high: generate fresh images of its queries before you quote
+anything. [Digits](digits.md) shows what the attacks find where every prompt of a grid can be tried.
+"""
 
 
 def on_config(config: Any) -> Any:
@@ -25,16 +50,23 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
-    pages = {"methods.md": methods(), "concepts.md": concepts(), "mini.md": card(), "record.md": records()}
+    pages = {
+        "methods.md": methods(),
+        "attacks.md": attacks(),
+        "concepts.md": concepts(),
+        "mini.md": card(),
+        "record.md": records(),
+    }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
 
 
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
-    """Put the groups of prompts and the metrics into the page about measuring."""
-    if page.file.src_uri != "measuring.md":
-        return text
+    """Put the groups of prompts and the metrics into the page about measuring; give wide tables room."""
+    if page.file.src_uri == "methods/results.md":
+        page.meta["hide"] = ["toc"]
+        return re.sub(r"\[(\d+), (\d+)\]", "[\\1,\u00a0\\2]", text)
     return text.replace("<!-- groups -->", groups()).replace("<!-- metrics -->", metrics())
 
 
@@ -59,10 +91,12 @@ def metrics() -> str:
 
 def records() -> str:
     """Write the fields of a record, from its JSON schema, and the schema itself."""
-    from efface.evaluation.record import Record
+    from efface.evaluation.record import Record, Scored
 
     schema = Record.model_json_schema()
-    parts = {"Record": schema, **{k: v for k, v in schema["$defs"].items() if "properties" in v}}
+    known = {name: part for name, part in schema["$defs"].items() if "properties" in part}
+    whole = {**schema, "description": f"{schema['description']}\n{(Scored.__doc__ or '').partition(chr(10))[2]}"}
+    parts = {"Record": whole, "Row": known.pop("Row"), "Asked": known.pop("Asked"), **known}
     head = (
         "# Records\n\n`efface evaluate --json FILE`, `efface demo` and `benchmarks/methods.py` write records: one JSON "
         "object, alone in a `.json` file or one a line in a `.jsonl` file. It has one row per image; every share, "
@@ -77,12 +111,23 @@ def records() -> str:
 
 def table_of(name: str, part: dict[str, Any]) -> str:
     """Write one object of a schema as a table of its fields."""
-    about = (part.get("description") or "").replace("\n\n", "\n").strip()
-    lines = [f"## {name}\n", about + "\n", "| field | type | default |", "|---|---|---|"]
+    about, meanings = meanings_of(part.get("description") or "", list(part["properties"]))
+    lines = [f"## {name}\n", about + "\n", "| field | type | default | meaning |", "|---|---|---|---|"]
     for field_name, value in part["properties"].items():
         given = "" if field_name in part.get("required", ()) else f"`{json.dumps(value.get('default', {}))}`"
-        lines.append(f"| `{field_name}` | {type_of(value)} | {given} |")
+        lines.append(f"| `{field_name}` | {type_of(value)} | {given} | {cell(meanings.get(field_name, ''))} |")
     return "\n".join([*lines, ""])
+
+
+def meanings_of(text: str, fields: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Split a docstring into what it says of the whole and, after "name: " or "name, name: ", of each field."""
+    word = "|".join(map(re.escape, fields))
+    plain = " ".join(text.split())
+    about, *rest = re.split(rf"(?<![\w.])((?:{word})(?:, (?:{word}))*): ", plain)
+    found = {}
+    for names, meaning in zip(rest[::2], rest[1::2], strict=True):
+        found |= dict.fromkeys(names.split(", "), meaning.strip(" .,"))
+    return about.strip(), found
 
 
 def type_of(value: dict[str, Any]) -> str:
@@ -95,12 +140,16 @@ def type_of(value: dict[str, Any]) -> str:
     if "enum" in value or "const" in value:
         return ", ".join(f"`{json.dumps(item)}`" for item in value.get("enum", [value.get("const")]))
     if value.get("type") == "array":
-        return f"list of {type_of(value.get('items', {}))}"
+        return f"list of {many(type_of(value.get('items', {})))}"
     if value.get("type") == "object":
-        return f"object of {type_of(value.get('additionalProperties', {}))}"
-    return {"integer": "whole number", "null": "nothing"}.get(
-        value.get("type", ""), value.get("type", "any JSON value")
-    )
+        return f"{many(type_of(value.get('additionalProperties', {})))} by name"
+    name = str(value.get("type", "any JSON value"))
+    return {"integer": "whole number", "null": "nothing"}.get(name, name)
+
+
+def many(words: str) -> str:
+    """Return the plural of a type's name; a link stays as it is."""
+    return f"{words}s" if words[-1].isalpha() else words
 
 
 def methods() -> str:
@@ -113,20 +162,34 @@ def methods() -> str:
     return "\n".join([head, *map(section, sheets)])
 
 
-def section(method: Sheet) -> str:
-    lines = [f"## {method.name}\n", method.summary + "\n", method.source + "\n"]
+def attacks() -> str:
+    """Write one section per file of attacks/."""
+    sheets = [sheet("attacks", name) for name in registry.names("attacks")]
+    return "\n".join([ATTACKS, *(section(one, "attacks") for one in sheets)])
+
+
+def section(method: Sheet, kind: str = "methods") -> str:
+    lines = [f"## {method.name}\n", method.summary + "\n", source(kind, method.name) + "\n"]
     if method.fields:
-        lines += ["| field | default | meaning |", "|---|---|---|", *map(row, method.fields), ""]
+        rows = [row(field, field.flag if kind == "methods" else field.name) for field in method.fields]
+        lines += ["| field | default | meaning |", "|---|---|---|", *rows, ""]
     if method.presets:
         lines += ["| preset | fields it sets |", "|---|---|"]
         lines += [f"| `{name}` | {settings(values)} |" for name, values in method.presets.items()] + [""]
     return "\n".join(lines)
 
 
-def row(field: Field) -> str:
+def source(kind: str, name: str) -> str:
+    """Return the docstring of a file, which names the paper, with links."""
+    path = ROOT / "src" / "efface" / kind / f"{name}.py"
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.sub(r"https://[^\s,;)]+[^\s,;).]", r"<\g<0>>", cell(text))
+
+
+def row(field: Field, name: str) -> str:
     told = all(word in field.help for word in field.choices)
     words = "" if told else f"; one of {', '.join(field.choices)}"
-    return f"| `{field.flag}` | {default(field.default)} | {cell(field.help + words)} |"
+    return f"| `{name}` | {default(field.default)} | {cell(field.help + words)} |"
 
 
 def default(value: Any) -> str:
@@ -143,8 +206,9 @@ def concepts() -> str:
     """Write mini's concept table."""
     known = table("mini").values()
     head = (
-        "# What mini can draw\n\nThe table that `efface list concepts` prints. *Related* concepts should survive when "
-        "their neighbour is erased; *keywords* make the prompts that only hint at a concept.\n"
+        "# What mini can generate\n\nThe table that `efface list concepts` prints. *Related* concepts are near to one "
+        "another: when one is erased, the others should stay. *Keywords* make the implicit prompts, which ask for a "
+        "concept without its name.\n"
     )
     parts = [head]
     for kind in dict.fromkeys(concept.kind for concept in known):
