@@ -9,7 +9,7 @@ from efface.evaluation.summary import Share
 from experiments.digits.experiment import MODELS, Experiment
 from experiments.digits.records import Attacked, Kind, Lengths, Searched, Searches
 from experiments.digits.search import Gradient, control, gradient_search, grid_search, inversion, key
-from experiments.digits.table import ALPHAS, table1, try_lengths
+from experiments.digits.table import table1, try_lengths
 
 ASCENT = Gradient()
 Measure = Callable[[], Attacked]
@@ -19,7 +19,7 @@ def run_table1(experiment: Experiment, seeds: int = 120) -> tuple[Lengths, list[
     """Return the lengths that were tried and table 1, measured now where no record is of these weights and seeds."""
     records, lengths = experiment.records, experiment.records.lengths()
     if lengths is None or lengths.weights != experiment.edit("task vector").id:
-        lengths = try_lengths(experiment, ALPHAS)
+        lengths = try_lengths(experiment)
         records.write("lengths", lengths)
     path, known = records.path("table1", ".jsonl"), {one.name: one for one in records.table1()}
     path.unlink(missing_ok=True)

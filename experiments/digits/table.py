@@ -1,7 +1,6 @@
 """Table 1: does the judge see what was asked for, for the target and for all others, in every model?"""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from efface.edits.edit import Edit
@@ -54,12 +53,12 @@ def length(alpha: float, record: Record) -> Length:
     return Length(alpha=alpha, target=groups["target"].after, others=groups["unrelated"].after, classes=classes)
 
 
-def try_lengths(experiment: Experiment, alphas: Sequence[float]) -> Lengths:
+def try_lengths(experiment: Experiment) -> Lengths:
     """Judge task vectors of several lengths by the first judge, on seeds of their own; no image is stored for good."""
     seeds, more = (range(FIRST, FIRST + count) for count in CHOOSING)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        edits = {alpha: experiment.changed("task vector", alpha) for alpha in alphas}
+        edits = {alpha: experiment.changed("task vector", alpha) for alpha in ALPHAS}
         tried = [length(a, judged(experiment, e, experiment.judge, seeds, more, store)) for a, e in edits.items()]
     judges = [judge for judge in (experiment.judge, experiment.second) if judge.accuracy]
     return Lengths(
