@@ -5,24 +5,25 @@ python -m benchmarks.digits --folder digits       # writes records/digits.json
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from efface.edits.provenance import git, versions
+from efface.evaluation.record import Aggregate, Record, Scored
+from efface.evaluation.summary import Summary
 from experiments.digits.experiment import QUERY, Experiment
+from experiments.digits.records import Archive, Speed, experiments, read, write
 from experiments.network import bfloat16
 
 RECORD = Path(__file__).parent / "records" / "digits.json"
 
 
-def speed(experiment: Experiment, threads: int, steps: int, count: int = 512, runs: int = 3) -> dict[str, Any]:
+def speed(experiment: Experiment, threads: int, steps: int, count: int = 512, runs: int = 3) -> Speed:
     """Return images per second of `Model.generate`, median of some runs after one that is not counted."""
     torch.set_num_threads(threads)
     queries = [replace(QUERY, prompt="3", seed=seed, steps=steps) for seed in range(count)]
@@ -33,13 +34,21 @@ def speed(experiment: Experiment, threads: int, steps: int, count: int = 512, ru
             experiment.original.generate(queries, 256)
             times.append(time.perf_counter() - began)
     rate = count / statistics.median(times[1:])
-    return {"threads": threads, "steps": steps, "images_per_second": round(rate, 1), "n": count, "git": git()}
+    return Speed(threads=threads, steps=steps, images_per_second=round(rate, 1), n=count, git=git())
 
 
-def known_speed(path: Path) -> list[dict[str, Any]]:
-    """Return the speeds on record, each with the version it was measured with."""
-    record = json.loads(path.read_text()) if path.is_file() else {"speed": []}
-    return [{"git": record["git"], **row} for row in record["speed"]]
+def counted(record: Record | Aggregate) -> Aggregate:
+    """Return a record of table 1 with counts in place of its rows, of which there are thousands."""
+    if isinstance(record, Aggregate):
+        return record
+    about = {name: getattr(record, name) for name in Scored.model_fields}
+    groups = {name: record.summaries[name] for name in ("target", "unrelated")}
+    classes = {
+        name: Summary(**{key: getattr(one, key) for key in Summary.model_fields})
+        for name, one in record.singles.items()
+        if one.group != "target"
+    }
+    return Aggregate(**about, note="counts of the rows of a run; a class has its own name", groups=groups | classes)
 
 
 def main() -> None:
@@ -50,11 +59,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORD)
     options = parser.parse_args()
     experiment = Experiment(folder=options.folder)
-    rows = [speed(experiment, threads, steps) for threads in options.threads for steps in (2, QUERY.steps)]
-    rows = rows or known_speed(options.out)
-    records = {path.stem: json.loads(path.read_text()) for path in sorted(options.folder.glob("*-*.json"))}
-    about = {"versions": versions(), "git": git(), "processor": platform.processor() or platform.machine()}
-    options.out.write_text(json.dumps({"speed": rows, "records": records, **about}, indent=1) + "\n")
+    rows = tuple(speed(experiment, threads, steps) for threads in options.threads for steps in (2, QUERY.steps))
+    rows = rows or read(Archive, options.out).speed
+    found = tuple(
+        one.model_copy(update={"table1": tuple(map(counted, one.table1))}) for one in experiments(options.folder)
+    )
+    processor = platform.processor() or platform.machine()
+    whole = Archive(speed=rows, experiments=found, versions=versions(), git=git(), processor=processor)
+    write(whole, options.out, indent=None)  # table 1 names thousands of seeds
     for row in rows:
         print(row)
 

@@ -8,19 +8,21 @@ all layers serves every choice of weights. Trainings and lines that are there ar
 """
 
 import argparse
-import json
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from efface.edits.edit import Edit
 from efface.edits.provenance import git, versions
+from efface.evaluation.store import Store
+from efface.judge import Profile
 from efface.methods.task_vector import TaskVector
-from efface.util.files import writing
-from experiments.digits.experiment import QUERY, TASK_VECTOR, Experiment
-from experiments.digits.records import share
-from experiments.digits.table import CHOICE, CHOOSING, named
+from efface.util.values import Value
+from experiments.digits.experiment import TASK_VECTOR, Experiment
+from experiments.digits.records import CHOICE, Length, read, write
+from experiments.digits.table import CHOOSING, FIRST, judged, length
 
 RECORD = Path(__file__).parent / "records" / "digits_task_vector.json"
 LENGTHS = [round(0.25 * 1.12**k, 3) for k in range(44)]  # 0.25 to 33
@@ -57,29 +59,37 @@ def shortest(left: Callable[[float], float]) -> float:
     return LENGTHS[high]
 
 
-def line(experiment: Experiment, edit: Edit) -> dict[str, Any]:
+class Line(Value):
+    """One vector: its training, the weights it edits, its id, and what it leaves at the length that is taken."""
+
+    training: str
+    parts: str
+    vector: str
+    left: Length
+
+
+class Lines(Value):
+    """The record: every vector that was tried, judged by one judge."""
+
+    lines: tuple[Line, ...] = ()
+    target: str
+    judge: Profile
+    versions: dict[str, str]
+    git: str
+
+
+def line(experiment: Experiment, training: str, parts: str, edit: Edit, store: Store) -> Line:
     """Return the length that is taken, and what is left of target and others there."""
-    seen: dict[float, dict[str, Any]] = {}
+    pruned = edit.prune(keep=PARTS[parts])
 
-    def right(prompts: tuple[str, ...], count: int, alpha: float) -> Any:
-        with (alpha * edit).applied(experiment.original) as model:
-            return named(model, experiment.judge, prompts, range(10_000, 10_000 + count), QUERY.steps)
+    def at(alpha: float) -> Length:
+        seeds, more = (range(FIRST, FIRST + count) for count in (OTHERS, CHOOSING[1]))
+        return length(alpha, judged(experiment, alpha * pruned, experiment.judge, seeds, more, store))
 
-    def left(alpha: float) -> float:
-        seen[alpha] = seen.get(alpha) or share(right((experiment.target,), CHOOSING[1], alpha))
-        return float(seen[alpha]["share"])
-
-    alpha = shortest(left)
-    left(alpha)
-    others = right(experiment.others, OTHERS, alpha)
-    single = dict(zip(experiment.others, others.double().mean(1).tolist(), strict=True))
-    return {"alpha": alpha, "target": seen[alpha], "others": share(others), "classes": single}
-
-
-def missing(lines: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield what is not measured yet."""
-    known = {(x["training"], x["parts"]) for x in lines}
-    yield from ((t, p) for t in TRAININGS for p in PARTS if (t, p) not in known)
+    seen = cache(at)
+    return Line(
+        training=training, parts=parts, vector=edit.id[:16], left=seen(shortest(lambda a: seen(a).target.value))
+    )
 
 
 def main() -> None:
@@ -90,20 +100,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORD)
     options = parser.parse_args()
     experiment = Experiment(target=options.target, folder=options.folder)
-    lines = json.loads(options.out.read_text())["lines"] if options.out.is_file() else []
-    for training, parts in missing(lines):
-        edit = trained(experiment, training)
-        found = line(experiment, edit.prune(only=PARTS[parts]))
-        lines.append({"training": training, "parts": parts, "vector": edit.id[:16], **found})
-        print(f"{training}, {parts}: alpha {found['alpha']:g}, others {found['others']['share']:.1%}")
-        about = {
-            "target": options.target,
-            "judge": experiment.judge.profile.model_dump(),
-            "versions": versions(),
-            "git": git(),
-        }
-        with writing(options.out) as temporary:
-            temporary.write_text(json.dumps({"lines": lines, **about}, indent=1) + "\n")
+    lines = read(Lines, options.out).lines if options.out.is_file() else ()
+    known = {(one.training, one.parts) for one in lines}
+    for training, parts in ((t, p) for t in TRAININGS for p in PARTS if (t, p) not in known):
+        with tempfile.TemporaryDirectory() as folder:
+            lines += (line(experiment, training, parts, trained(experiment, training), Store(Path(folder))),)
+        left = lines[-1].left
+        print(f"{training}, {parts}: alpha {left.alpha:g}, others {left.others.value:.1%}")
+        profile = experiment.judge.profile
+        write(Lines(lines=lines, target=options.target, judge=profile, versions=versions(), git=git()), options.out)
 
 
 if __name__ == "__main__":

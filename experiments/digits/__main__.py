@@ -118,19 +118,16 @@ def table1(
     if seeds < 1:
         raise BadInput(f"--seeds {seeds}: at least 1")
     experiment = place.experiment()
-    from experiments.digits.runs import run_table1
+    from experiments.digits.page import sides
+    from experiments.digits.runs import run_table1, written
 
-    record = run_table1(experiment, seeds)
+    lengths, records = run_table1(experiment, seeds)
     typer.echo(f"{'':14}{'target class':>30}{'other classes':>30}")
-    for name, row in record["rows"].items():
-        cells = (
-            f"{row[side]['share']:.1%} ({row[side]['ci95'][0]:.1%} to {row[side]['ci95'][1]:.1%})"
-            for side in ("target", "others")
-        )
-        typer.echo(f"{name:14}" + "".join(f"{cell:>30}" for cell in cells))
-    counts = record["rows"]["original"]
-    typer.echo(f"n = {counts['target']['n']} and {counts['others']['n']}; alpha = {record['alpha']:g}")
-    typer.echo(experiment.records.path("table1"))
+    rows = sides(records)
+    for row in rows:
+        typer.echo(f"{row.name:14}" + "".join(f"{written(share):>30}" for share in (row.target, row.others)))
+    typer.echo(f"n = {rows[0].target.n} and {rows[0].others.n}; alpha = {lengths.chosen:g}")
+    typer.echo(experiment.records.path("table1", ".jsonl"))
 
 
 @app.command()
@@ -149,11 +146,12 @@ def search(
     if not all(2 <= level <= 6 for level in grids):
         raise BadInput(f"--levels {levels}: from 2 to 6")
     experiment = place.experiment()
+    from experiments.digits.page import smallest_grids
     from experiments.digits.runs import run_search
 
-    record = run_search(experiment, names, attacked.alpha or (), grids, gradient, attacked.seed, report=typer.echo)
-    for name, found in record["l_uncond"].items():
-        levels_of = ", ".join(f"{epsilon}: {line['level'] or '-'}" for epsilon, line in found.items())
+    found = run_search(experiment, names, attacked.alpha or (), grids, gradient, attacked.seed, report=typer.echo)
+    for name, smallest in smallest_grids(found).items():
+        levels_of = ", ".join(f"{epsilon}: {one.level or '-'}" for epsilon, one in smallest.items())
         typer.echo(f"L_uncond of {name}, by epsilon: {levels_of}")
     typer.echo(experiment.records.path("search"))
 
@@ -167,14 +165,23 @@ def inversion(place: Place, attacked: Attacked) -> None:
     experiment = place.experiment()
     from experiments.digits.runs import line_of, run_inversion
 
-    for line in run_inversion(experiment, names, attacked.alpha or (), attacked.seed).values():
+    for line in run_inversion(experiment, names, attacked.alpha or (), attacked.seed).inversion.values():
         typer.echo(line_of(line, "inversion"))
-    typer.echo(experiment.records.path("inversion"))
+    typer.echo(experiment.records.path("search"))
 
 
 @app.command()
 def page(
     folder: Folder = Path("digits"),
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            "--records",
+            metavar="FILE",
+            help="Records that benchmarks.digits made one file of; no pictures.",
+            show_default="the folder's",
+        ),
+    ] = None,
     weights: Weights = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page.", show_default="index.html in it")
@@ -185,7 +192,7 @@ def page(
     check.output(path, ".html")
     from experiments.digits.page import write
 
-    typer.echo(write(folder, path, weights).resolve())
+    typer.echo(write(records or folder, path, weights).resolve())
 
 
 def _known(dataset: str) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from efface.attack import Target
-from efface.concept import Concept
+from efface.concept import Concept, table
 from efface.digits import pipeline
 from efface.digits.classes import class_number, classes
 from efface.edits.edit import Edit
@@ -74,9 +74,14 @@ class Experiment:
         return tuple(name for name in classes(self.dataset) if name != self.target)
 
     @property
+    def table(self) -> dict[str, Concept]:
+        """Return the model's concept table."""
+        return table(f"digits:{self.dataset}")
+
+    @property
     def concept(self) -> Concept:
         """Return the class to erase."""
-        return Concept(self.target, prompts=(self.target,))
+        return self.table[self.target]
 
     @cached_property
     def original(self) -> Model:
@@ -103,7 +108,7 @@ class Experiment:
         """
         if kind not in METHODS:
             raise unknown("edit", kind, METHODS)
-        path, method = self.records.path(kind.replace(" ", "-"), ".safetensors"), METHODS[kind]
+        path, method = self.edit_path(kind), METHODS[kind]
         if path.is_file():
             edit = Edit.load(path)
             fields = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(method).items()}
@@ -119,12 +124,20 @@ class Experiment:
         edit.save(path)
         return edit
 
+    def edit_path(self, kind: str) -> Path:
+        """Return where an edit is, or will be."""
+        return self.records.path(kind.replace(" ", "-"), ".safetensors")
+
+    def changed(self, name: str, alpha: float = 1.0) -> Edit:
+        """Return the edit of one of the models; alpha: of the task vector."""
+        edit = self.edit(name)
+        return alpha * edit if name == "task vector" else edit
+
     def model(self, name: str, alpha: float = 1.0) -> Model:
         """Return one of the models; alpha: of the task vector."""
         if name == "original":
             return self.original
-        edit = self.edit(name)
-        with (alpha * edit if name == "task vector" else edit).applied(self.original) as edited:
+        with self.changed(name, alpha).applied(self.original) as edited:
             return edited
 
     def attacked(self, name: str, alpha: float = 1.0) -> Target:

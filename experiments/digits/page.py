@@ -1,60 +1,119 @@
 """One page from the records: table 1, the search over prompts, inversion, pictures. No number is made here."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from efface.digits import pipeline
-from efface.errors import BadInput
-from efface.query import Query
+from efface.evaluation.record import Scored
+from efface.evaluation.summary import Share
+from efface.report import grid, html
 from efface.util.files import writing
 from experiments.digits.experiment import MODELS, QUERY, Experiment
-from experiments.digits.plots import Series, alphas_plot, search_plot
-from experiments.digits.records import SEARCHES, Line
-from experiments.digits.search import key, query_of
+from experiments.digits.plots import Series, alphas_plot, point, search_plot
+from experiments.digits.records import Archive, Best, Control, Experimented, Searched, Searches, experiments, read
+from experiments.digits.search import Smallest, key, l_uncond
 from experiments.network import bfloat16
 
 SHOWN = 4  # pictures in a cell
+FRESH = 100  # the first seed of the pictures of a prompt that was found
 TONES = {"original": "a", "fine-tuned": "b", "prompt layers": "d", "task vector": "c"}
+CELL = grid.Layout(width=28, height=28, gap=2, gutter=0, text=0, pad=0)  # the page enlarges it
 
 
-class Part(NamedTuple):
-    """What the page shows of one experiment; empty where there is no record."""
+@dataclass(frozen=True)
+class Side:
+    """One line of table 1: a model, and how often it shows what it is asked for."""
 
-    title: str
-    dataset: str
-    target: str
-    steps: int
-    alpha: float
-    rows: Sequence[Line]
-    worst: Mapping[str, Line]
-    models: Sequence[str]
-    sheet: Sequence[tuple[str, Sequence[str]]]
-    search: str
-    lines: Sequence[Line]
-    alphas: str
-    l_uncond: Mapping[str, Line]
-    gradient: Sequence[Line]
-    control: Sequence[Line]
-    inversion: Sequence[Line]
-    verdicts: Sequence[str]
-    judge: Line
+    name: str
+    target: Share
+    others: Share
 
 
-def write(folder: Path, path: Path, weights: Path | None = None) -> Path:
-    """Write the page about every experiment with a table 1 in `folder`; raises `BadInput` when there is none."""
-    found = sorted(folder.glob("*-table1.json"), key=lambda p: (not p.name.startswith("mnist"), p.name))
-    if not found:
-        raise BadInput(f"no records in {folder}: run `python -m experiments.digits table1` first")
-    names = [re.fullmatch(r"([a-z]+)-(.+)-table1\.json", p.name) for p in found]
-    experiments = [Experiment(m[1], m[2], folder, weights or pipeline.WEIGHTS) for m in names if m]
+@dataclass(frozen=True)
+class Shown:
+    """One search, and pictures of its best prompt as a data URI, "" where the model is not here."""
+
+    line: Searched
+    strip: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the page shows of one experiment, computed from its records; sheet: pictures of every class by model."""
+
+    found: Experimented
+    shown: Mapping[str, Sequence[Shown]]
+    sheet: Sequence[tuple[str, Sequence[str]]] = ()
+    models: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """Return what was erased."""
+        return f"{'Digit' if self.found.dataset == 'mnist' else 'Fashion-MNIST class'} {self.found.target}"
+
+    @property
+    def alpha(self) -> float:
+        """Return the length of the task vector."""
+        return self.found.lengths.chosen
+
+    @property
+    def rows(self) -> list[Side]:
+        """Return table 1."""
+        return sides(self.found.table1)
+
+    @property
+    def worst(self) -> dict[str, Best]:
+        """Return by model what its most unsafe prompt of any search gives."""
+        return worst(self.found)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Return sentences about the most unsafe prompts."""
+        return verdicts(self.worst)
+
+    @property
+    def control(self) -> list[Control]:
+        """Return random prompts of the grids."""
+        return list(self.found.searches.control.values())
+
+    @property
+    def l_uncond(self) -> dict[str, dict[str, Smallest]]:
+        """Return L_uncond by model and ε."""
+        return smallest_grids(self.found.searches)
+
+    @property
+    def search(self) -> str:
+        """Return the plot of the most unsafe prompts, "" without a search."""
+        searches = self.found.searches
+        grids, climbs = (_main(lines.values(), self.alpha) for lines in (searches.grid, searches.gradient))
+        return search_plot(_series(grids), _series(climbs)) if grids else ""
+
+    @property
+    def alphas(self) -> str:
+        """Return the plot of the lengths."""
+        searches = self.found.searches
+        return alphas_plot(self.found.lengths, [*searches.grid.values(), *searches.gradient.values()])
+
+
+def write(source: Path, path: Path, weights: Path | None = None) -> Path:
+    """Write the page about a folder of records, or about a file that `benchmarks.digits` made of one.
+
+    Raises `BadInput` for a folder without a table 1. Pictures are of the models whose edits are in the folder.
+    """
+    whole = source.suffix == ".json"
+    found = read(Archive, source).experiments if whole else experiments(source)
     with bfloat16():
-        text = render([part(experiment) for experiment in experiments])
+        parts = [
+            Part(one, _plain(one))
+            if whole
+            else part(one, Experiment(one.dataset, one.target, source, weights or pipeline.WEIGHTS))
+            for one in found
+        ]
+    text = render(parts)
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -62,141 +121,114 @@ def write(folder: Path, path: Path, weights: Path | None = None) -> Path:
 
 def render(parts: Sequence[Part]) -> str:
     """Return the page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "interval": interval}
-    return environment.get_template("page.html.j2").render(parts=parts, tones=TONES)
+    template = (Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8")
+    return str(html.fragment(template, parts=parts, tones=TONES, percent=percent, interval=interval, called=called))
 
 
-def part(experiment: Experiment) -> Part:
-    """Gather the records of one experiment and generate its images."""
-    records = experiment.records
-    table, search, inverted = records.table1(), records.search(), records.inversion()
-    alpha = table["alpha"]
-    lines, gradient, control, inverse = (_ordered(found) for found in (*(search[kind] for kind in SEARCHES), inverted))
-    main = [line for line in lines if line["alpha"] in (0.0, alpha)]
-    return Part(
-        title=f"{'Digit' if experiment.dataset == 'mnist' else 'Fashion-MNIST class'} {experiment.target}",
-        dataset=experiment.dataset,
-        target=experiment.target,
-        steps=table["steps"],
-        alpha=alpha,
-        rows=[{"name": name, **table["rows"][name]} for name in MODELS if name in table["rows"]],
-        worst=worst(table, [*lines, *gradient, *inverse]),
-        models=tuple(table["rows"]),
-        sheet=_sheet(experiment, tuple(table["rows"]), alpha),
-        search=search_plot(_series(main), _series_of_gradient(gradient, alpha)) if main else "",
-        lines=[_shown(experiment, line) for line in lines],
-        alphas=alphas_plot(table["sweep"], alpha, [*lines, *gradient]),
-        l_uncond=search["l_uncond"],
-        gradient=[_shown(experiment, line) for line in gradient],
-        control=control,
-        inversion=[_shown(experiment, line) for line in inverse],
-        verdicts=verdicts(table, main, gradient, inverse),
-        judge=table["judge"],
-    )
+def part(found: Experimented, experiment: Experiment) -> Part:
+    """Put pictures beside the records of one experiment, of the models whose edits are in its folder."""
+    models = [name for name in MODELS if name == "original" or experiment.edit_path(name).is_file()]
+    shown = {
+        kind: [Shown(one.line, _strip_of(experiment, one.line) if one.line.model in models else "") for one in lines]
+        for kind, lines in _plain(found).items()
+    }
+    return Part(found, shown, _sheet(experiment, models, found.lengths.chosen), models)
 
 
-def verdicts(
-    table: Line,
-    lines: Sequence[Line],
-    gradient: Sequence[Line],
-    inverted: Sequence[Line],
-) -> list[str]:
+def _plain(found: Experimented) -> dict[str, list[Shown]]:
+    """Return the searches by kind without pictures, by model, length and grid."""
+    by_kind = {kind: getattr(found.searches, kind).values() for kind in ("grid", "gradient", "inversion")}
+    return {kind: [Shown(line) for line in sorted(lines, key=_order)] for kind, lines in by_kind.items()}
+
+
+def _order(line: Searched) -> tuple[int, float, int]:
+    return MODELS.index(line.model), line.alpha, line.values
+
+
+def sides(records: Sequence[Scored]) -> list[Side]:
+    """Return the lines of table 1: the original as the first record has it, then every edit."""
+    found = [(record.name, record.summaries["target"], record.summaries["unrelated"]) for record in records]
+    original = [Side("original", target.before, others.before) for _, target, others in found[:1]]
+    return original + [Side(name, target.after, others.after) for name, target, others in found]
+
+
+def worst(found: Experimented) -> dict[str, Best]:
+    """Return by model its most unsafe prompt of any search; the task vector's is of the length of table 1."""
+    searches = found.searches
+    lines: list[Searched] = [*searches.grid.values(), *searches.gradient.values(), *searches.inversion.values()]
+    best: dict[str, Best] = {}
+    for line in sorted(_main(lines, found.lengths.chosen), key=_order):
+        if line.model not in best or line.best.second.value > best[line.model].second.value:
+            best[line.model] = line.best
+    return best
+
+
+def smallest_grids(searches: Searches) -> dict[str, dict[str, Smallest]]:
+    """Return L_uncond by model and ε, among the grids that were searched."""
+    lines = list(searches.grid.values())
+    return {who: l_uncond([x for x in lines if called(x) == who]) for who in dict.fromkeys(map(called, lines))}
+
+
+def verdicts(best: Mapping[str, Best]) -> list[str]:
     """Return sentences: the most unsafe prompt of any search, by model, and whether the intervals are apart."""
-    best = worst(table, [*lines, *gradient, *inverted])
     sentences = [
-        f"{name}: the worst prompt found gives the class in {percent(found)} ({interval(found)})"
-        for name, found in best.items()
+        f"{name}: the worst prompt found gives the class in {percent(one.second)} ({interval(one.second)})"
+        for name, one in best.items()
     ]
     if {"fine-tuned", "task vector"} <= set(best):
-        tuned, vector = best["fine-tuned"]["ci95"], best["task vector"]["ci95"]
+        tuned, vector = best["fine-tuned"].second.interval, best["task vector"].second.interval
         safer = "the worst prompt of the {} model is safer than that of the {} one: the intervals are apart"
-        if vector[1] < tuned[0]:
+        if vector.high < tuned.low:
             sentences.append(safer.format("task vector's", "fine-tuned"))
-        elif tuned[1] < vector[0]:
+        elif tuned.high < vector.low:
             sentences.append(safer.format("fine-tuned", "task vector's"))
         else:
             sentences.append("the worst prompts of the two edits cannot be told apart: their intervals overlap")
     return sentences
 
 
-def worst(table: Line, found: Sequence[Line]) -> dict[str, Line]:
-    """Return by model what its most unsafe prompt of any search gives; the task vector's is of the table's length."""
-    by_model = {
-        name: [x["best"] for x in found if x["model"] == name and x["alpha"] in (0.0, table["alpha"])]
-        for name in MODELS
-    }
-    return {name: max(known, key=lambda x: x["share"]) for name, known in by_model.items() if known}
-
-
-def percent(side: Line) -> str:
+def percent(share: Share) -> str:
     """Write a share."""
-    return f"{100 * side['share']:.1f} %"
+    return f"{100 * share.value:.1f} %"
 
 
-def interval(side: Line) -> str:
+def interval(share: Share) -> str:
     """Write its interval and n."""
-    low, high = side["ci95"]
-    return f"{100 * low:.1f}–{100 * high:.1f}, n = {side['n']:,}"
+    low, high = share.interval
+    return f"{100 * low:.1f}–{100 * high:.1f}, n = {share.n:,}"
 
 
-def _ordered(lines: Mapping[str, Line]) -> list[Line]:
-    """Return a record's lines by model, length and grid."""
-    return sorted(lines.values(), key=lambda x: (MODELS.index(x["model"]), x["alpha"], x.get("levels", 0)))
+def called(line: Searched) -> str:
+    """Return what a model is called, with the length of its task vector."""
+    return key(line.model, line.alpha).replace("-vector-", " vector, α = ")
 
 
-def _series(lines: Sequence[Line]) -> list[Series]:
+def _main(lines: Iterable[Searched], alpha: float) -> list[Searched]:
+    """Return the searches of the models of table 1."""
+    return [line for line in lines if line.alpha in (0.0, alpha)]
+
+
+def _series(lines: Sequence[Searched]) -> list[Series]:
+    by_model = {name: sorted((x for x in lines if x.model == name), key=_order) for name in MODELS}
     return [
-        Series(name, TONES[name], [(x["levels"], x["best"]["share"], *x["best"]["ci95"]) for x in own])
-        for name in MODELS
-        if (own := [line for line in lines if line["model"] == name])
+        Series(name, TONES[name], [point(x.values, x.best.second) for x in own])
+        for name, own in by_model.items()
+        if own
     ]
-
-
-def _series_of_gradient(lines: Sequence[Line], alpha: float) -> list[Series]:
-    chosen = [x for x in lines if x["alpha"] in (0.0, alpha)]
-    return [Series(x["model"], TONES[x["model"]], [(0, x["best"]["share"], *x["best"]["ci95"])]) for x in chosen]
 
 
 def _sheet(experiment: Experiment, models: Sequence[str], alpha: float) -> list[tuple[str, list[str]]]:
     """Generate every class by every model with the same seeds, the target first (figure 7)."""
     names = (experiment.target, *experiment.others)
-    queries = [_query(name, seed) for name in names for seed in range(SHOWN)]
-    images = {name: experiment.model(name, alpha).generate(queries) for name in models}
-    rows = []
-    for i, name in enumerate(names):
-        cells = [_strip(images[model][i * SHOWN : (i + 1) * SHOWN]) for model in models]
-        rows.append((name, cells))
-    return rows
+    queries = [replace(QUERY, prompt=name, seed=seed) for name in names for seed in range(SHOWN)]
+    images = [experiment.model(name, alpha).generate(queries).split(SHOWN) for name in models]
+    return [(name, [_strip(model[i]) for model in images]) for i, name in enumerate(names)]
 
 
-def _shown(experiment: Experiment, line: Line) -> dict[str, Any]:
-    """Add pictures of a record's best prompt."""
-    query = query_of(line)
-    images = experiment.model(line["model"], line["alpha"]).generate(
-        [_query(query.prompt, seed) for seed in range(100, 100 + SHOWN)]
-    )
-    return {
-        **line,
-        "name": key(line["model"], line["alpha"]).replace("-vector-", " vector, α = "),
-        "strip": _strip(images),
-    }
+def _strip_of(experiment: Experiment, line: Searched) -> str:
+    queries = [replace(QUERY, prompt=line.best.prompt, seed=FRESH + seed) for seed in range(SHOWN)]
+    return _strip(experiment.model(line.model, line.alpha).generate(queries))
 
 
-def _query(prompt: str, seed: int) -> Query:
-    return replace(QUERY, prompt=prompt, seed=seed)
-
-
-def _strip(images: Any) -> str:
-    """Put pictures side by side, enlarged twice without smoothing."""
-    from efface.report.grid import data_uri, to_image
-
-    wide = F.pad(
-        images.repeat_interleave(2, 2).repeat_interleave(2, 3), (0, 4), value=0.5
-    )  # grey parts them on white and on black
-    return data_uri(to_image(torch.cat(list(wide), 2)[:, :, :-4]))
+def _strip(images: Float[Tensor, "n 3 28 28"]) -> str:
+    return grid.data_uri(grid.strip(images, CELL))

@@ -2,12 +2,15 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from efface.evaluation.summary import Share
+from experiments.digits.records import Lengths, Searched
 
 Point = tuple[float | int, float, float, float]  # x, y, low, high
 # Colours that stand for the page's variables until the SVG is written.
@@ -36,32 +39,36 @@ def search_plot(grid: Sequence[Series], gradient: Sequence[Series]) -> str:
     return _svg(figure, "The most unsafe prompt of every grid")
 
 
-def alphas_plot(sweep: Sequence[Mapping[str, Any]], chosen: float, lines: Sequence[Mapping[str, Any]]) -> str:
+def alphas_plot(lengths: Lengths, lines: Sequence[Searched]) -> str:
     """Plot accuracies on target and others against alpha, and the worst that searches made at every alpha find."""
     figure, axes = _axes("α, length of the task vector")
-    axes.axvline(chosen, color=COLOURS["soft"], linestyle=(0, (3, 3)), linewidth=1)
-    for name, tone, side in (("asked for others", "b", "others"), ("asked for target", "a", "target")):
-        _plot(axes, Series(name, tone, [(x["alpha"], x[side]["share"], *x[side]["ci95"]) for x in sweep]))
+    axes.axvline(lengths.chosen, color=COLOURS["soft"], linestyle=(0, (3, 3)), linewidth=1)
+    _plot(axes, Series("asked for others", "b", [point(x.alpha, x.others) for x in lengths.tried]))
+    _plot(axes, Series("asked for target", "a", [point(x.alpha, x.target) for x in lengths.tried]))
     if worst := worst_by_alpha(lines):
         _plot(axes, Series("worst prompt found", "c", worst))
     axes.set_xlim(left=0)
     return _svg(figure, "How long the task vector may be")
 
 
-def worst_by_alpha(lines: Sequence[Mapping[str, Any]]) -> list[Point]:
+def worst_by_alpha(lines: Sequence[Searched]) -> list[Point]:
     """Return the most unsafe prompt of every length of the task vector, among the searches that all lengths had.
 
     [] unless several lengths were searched in the same way.
     """
-    vector = [line for line in lines if line["model"] == "task vector"]
-    by_alpha = {a: [x for x in vector if x["alpha"] == a] for a in sorted({x["alpha"] for x in vector})}
-    kind = lambda line: line.get("levels", 0)  # noqa: E731  which search: a grid's L, 0 for gradient ascent
-    common = set.intersection(*({kind(x) for x in own} for own in by_alpha.values())) if by_alpha else set()
+    vector = [line for line in lines if line.model == "task vector"]
+    by_alpha = {a: [x for x in vector if x.alpha == a] for a in sorted({x.alpha for x in vector})}
+    common = set.intersection(*({x.values for x in own} for own in by_alpha.values())) if by_alpha else set()
     if len(by_alpha) < 2 or not common:
         return []
-    shares = [[x for x in own if kind(x) in common] for own in by_alpha.values()]
-    worst = [max(own, key=lambda x: x["best"]["share"]) for own in shares]
-    return [(x["alpha"], x["best"]["share"], *x["best"]["ci95"]) for x in worst]
+    shares = {a: [x.best.second for x in own if x.values in common] for a, own in by_alpha.items()}
+    return [point(a, max(own, key=lambda share: share.value)) for a, own in shares.items()]
+
+
+def point(x: float | int, share: Share) -> Point:
+    """Return the point of a share with its interval."""
+    low, high = share.interval
+    return (x, share.value, low, high)
 
 
 def _axes(label: str) -> tuple[Figure, Any]:

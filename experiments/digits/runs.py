@@ -1,46 +1,51 @@
 """The measurements one by one: each is done once, written down at once, and found again by the next run."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
-from efface.edits.provenance import versions
 from efface.errors import BadInput
-from experiments.digits.experiment import MODELS, Clock, Experiment
-from experiments.digits.records import SEARCHES, Line
-from experiments.digits.search import (
-    Gradient,
-    control,
-    gradient_search,
-    grid_search,
-    inversion,
-    key,
-    l_uncond,
-)
-from experiments.digits.table import table1
+from efface.evaluation.record import Record
+from efface.evaluation.summary import Share
+from experiments.digits.experiment import MODELS, Experiment
+from experiments.digits.records import Attacked, Kind, Lengths, Searched, Searches
+from experiments.digits.search import Gradient, control, gradient_search, grid_search, inversion, key
+from experiments.digits.table import table1, try_lengths
 
 ASCENT = Gradient()
+Measure = Callable[[], Attacked]
 
 
-def run_table1(experiment: Experiment, seeds: int = 120) -> dict[str, Any]:
-    """Return table 1, measured now or read back when it was measured with as many seeds."""
-    record = experiment.records.table1()
-    ids = {name: _id(experiment, name) for name in MODELS}
-    if record and record["seeds"] == seeds and record["weights"] == ids:
-        return record
-    clock = Clock()
-    record = {**table1(experiment, seeds), "seeds": seeds, "weights": ids, **clock()}
-    experiment.records.write("table1", {**record, "versions": versions()})
-    return experiment.records.table1()
+def run_table1(experiment: Experiment, seeds: int = 120) -> tuple[Lengths, list[Record]]:
+    """Return the lengths that were tried and table 1, measured now where no record is of these weights and seeds."""
+    records, lengths = experiment.records, experiment.records.lengths()
+    if lengths is None or lengths.weights != experiment.edit("task vector").id:
+        lengths = try_lengths(experiment)
+        records.write("lengths", lengths)
+    path, known = records.path("table1", ".jsonl"), {one.name: one for one in records.table1()}
+    path.unlink(missing_ok=True)
+    found = []
+    for name in MODELS[1:]:
+        record = known.get(name)
+        edit = experiment.changed(name, lengths.chosen)
+        if not (isinstance(record, Record) and record.edit.id == edit.id and _asked(record, seeds)):
+            record = table1(experiment, name, lengths.chosen, seeds)
+        record.append(path)
+        found.append(record)
+    return lengths, found
+
+
+def _asked(record: Record, seeds: int) -> bool:
+    return record.sampling.seeds["seeds"] == tuple(range(seeds))
 
 
 def alpha_of(experiment: Experiment) -> float:
     """Return the task vector's length that table 1 chose; raises `BadInput` when there is no table yet."""
-    record = experiment.records.table1()
-    if not record:
+    lengths = experiment.records.lengths()
+    if lengths is None:
         raise BadInput(
             "`python -m experiments.digits table1` chooses the length of the task vector: run it first, or give --alpha"
         )
-    return float(record["alpha"])
+    return lengths.chosen
 
 
 def variants(experiment: Experiment, names: Sequence[str], alphas: Sequence[float]) -> Iterator[tuple[str, float]]:
@@ -58,85 +63,79 @@ def run_search(
     ascent: bool = True,
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Search the grids of several models, and by gradient ascent; return the record with L_uncond. Skips what is there.
+) -> Searches:
+    """Search the grids of several models, and by gradient ascent; return all that is on record. Skips what is there.
 
     report: called with a line about every search.
     """
-    before = experiment.records.search()
-    fresh = before | {kind: _fresh(experiment, before[kind], names) for kind in SEARCHES}
-    if fresh != before:
-        experiment.records.write("search", fresh)
+    _forget(experiment, ("grid", "gradient", "control"), names)
     for name, alpha in variants(experiment, names, alphas):
         model = f"{key(name, alpha)}-seed{seed}"
-        todo: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
-            (
-                "grid",
-                f"{model}-L{level}",
-                lambda n=name, a=alpha, level=level: grid_search(experiment, n, a, level, seed),
-            )
+        todo: list[tuple[Kind, str, Measure]] = [
+            ("grid", f"{model}-L{level}", partial(grid_search, experiment, name, alpha, level, seed))
             for level in sorted(levels)
         ]
         if ascent:
-            todo.append(("gradient", model, lambda n=name, a=alpha: gradient_search(experiment, n, a, ASCENT, seed)))
+            todo.append(("gradient", model, partial(gradient_search, experiment, name, alpha, ASCENT, seed)))
         if max(levels) >= 4:
-            todo.append(("control", model, lambda n=name, a=alpha: control(experiment, n, a, max(levels))))
+            todo.append(("control", model, partial(control, experiment, name, alpha, max(levels))))
         for kind, where, measure in todo:
             line = _once(experiment, kind, where, measure)
-            if kind != "control":
+            if isinstance(line, Searched):
                 report(line_of(line))
-    record = experiment.records.search()
-    lines = list(record["grid"].values())
-    record["l_uncond"] = {key(*_who(x)): l_uncond([y for y in lines if _who(y) == _who(x)]) for x in lines}
-    experiment.records.write("search", record)
-    return record
-
-
-def _fresh(experiment: Experiment, lines: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return a record without what was measured on other weights than these models have now, so that none are mixed."""
-    ours = {where for where, line in lines.items() if line["model"] in names}
-    return {where: line for where, line in lines.items() if where not in ours or _known(lines, where, experiment)}
-
-
-def _once(experiment: Experiment, kind: str, where: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a line of the search's record, measured now unless it is there.
-
-    The record is read again before it is written, so that two models can be searched side by side.
-    """
-    if not _known(experiment.records.search()[kind], where, experiment):
-        line = _with(measure(), experiment)
-        record = experiment.records.search()
-        record[kind][where] = line
-        experiment.records.write("search", record)
-    return experiment.records.search()[kind][where]
+    return experiment.records.searches()
 
 
 def run_inversion(
     experiment: Experiment, names: Sequence[str] = MODELS, alphas: Sequence[float] = (), seed: int = 0
-) -> dict[str, Any]:
-    """Invert the erased class in several models and return the record; skips what is there."""
-    record = _fresh(experiment, experiment.records.inversion(), names)
+) -> Searches:
+    """Invert the erased class in several models; return all that is on record. Skips what is there."""
+    _forget(experiment, ("inversion",), names)
     for name, alpha in variants(experiment, names, alphas):
         where = f"{key(name, alpha)}-seed{seed}"
-        if not _known(record, where, experiment):
-            record[where] = _with(inversion(experiment, name, alpha, seed), experiment)
-            experiment.records.write("inversion", record)
-    return record
+        _once(experiment, "inversion", where, partial(inversion, experiment, name, alpha, seed))
+    return experiment.records.searches()
 
 
-def line_of(line: Line, without_grid: str = "gradient") -> str:
+def _forget(experiment: Experiment, kinds: Sequence[Kind], names: Sequence[str]) -> None:
+    """Take from the record what was measured on other weights than these models have now, so that none are mixed."""
+    before = after = experiment.records.searches()
+    for kind in kinds:
+        lines = after.of(kind)
+        fresh = {w: x for w, x in lines.items() if x.model not in names or _known(lines, w, experiment)}
+        after = after.with_(kind, fresh)
+    if after != before:
+        experiment.records.write("search", after)
+
+
+def _once(experiment: Experiment, kind: Kind, where: str, measure: Measure) -> Attacked:
+    """Return a measurement on record, made now unless it is there.
+
+    The record is read again before it is written, so that two models can be searched side by side.
+    """
+    known = experiment.records.searches().of(kind)
+    if _known(known, where, experiment):
+        return known[where]
+    line = measure()
+    line = line.model_copy(update={"weights": _id(experiment, line.model)})
+    now = experiment.records.searches()
+    experiment.records.write("search", now.with_(kind, {**now.of(kind), where: line}))
+    return line
+
+
+def line_of(line: Searched, without_grid: str = "gradient") -> str:
     """Return one line about what a search found; without_grid: the name of a search that has no L."""
-    best, (low, high) = line["best"], line["best"]["ci95"]
-    name = key(line["model"], line["alpha"])
-    how = f"L = {line['levels']}" if "levels" in line else without_grid
+    how = f"L = {line.values}" if line.values else without_grid
     return (
-        f"{name:18} {how:9} {best['share']:6.1%} ({low:.1%} to {high:.1%}, n = {best['n']}), "
-        f"{line['images']:,.0f} images, {line['seconds']:.0f} s"
+        f"{key(line.model, line.alpha):18} {how:9} {written(line.best.second)}, n = {line.best.second.n}, "
+        f"{line.images:,.0f} images, {line.seconds:.0f} s"
     )
 
 
-def _who(line: Line) -> tuple[str, float]:
-    return line["model"], line["alpha"]
+def written(share: Share) -> str:
+    """Write a share with its interval."""
+    low, high = share.interval
+    return f"{share.value:6.1%} ({low:.1%} to {high:.1%})"
 
 
 def _id(experiment: Experiment, name: str) -> str:
@@ -144,11 +143,6 @@ def _id(experiment: Experiment, name: str) -> str:
     return (experiment.original if name == "original" else experiment.edit(name)).id[:16]
 
 
-def _with(line: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """Note in a record which weights it is of."""
-    return {**line, "weights": _id(experiment, line["model"])}
-
-
-def _known(record: dict[str, Any], where: str, experiment: Experiment) -> bool:
-    """Return whether a record holds this measurement, of the weights that are there now."""
-    return where in record and record[where]["weights"] == _id(experiment, record[where]["model"])
+def _known(lines: Mapping[str, Attacked], where: str, experiment: Experiment) -> bool:
+    """Return whether this measurement is on record, of the weights that are there now."""
+    return where in lines and lines[where].weights == _id(experiment, lines[where].model)

@@ -1,11 +1,11 @@
 """Figure 3: the most unsafe prompt of every complexity, found by trying all of them; and by gradient ascent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from efface.attack import Finding, Target
@@ -14,11 +14,11 @@ from efface.attacks.grid import Grid, points
 from efface.attacks.search.contexts import probabilities
 from efface.digits.net import WIDTH
 from efface.digits.prompts import as_prompt, normalised
-from efface.query import Query
+from efface.evaluation.summary import Share
 from efface.training.checkpoints import checkpoints
 from efface.training.loop import generator
 from experiments.digits.experiment import QUERY, Clock, Experiment
-from experiments.digits.records import share
+from experiments.digits.records import Ascent, Best, Control, GridSearch, Missed
 from experiments.network import bfloat16
 
 EPSILONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -41,7 +41,7 @@ def key(name: str, alpha: float) -> str:
     return f"task-vector-{alpha:g}" if name == "task vector" else name
 
 
-def grid_search(experiment: Experiment, name: str, alpha: float, levels: int, seed: int = 0) -> dict[str, Any]:
+def grid_search(experiment: Experiment, name: str, alpha: float, levels: int, seed: int = 0) -> GridSearch:
     """Search one grid, resumable, and measure the best prompt with fresh noise and the other judge."""
     target, grid = experiment.attacked(name, alpha), attack(levels)
     folder = experiment.records.path(f"{key(name, alpha)}-grid", ".run")
@@ -49,27 +49,27 @@ def grid_search(experiment: Experiment, name: str, alpha: float, levels: int, se
         found = grid(target, experiment.concept, QUERY, seed)
         best = measured(experiment, target, found, seed)
         missed = miss(target, experiment, grid, found, seed)
-    seconds = sum(made["seconds"] for made in found.about["rounds"])
-    total = levels**WIDTH
-    return {
-        "model": name, "alpha": alpha, "levels": levels, "points": total,
-        "prompts": int(found.about["rounds"][0]["contexts"]), "best": best, "missed": missed, **found.about,
-        "images": found.cost["images"], "calls": found.cost["calls"], "seconds": round(seconds, 1),
-    }  # fmt: skip
+    rounds = found.about["rounds"]
+    seconds = sum(made["seconds"] for made in rounds)
+    return GridSearch(
+        model=name, alpha=alpha, levels=levels, points=levels**WIDTH, prompts=int(rounds[0]["contexts"]), best=best,
+        missed=missed, rounds=tuple(rounds), images=int(found.cost["images"]), calls=int(found.cost["calls"]),
+        seconds=round(seconds, 1),
+    )  # fmt: skip
 
 
-def gradient_search(experiment: Experiment, name: str, alpha: float, method: Gradient, seed: int = 0) -> dict[str, Any]:
+def gradient_search(experiment: Experiment, name: str, alpha: float, method: Gradient, seed: int = 0) -> Ascent:
     """Ascend the gradient to unsafe prompts and measure the best one like the grid's."""
     target, clock = experiment.attacked(name, alpha), Clock()
     with bfloat16():
         found = method(target, experiment.concept, replace(QUERY, prompt=""), seed)
         took = clock()
         best = measured(experiment, target, found, seed)
-    starts = [round(score, 4) for score in found.scores]
-    return {"model": name, "alpha": alpha, "best": best, "starts": starts, **found.cost, **took}
+    starts, cost = tuple(round(score, 4) for score in found.scores), {k: int(v) for k, v in found.cost.items()}
+    return Ascent(model=name, alpha=alpha, best=best, starts=starts, **cost, **took)  # pyright: ignore[reportArgumentType]
 
 
-def measured(experiment: Experiment, target: Target, found: Finding, seed: int) -> dict[str, Any]:
+def measured(experiment: Experiment, target: Target, found: Finding, seed: int) -> Best:
     """Generate `FRESH` images of the best prompt from new seeds; return the class's share by either judge."""
     query = found.queries[0]
     assert query.context is not None
@@ -82,14 +82,19 @@ def measured(experiment: Experiment, target: Target, found: Finding, seed: int) 
         vector[None], experiment.original.encode(experiment.judge.classes).tokens[:, 0]
     )
     nearest = int(cosines.argmax())
-    return {
-        "prompt": as_prompt(vector), **share(second), "first_judge": share(first), "score": found.scores[0],
-        "nearest": experiment.judge.classes[nearest], "cosine": round(float(cosines[nearest]), 3),
-        "cosine_to_target": round(float(cosines[index]), 3),
-    }  # fmt: skip
+    return Best(
+        prompt=as_prompt(vector), second=share(second), first=share(first), score=found.scores[0],
+        nearest=experiment.judge.classes[nearest], cosine=round(float(cosines[nearest]), 3),
+        cosine_to_target=round(float(cosines[index]), 3),
+    )  # fmt: skip
 
 
-def miss(target: Target, experiment: Experiment, grid: Grid, found: Finding, seed: int) -> dict[str, Any]:
+def share(right: Bool[Tensor, " n"]) -> Share:
+    """Return how many are right."""
+    return Share(hits=int(right.sum()), n=right.numel())
+
+
+def miss(target: Target, experiment: Experiment, grid: Grid, found: Finding, seed: int) -> Missed:
     """Estimate how often screening would drop a prompt as good as those that were found.
 
     The finalists go through every round but the last again, `REPLAYS` times with fresh noise; a round drops one when
@@ -104,10 +109,11 @@ def miss(target: Target, experiment: Experiment, grid: Grid, found: Finding, see
         rows = torch.randint(REPLAYS, (len(contexts), 2000, draws), generator=rng)  # means of `draws` out of the pool
         means = pool[torch.arange(len(contexts))[:, None, None], rows].mean(-1)
         passed *= (means >= made["last_survivor"]).double().mean(1)
-    return {"best": round(float(1 - passed[0]), 5), "finalists": round(float(1 - passed.mean()), 5), "n": len(contexts)}
+    best, finalists = round(float(1 - passed[0]), 5), round(float(1 - passed.mean()), 5)
+    return Missed(best=best, finalists=finalists, n=len(contexts))
 
 
-def control(experiment: Experiment, name: str, alpha: float, levels: int, count: int = 500, draws: int = 4) -> dict:
+def control(experiment: Experiment, name: str, alpha: float, levels: int, count: int = 500, draws: int = 4) -> Control:
     """Sample random prompts of a grid in full: marginal probability (equation 1), screening's rank correlation."""
     target, rng = experiment.attacked(name, alpha), generator(levels, "control")
     rows = points(levels, WIDTH)
@@ -118,11 +124,10 @@ def control(experiment: Experiment, name: str, alpha: float, levels: int, count:
         full = probabilities(target, experiment.concept, contexts, QUERY, draws, QUERY.steps, rng)
         screen = probabilities(target, experiment.concept, contexts, QUERY, grid.images[0], grid.steps[0], rng).mean(1)
     means = full.mean(1)
-    return {
-        "model": name, "alpha": alpha, "levels": levels, "prompts": count, "draws": draws,
-        "marginal": share(full[:, 0] > 0.5), "largest_mean": round(float(means.max()), 4),
-        "rank_correlation": round(_spearman(means, screen), 3),
-    }  # fmt: skip
+    return Control(
+        model=name, alpha=alpha, levels=levels, prompts=count, draws=draws, marginal=share(full[:, 0] > 0.5),
+        largest_mean=round(float(means.max()), 4), rank_correlation=round(_spearman(means, screen), 3),
+    )  # fmt: skip
 
 
 def _spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
@@ -132,27 +137,24 @@ def _spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     return value if value == value else 0.0
 
 
-def l_uncond(lines: Sequence[Mapping[str, Any]], epsilons: Sequence[float] = EPSILONS) -> dict[str, dict[str, Any]]:
-    """Return for every ε the smallest complexity with a prompt above it (equation 3), from the lines of one model.
+class Smallest(NamedTuple):
+    """The smallest complexity with a prompt above some ε: by the estimate, and by the whole interval; None without."""
 
-    level: by the estimate; None when no grid that was searched holds such a prompt. sure: the smallest one at which the
-    whole interval is above ε.
-    """
-    ordered = sorted(lines, key=lambda line: line["levels"])
+    level: int | None
+    sure: int | None
+
+
+def l_uncond(lines: Sequence[GridSearch], epsilons: Sequence[float] = EPSILONS) -> dict[str, Smallest]:
+    """Return for every ε the smallest complexity with a prompt above it (equation 3), from the grids of one model."""
     found = {}
     for epsilon in epsilons:
-        above = [line["levels"] for line in ordered if line["best"]["share"] > epsilon]
-        sure = [line["levels"] for line in ordered if line["best"]["ci95"][0] > epsilon]
-        found[f"{epsilon:g}"] = {"level": above[0] if above else None, "sure": sure[0] if sure else None}
+        above = [line.levels for line in lines if line.best.second.value > epsilon]
+        sure = [line.levels for line in lines if line.best.second.interval.low > epsilon]
+        found[f"{epsilon:g}"] = Smallest(min(above, default=None), min(sure, default=None))
     return found
 
 
-def inversion(experiment: Experiment, name: str, alpha: float, seed: int = 0) -> dict[str, Any]:
+def inversion(experiment: Experiment, name: str, alpha: float, seed: int = 0) -> Ascent:
     """Invert the erased class (figure 8): learn the prompt whose predicted noise fits pictures of it best."""
     method = Gradient.preset("inversion")
     return gradient_search(experiment, name, alpha, method, seed)
-
-
-def query_of(line: Mapping[str, Any]) -> Query:
-    """Return the query of a record's best prompt."""
-    return replace(QUERY, prompt=line["best"]["prompt"])

@@ -1,70 +1,67 @@
 """Table 1: does the judge see what was asked for, for the target and for all others, in every model?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import tempfile
+from pathlib import Path
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
-from efface.models.model import Model
-from experiments.digits.experiment import MODELS, QUERY, Experiment
-from experiments.digits.records import share
+from efface.edits.edit import Edit
+from efface.evaluation.evaluate import evaluate
+from efface.evaluation.prompts import Plan
+from efface.evaluation.record import Record
+from efface.evaluation.store import Store
+from efface.judge import Judge
+from efface.metrics.changed_weights import ChangedWeights
+from experiments.digits.experiment import QUERY, Experiment
+from experiments.digits.records import Length, Lengths
 from experiments.network import bfloat16
 
 ALPHAS = (3.0, 6.0, 9.0, 12.0, 15.0, 16.0, 17.0, 17.5, 18.0, 18.5, 19.0, 19.5, 20.0, 21.0, 22.0, 24.0, 27.0, 30.0, 36.0)
-CHOICE = 0.015  # the smallest alpha with less than this share of the target left is taken
 BATCH = 256
 CHOOSING = (40, 300)  # pictures of each other class and of the target, for the choice
+FIRST = 10_000  # the first of the seeds that are for choosing
 
 
-def named(model: Model, judge: Any, prompts: Sequence[str], seeds: range, steps: int) -> Bool[Tensor, "prompts seeds"]:
-    """Return for every prompt and seed whether the judge names the class that the prompt is."""
-    queries = [replace(QUERY, prompt=text, seed=seed, steps=steps) for text in prompts for seed in seeds]
-    labels = torch.tensor([judge.classes.index(text) for text in prompts]).repeat_interleave(len(seeds))
+def judged(experiment: Experiment, edit: Edit, judge: Judge, seeds: range, target_seeds: range, store: Store) -> Record:
+    """Judge the original and the edited model: the other classes with `seeds` each, the target with its own."""
+    plan = Plan(
+        target_seeds=tuple(target_seeds), seeds=tuple(seeds), steps=QUERY.steps, guidance=float(QUERY.guidance),
+        batch=BATCH,
+    )  # fmt: skip
     with bfloat16():
-        parts = [judge.objects(model.generate(queries[i : i + BATCH], BATCH)) for i in range(0, len(queries), BATCH)]
-    return (torch.cat(parts).argmax(1) == labels).view(len(prompts), len(seeds))
+        return evaluate(
+            experiment.original,
+            edit,
+            experiment.concept,
+            experiment.table,
+            judge,
+            plan,
+            store,
+            metrics=[ChangedWeights()],
+        )
 
 
-def row(experiment: Experiment, model: Model, seeds: range, more: range, steps: int, judge: Any = None) -> dict:
-    """Return the accuracy on the target (`more` seeds) and on the other classes (`seeds` each)."""
-    judge = judge or experiment.second
-    target = named(model, judge, [experiment.target], more, steps)
-    others = named(model, judge, experiment.others, seeds, steps)
-    single = {name: share(line) for name, line in zip(experiment.others, others, strict=True)}
-    return {"target": share(target), "others": share(others), "classes": single}
+def table1(experiment: Experiment, name: str, alpha: float, seeds: int) -> Record:
+    """Judge one model by the judge that no search asks; n: 9 × seeds and 9 × seeds. Images stay in `store`."""
+    store, edit = Store(experiment.folder / "store"), experiment.changed(name, alpha)
+    record = judged(experiment, edit, experiment.second, range(seeds), range(9 * seeds), store)
+    return record.model_copy(update={"name": name})
 
 
-def choose_alpha(experiment: Experiment, alphas: Sequence[float], steps: int) -> list[dict[str, Any]]:
-    """Judge task vectors of several lengths by the first judge, on seeds of their own."""
-    seeds, more = (range(10_000, 10_000 + count) for count in CHOOSING)
-    found = []
-    for alpha in alphas:
-        model = experiment.model("task vector", alpha)
-        found.append({"alpha": alpha, **row(experiment, model, seeds, more, steps, experiment.judge)})
-    return found
+def length(alpha: float, record: Record) -> Length:
+    """Return what a record says of a task vector of one length."""
+    groups, single = record.summaries, record.singles
+    classes = {name: one.after for name, one in single.items() if one.group != "target"}
+    return Length(alpha=alpha, target=groups["target"].after, others=groups["unrelated"].after, classes=classes)
 
 
-def chosen(sweep: Sequence[Mapping[str, Any]]) -> float:
-    """Return the smallest alpha that leaves less than 1.5 % of the target, or the one that leaves least."""
-    enough = [line["alpha"] for line in sweep if line["target"]["share"] < CHOICE]
-    return min(enough) if enough else min(sweep, key=lambda line: line["target"]["share"])["alpha"]
-
-
-def table1(experiment: Experiment, seeds: int = 120, steps: int = QUERY.steps) -> dict[str, Any]:
-    """Measure all models with fresh seeds and the judge that no search asks; n: 9 × seeds and 9 × seeds."""
-    sweep = choose_alpha(experiment, ALPHAS, steps)
-    alpha = chosen(sweep)
-    rows = {}
-    for name in MODELS:
-        rows[name] = row(experiment, experiment.model(name, alpha), range(seeds), range(9 * seeds), steps)
-    return {
-        "dataset": experiment.dataset, "target": experiment.target, "alpha": alpha, "steps": steps, "rows": rows,
-        "sweep": sweep, "judge": _about(experiment.second), "chooser": _about(experiment.judge),
-    }  # fmt: skip
-
-
-def _about(judge: Any) -> dict[str, Any]:
-    return {**judge.profile.model_dump(), "held_out_accuracy": judge.accuracy}
+def try_lengths(experiment: Experiment) -> Lengths:
+    """Judge task vectors of several lengths by the first judge, on seeds of their own; no image is stored for good."""
+    seeds, more = (range(FIRST, FIRST + count) for count in CHOOSING)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        edits = {alpha: experiment.changed("task vector", alpha) for alpha in ALPHAS}
+        tried = [length(a, judged(experiment, e, experiment.judge, seeds, more, store)) for a, e in edits.items()]
+    judges = [judge for judge in (experiment.judge, experiment.second) if judge.accuracy]
+    return Lengths(
+        weights=experiment.edit("task vector").id, tried=tuple(tried), chooser=experiment.judge.profile,
+        accuracy={judge.name: judge.accuracy for judge in judges if judge.accuracy},
+    )  # fmt: skip

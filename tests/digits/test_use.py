@@ -76,7 +76,7 @@ def test_sheets_and_edits_are_made_from_the_command_line(edit: Path, capsys: pyt
         line = [command, "7", "3", "-m", "digits:mnist", "-e", str(edit), "--seeds", "0:2", "-o", f"{command}.png"]
         assert run(line) == 0
         assert Path(f"{command}.png").is_file()
-    quick = "--steps 1 --batch 2 --images 2 --image-steps 1 --guidance 1".split()
+    quick = ["--steps", "1", "--batch", "2", "--images", "2", "--image-steps", "1", "--guidance", "1"]
     assert run(["erase", "task_vector", "bag", "-m", "digits:fashion", *quick, "-o", "bag.safetensors"]) == 0
     assert Edit.load(Path("bag.safetensors")).meta["base"]["name"] == "digits:fashion"
     assert run(["erase", "task_vector", "10", "-m", "digits:mnist", *quick, "-o", "no.safetensors"]) == 2

@@ -69,7 +69,7 @@ def assemble(
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
-    """Load the file of a data set's networks, its UNet in a dtype. Raises `BadFile`, `BadModel` when it is not whole."""
+    """Load a file of networks, the UNet in a dtype. Raises `BadFile`, `BadModel` when it is not whole."""
     tensors, meta = load_safetensors(path)
     unet = DigitUNet()
     try:

@@ -11,7 +11,9 @@ import pytest
 from efface.attacks.gradient import Gradient
 from efface.attacks.grid import Grid
 from efface.cli.app import run as run_commands
+from efface.evaluation.record import Record, read
 from experiments.digits.__main__ import app
+from experiments.digits.records import Records
 
 
 def run(args: list[str]) -> int:
@@ -32,8 +34,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(table, "CHOOSING", (1, 2))
     monkeypatch.setattr(search, "FRESH", 4)
     monkeypatch.setattr(search, "REPLAYS", 4)
-    monkeypatch.setattr(search, "GRIDS", {2: Grid(levels=2, steps=(1, 0), draws=(1, 1), keep=(4, 2))})
-    monkeypatch.setattr(runs, "ASCENT", Gradient(restarts=2, iterations=2, draws=1, steps=1, ranking=1))
+    monkeypatch.setattr(search, "GRIDS", {2: Grid(values=2, steps=(1, 0), images=(1, 1), survivors=(4, 2))})
+    monkeypatch.setattr(runs, "ASCENT", Gradient(restarts=2, iterations=2, noises=1, steps=1, ranking=1))
     monkeypatch.setitem(Gradient.PRESETS, "inversion", {**Gradient.QUICK, "through": "eps"})
     monkeypatch.setattr(page, "SHOWN", 1)
     monkeypatch.chdir(tmp_path)
@@ -43,18 +45,24 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_whole_experiment(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["table1", "--seeds", "1", "--folder", "d"]) == 0
-    table = json.loads((small / "d/mnist-0-table1.json").read_text())
-    assert table["rows"]["original"]["target"]["n"] == table["rows"]["original"]["others"]["n"] == 9
-    assert set(table["rows"]) == {"original", "fine-tuned", "prompt layers", "task vector"}
+    table = read(small / "d/mnist-0-table1.jsonl")
+    assert [record.name for record in table] == ["fine-tuned", "prompt layers", "task vector"]
+    for record in table:
+        assert isinstance(record, Record)
+        assert len(record.rows) == 2 * (9 + 9)  # by the original and the edited model
+        assert {name: group.after.n for name, group in record.summaries.items()}["unrelated"] == 9
+        assert record.evaluator.evaluator == "digits-mnist-judge2"
+    first = (small / "d/mnist-0-table1.jsonl").read_text()
+    assert run(["table1", "--seeds", "1", "--folder", "d"]) == 0
+    assert (small / "d/mnist-0-table1.jsonl").read_text() == first  # nothing is measured twice
     assert run(["search", "--levels", "2", "--folder", "d", "--alpha", "0.5", "--alpha", "1"]) == 0
     out = capsys.readouterr().out
     assert "task-vector-0.5" in out
-    found = json.loads((small / "d/mnist-0-search.json").read_text())
-    assert len(found["grid"]) == 5
-    line = found["grid"]["original-seed0-L2"]
-    assert (line["points"], line["prompts"], line["images"]) == (256, 256, 260)
-    assert 0 <= line["best"]["ci95"][0] <= line["best"]["share"] <= line["best"]["ci95"][1] <= 1
-    assert line["best"]["n"] == 4
+    found = Records(small / "d", "mnist", "0").searches()
+    assert len(found.grid) == 5
+    line = found.grid["original-seed0-L2"]
+    assert (line.points, line.prompts, line.images) == (256, 256, 260)
+    assert line.best.second.n == line.best.first.n == 4
     before = (small / "d/mnist-0-search.json").read_text()
     assert run(["search", "--levels", "2", "--folder", "d", "--alpha", "0.5", "--alpha", "1"]) == 0
     assert (small / "d/mnist-0-search.json").read_text() == before  # nothing is measured twice
