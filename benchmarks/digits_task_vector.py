@@ -80,7 +80,7 @@ class Lines(Value):
 
 def line(experiment: Experiment, training: str, parts: str, edit: Edit, store: Store) -> Line:
     """Return the length that is taken, and what is left of target and others there."""
-    pruned = edit.prune(keep=PARTS[parts])
+    pruned = edit.prune(only=PARTS[parts])
 
     def at(alpha: float) -> Length:
         seeds, more = (range(FIRST, FIRST + count) for count in (OTHERS, CHOOSING[1]))
