@@ -1,4 +1,4 @@
-"""The attacks of the digits run on a model whose prompts are words, with a judge that can be differentiated."""
+"""Attacks on a model with text prompts and a differentiable judge."""
 
 import pytest
 import torch
