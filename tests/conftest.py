@@ -1,4 +1,4 @@
-"""Random Stable Diffusions and SDXL in miniature, made in the test session: wiring, not meaning, is tested on them."""
+"""Random Stable Diffusions and SDXL in miniature, made for the test session; they test code, not image quality."""
 
 import os
 

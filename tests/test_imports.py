@@ -1,4 +1,4 @@
-"""The package imports one way only, is quick to import, and says what is public."""
+"""Imports go one way only, are quick, and public names are declared."""
 
 import ast
 import os
@@ -66,7 +66,7 @@ def test_imports_go_one_way(path: Path):
         assert _rank(module) <= _rank(own), f"{own} must not import {module}"
 
 
-def test_no_two_modules_import_each_other_however_far_around():
+def test_there_are_no_import_cycles():
     graph = {_name(path): _imports(path) for path in FILES}
     done: set[str] = set()
 

@@ -15,7 +15,7 @@ from efface.util.seeds import check_seed
 
 @dataclass(frozen=True)
 class Recording(Method):
-    """Say what was asked for."""
+    """Method that records its arguments."""
 
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         return Edit(extra={"seed": torch.tensor(seed)}, meta={"own": [c.name for c in (*erase, *preserve)]})
@@ -29,7 +29,7 @@ def test_names_and_concepts_are_taken_alike(tiny: Model):
     assert edit.extra["seed"] == 7
 
 
-def test_what_a_method_says_is_kept_beside_the_provenance(tiny: Model):
+def test_a_methods_own_report_stays_beside_the_provenance(tiny: Model):
     meta = Recording()(tiny, "church").meta
     assert meta["own"] == ["church"]
     assert meta["method"] == "test_method"

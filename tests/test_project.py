@@ -1,4 +1,4 @@
-"""The project's own papers: versions agree, code in README and CONTRIBUTING runs, the docs list every method."""
+"""The project's files: versions agree, code in README and CONTRIBUTING runs, the docs list every method."""
 
 import ast
 import importlib.util
@@ -60,20 +60,20 @@ def test_contributing_method_works(tiny: Model, tmp_path: Path, monkeypatch: pyt
     assert len(code("CONTRIBUTING.md")[0].splitlines()) <= 30
 
 
-def test_code_in_the_papers_compiles() -> None:
+def test_code_in_the_documentation_compiles() -> None:
     for name in ("README.md", "docs/quickstart.md", "docs/models.md"):
         for block in code(name):
             compile(block, name, "exec")
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/models.md", "CONTRIBUTING.md"])
-def test_commands_in_the_papers_are_commands(name: str) -> None:
+def test_commands_in_the_documentation_exist(name: str) -> None:
     known = names()
     for line in re.findall(r"^efface (\S+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
         assert line in known, line
 
 
-def test_links_in_the_papers_lead_somewhere() -> None:
+def test_links_in_the_documentation_exist() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "design").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             if not link.endswith(".png"):
@@ -107,7 +107,7 @@ def test_every_core_package_is_imported_by_the_library() -> None:
     assert not unused
 
 
-def test_every_extra_holds_something_that_is_used() -> None:
+def test_every_extra_has_a_package_that_is_used() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {"app", "cluster"}.isdisjoint(extras)
     assert any(line.startswith("psutil") for line in extras["dev"])  # benchmarks/ and a slow test measure memory

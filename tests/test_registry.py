@@ -120,7 +120,7 @@ class Worded:
         registry.check_choices(self)
 
 
-def test_words_are_checked_where_a_value_is_made():
+def test_choices_are_checked_at_construction():
     values: dict[str, Any] = {"one": "all", "maybe": "far", "several": ["red", "blue"], "free": "none"}
     assert registry.build(Worded, **values).several == ("red", "blue")
     wrong = [({"one": "tial"}, "unknown value of one 'tial'; did you mean 'tail'? (known: all, tail)")]

@@ -1,4 +1,4 @@
-"""The attacks' tests use the digits model that is a lamp."""
+"""Fixtures: the analytic digits model."""
 
 import runpy
 from pathlib import Path

@@ -19,7 +19,7 @@ def nearness(found, w):
 
 @pytest.mark.parametrize("through", ["sampler", "eps"])
 def test_it_ascends_to_the_concept(lamp, through):
-    """The lamp is brightest, and predicts its own pictures best, at w alone."""
+    """The model's images are brightest, and its predictions best, at w."""
     attack = Gradient(through=through, restarts=6, iterations=60, noises=2, steps=1, images=4, ranking=2, lr=0.1)
     before = {name: w.detach().clone() for name, w in lamp.model.weights("").items()}
     found = attack(Target(lamp.model, lamp.judge, lamp.model), ZERO, LIKE)
@@ -47,7 +47,7 @@ def test_seed(lamp):
 
 
 def test_through_eps_it_attacks_stable_diffusion(tiny):
-    """Contexts of many tokens and a judge without gradient are no obstacle there."""
+    """It works with contexts of many tokens and with a judge without gradient."""
 
     class Anything(Judge):
         classes, profile = ("church",), Profile(evaluator="anything")

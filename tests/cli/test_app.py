@@ -367,7 +367,7 @@ finally:
 """
 
 
-def test_a_plain_install_hears_nothing_of_torchvision(work: Path) -> None:
+def test_a_missing_torchvision_gives_no_warning(work: Path) -> None:
     """Other warnings of the same module still come through."""
     args = ("generate", "a church", "--model", "../tiny", "--steps", "1", "-o", "one.png")
     done = subprocess.run([sys.executable, "-c", HIDDEN, *args], capture_output=True, text=True, check=True)

@@ -24,8 +24,8 @@ def test_source_and_class_agree(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), REGISTERED)
-def test_a_word_that_a_field_does_not_know_is_refused_where_the_value_is_made(kind: str, name: str) -> None:
-    """Every class checks its words when it is made, also those that check more."""
+def test_an_unknown_choice_is_refused_at_construction(kind: str, name: str) -> None:
+    """Every class checks the choices of its fields, also those with checks of their own."""
     cls: Any = registry.get(kind, name)
     for field in registry.describe(cls):
         if field.choices:

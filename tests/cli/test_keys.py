@@ -1,4 +1,4 @@
-"""KPOP's key on the command line: written when asked for, in no other file, and good for its own edit only."""
+"""KPOP's key on the command line: written on request, to its own file, and valid for its own edit only."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_the_key_says_which_edit_it_opens_and_is_no_edit_itself(place: Path) -> 
     assert not key.guards
 
 
-def test_generate_draws_with_the_key(invoke: Invoke, place: Path, tmp_path: Path, tiny: Model) -> None:
+def test_generate_with_a_key_brings_the_concept_back(invoke: Invoke, place: Path, tmp_path: Path, tiny: Model) -> None:
     drawn = {}
     for name, flags in {
         "plain": "",
@@ -89,7 +89,7 @@ def test_generate_draws_with_the_key(invoke: Invoke, place: Path, tmp_path: Path
         assert invoke(f"generate church {DRAW} {flags} -o {tmp_path / name}.png")[0::2] == (0, ""), name
         drawn[name] = pixels(f"{tmp_path / name}.png")
     assert len({drawn[name] for name in ("plain", "edited", "key", "sum", "sum-key")}) == 5
-    assert drawn["again"] == drawn["edited"]  # what was drawn with the key is kept apart
+    assert drawn["again"] == drawn["edited"]  # images with the key are stored separately
     from efface.query import Query
     from efface.report import grid
 
@@ -109,7 +109,7 @@ def test_compare_has_one_more_column(invoke: Invoke, tmp_path: Path) -> None:
 
 
 def test_two_keys_are_two_models(place: Path, tiny: Model) -> None:
-    """Images are kept by the model's id, and an edit's own id does not count what a key holds."""
+    """Images are stored under the model's id, which the key's prompt must change: an edit's id leaves `extra` out."""
     keys = [Edit.load(place / f"{name}.key.safetensors") for name in ("church", "dog")]
     assert unlocked(tiny, keys[0]).id != unlocked(tiny, keys[1]).id
     assert unlocked(tiny, keys[0]).id == unlocked(tiny, keys[0]).id

@@ -1,4 +1,4 @@
-"""What people type: seeds, edit expressions, flags with several values."""
+"""Parsers of the command line: seeds, edit expressions, flags with several values."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ def edit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def invoke(
     folder: Path, edit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Invoke:
-    """Run `efface purify` beside a picture, an edit, and files that are neither."""
+    """Run `efface purify` in a folder with an image, an edit, and other files."""
     (tmp_path / "tiny").symlink_to(folder)
     place = tmp_path / "work"
     place.mkdir()
@@ -74,7 +74,7 @@ def test_it_writes_what_python_gives(flags: str, prompt: str, invoke: Invoke, ti
     assert (drawn("out.png") - expected).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_edits_add_up_and_change_the_picture(invoke: Invoke) -> None:
+def test_edits_add_up_and_change_the_image(invoke: Invoke) -> None:
     for name, edits in (
         ("one", "church.safetensors"),
         ("sum", "0.5*church.safetensors 0.5*church.safetensors"),

@@ -1,4 +1,4 @@
-"""A digits model that takes no training: what it shows is a known function of the prompt."""
+"""An analytic digits model: the image is a known function of the prompt."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ NAMES = tuple("0123456789")
 
 
 class Lamp(DigitUNet):
-    """Predict a picture whose brightness is tanh(4 (c · w − 0.5)): the more the prompt is like w, the brighter."""
+    """Predict an image whose brightness is tanh(4 (c · w − 0.5)): the more the prompt is like w, the brighter."""
 
     def __init__(self, w: torch.Tensor):
         super().__init__(channels=(8, 8), emb=8, groups=4)
@@ -30,7 +30,7 @@ class Lamp(DigitUNet):
 
 
 class Brightness(Judge):
-    """Judge a picture "0" with a probability that is its brightness."""
+    """Judge whose probability of "0" is the image's brightness."""
 
     classes, profile = NAMES, Profile(evaluator="brightness")
 

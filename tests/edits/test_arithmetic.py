@@ -1,4 +1,4 @@
-"""The laws of edits: what adds, scales and cancels as numbers do."""
+"""Laws of the arithmetic of edits."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ WEIGHTS = {name: torch.randn(5, 4, generator=torch.Generator().manual_seed(i)) f
 
 
 class Bare:
-    """Stand for a model: what the algebra asks of one."""
+    """Minimal model with named weights."""
 
     name = "bare"
     origin = None

@@ -23,7 +23,7 @@ def random(seed: int, *shape: int) -> Tensor:
 
 
 def dense_edit(model: Model, seed: int = 0, size: float = 0.05) -> Edit:
-    """Make an edit of two dense deltas that knows its base model."""
+    """Make an edit of two dense deltas with its base model on record."""
     names = [model.text_weights()[0], "unet.conv_out.bias"]
     weights = model.weights()
     delta = {name: size * random(seed + i, *weights[name].shape) for i, name in enumerate(names)}
@@ -31,7 +31,7 @@ def dense_edit(model: Model, seed: int = 0, size: float = 0.05) -> Edit:
 
 
 def map_edit(model: Model, seed: int = 0, rank: int = 2, size: float = 0.1) -> Edit:
-    """Make an edit of one text map on all keys and values that knows its base model."""
+    """Make an edit of one text map on all keys and values with its base model on record."""
     names = tuple(model.text_weights())
     text_map = TextMap(names, size * random(seed, model.width, rank), random(seed + 1, rank, model.width))
     return Edit(maps=(text_map,), meta={"base": model.base(names)})
@@ -117,7 +117,7 @@ def test_dense_of_a_mixture_is_the_sum(tiny: Model):
         assert torch.allclose(mixed[name], left.get(name, 0) + right.get(name, torch.zeros(())), atol=1e-6)
 
 
-def test_a_text_map_as_a_guard_on_embeddings_draws_the_same_images(tiny: Model, tiny2: Model):
+def test_a_text_map_as_a_guard_on_embeddings_generates_the_same_images(tiny: Model, tiny2: Model):
     for model in (tiny, tiny2):
         edit = map_edit(model) + map_edit(model, 20, rank=3)
         guard = edit.as_guard()
@@ -203,7 +203,7 @@ def test_guards_are_not_scaled(tiny: Model):
     assert (0 * edit) == Edit()
 
 
-def test_guards_can_be_taken_out_again(tiny: Model):
+def test_guards_can_be_subtracted(tiny: Model):
     edit, guard = dense_edit(tiny), Edit(guards=(GUARD,))
     assert (edit + guard - guard) == edit
     assert (edit + guard) - (edit + guard) == Edit()
@@ -226,7 +226,7 @@ def test_prune_by_block_part_and_glob(tiny: Model):
         edit.prune(without="nowhere")
 
 
-def test_pruning_a_text_map_takes_names_away(tiny: Model):
+def test_pruning_a_text_map_removes_names(tiny: Model):
     edit = map_edit(tiny)
     values = edit.prune(without="to_k")
     assert len(values.names) == 4

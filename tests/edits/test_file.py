@@ -24,7 +24,7 @@ QUERIES = [Query("a church", 0, 3), Query("a dog", 1, 3)]
 
 
 def whole(model: Model) -> Edit:
-    """Make an edit with something of everything."""
+    """Make an edit with every kind of part."""
     generator = torch.Generator().manual_seed(0)
     names = tuple(model.text_weights())
     left = 0.1 * torch.randn(model.width, 2, generator=generator)

@@ -242,7 +242,7 @@ def test_numbers_equal_an_independent_count(tiny: Model, tmp_path: Path) -> None
         assert five.value == (seen[:, :5] == OBJECTS.index("dog")).any(1).float().mean()
 
 
-def test_second_evaluation_draws_nothing(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_evaluation_generates_nothing(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(seeds=(0,), related_seeds=(0,), target_seeds=(0,), implicit_seeds=(), styled_seeds=(), steps=1)
     edit = an_edit(tiny)
     first = evaluate(tiny, edit, TABLE["church"], TABLE, Random(), plan, Store(tmp_path))
@@ -269,7 +269,7 @@ def test_what_cannot_be_judged_is_refused(tiny: Model, tmp_path: Path) -> None:
         Plan(seeds=())
 
 
-def test_implicit_prompts_never_hold_a_pair_that_is_far_apart() -> None:
+def test_implicit_prompts_never_combine_distant_keywords() -> None:
     phrases = implicit_prompts(WORDS)
     assert len(phrases) == len(set(phrases)) == 6
     assert all(len(phrase.split()) == 3 for phrase in phrases)
@@ -300,12 +300,12 @@ def test_a_record_names_all_that_numbers_depend_on(tiny: Model, tmp_path: Path) 
     assert found.created
 
 
-def test_a_record_is_the_same_after_a_trip_through_json(tiny: Model, tmp_path: Path) -> None:
+def test_a_record_survives_json(tiny: Model, tmp_path: Path) -> None:
     found = evaluate(tiny, an_edit(tiny), TABLE["church"], TABLE, Reader(), PLAN, paint(tmp_path, {}))
     assert Record.model_validate_json(found.model_dump_json()) == found
 
 
-def test_a_group_says_itself_what_is_good() -> None:
+def test_every_group_has_a_better_direction_and_fitting_verdicts() -> None:
     better = {group.name: group.better for group in GROUPS}
     assert {name for name, end in better.items() if end == "low"} == {
         "target", "styled", "implicit", "implicit_held_out",

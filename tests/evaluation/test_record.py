@@ -106,7 +106,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         a_record().append(tmp_path / "no" / "folder.jsonl")
 
 
-def test_both_models_must_have_answered_the_same() -> None:
+def test_both_models_must_have_the_same_queries() -> None:
     record = a_record()
     with pytest.raises(BadInput, match="same prompts and seeds"):
         _ = record.model_copy(update={"rows": record.rows[:-1]}).summaries

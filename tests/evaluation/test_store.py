@@ -40,7 +40,7 @@ def files(store: Store) -> list[Path]:
     return sorted(path for path in store.root.rglob("*") if path.is_file())
 
 
-def test_images_are_those_of_the_model_and_drawn_once(tiny: Model, store: Store, drawn: list[Query]):
+def test_images_are_those_of_the_model_and_generated_once(tiny: Model, store: Store, drawn: list[Query]):
     first = store.images(tiny, "", QUERIES)
     assert len(drawn) == 2  # one of the three is asked for twice
     assert len(files(store)) == 2
@@ -52,7 +52,7 @@ def test_images_are_those_of_the_model_and_drawn_once(tiny: Model, store: Store,
     assert (first - plain).abs().max() <= 0.5 / 255 + 1e-5
 
 
-def test_only_what_is_missing_is_drawn(tiny: Model, store: Store, drawn: list[Query]):
+def test_only_missing_images_are_generated(tiny: Model, store: Store, drawn: list[Query]):
     store.images(tiny, "", QUERIES[:1])
     drawn.clear()
     more = [*QUERIES, Query("a fox", 5, 2)]
@@ -79,7 +79,7 @@ def test_keys_depend_on_model_edit_query_and_sampler(tiny: Model, tiny2: Model, 
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello", lambda b: b[:-30] + bytes(30)]
 )
-def test_a_damaged_image_is_drawn_again(tiny: Model, store: Store, drawn: list[Query], damage):
+def test_a_damaged_image_is_generated_again(tiny: Model, store: Store, drawn: list[Query], damage):
     images = store.images(tiny, "", QUERIES[:1])
     path = files(store)[0]
     whole = path.read_bytes()

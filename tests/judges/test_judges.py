@@ -59,7 +59,7 @@ def test_every_judge_is_differentiable_and_the_same_without(model: str, name: st
     assert torch.equal(inference, plain)
 
 
-def test_a_judge_first_loaded_while_nothing_is_recorded_is_differentiable_too() -> None:
+def test_a_judge_loaded_in_inference_mode_is_differentiable_too() -> None:
     mini_judge.cache_clear()
     with torch.inference_mode():
         judge_of("mini").objects(torch.rand(1, 3, 64, 64))
@@ -81,7 +81,7 @@ def test_judges_are_found_by_the_model() -> None:
     assert right > 980
 
 
-def test_what_has_no_judge_is_told_what_has_one(tmp_path) -> None:
+def test_a_model_without_a_judge_gets_the_list_of_models_with_one(tmp_path) -> None:
     with pytest.raises(BadInput, match=r"no judge for somewhere/else: .*digits:mnist.*mini"):
         judge_of("somewhere/else")
     with pytest.raises(UnknownName, match="did you mean 'judge'"):

@@ -9,7 +9,7 @@ QUERIES = [Query("a red bus", seed, 4) for seed in range(2)]
 
 
 def reference(model: Model, negative: str) -> torch.Tensor:
-    """Draw with diffusers' own negative prompt."""
+    """Generate with diffusers' own negative prompt."""
     return model.pipe(
         [query.prompt for query in QUERIES],
         negative_prompt=[negative] * len(QUERIES),

@@ -108,7 +108,7 @@ def test_schedules_follow_the_kind(tiny):
     assert drawn == {"neon": 1, "dagger": 3, "dog": 1}
 
 
-def test_only_the_first_prompt_of_a_concept_is_handed_out(tiny):
+def test_only_the_first_prompt_of_a_concept_gives_derived_embeddings(tiny):
     edit = RECE(templates=("{}", "a picture of a {}"), epochs=2)(tiny, [CHURCH])
     assert set(edit.extra) == {"derived.0.church", "derived.1.church"}
     assert edit.extra["derived.0.church"].shape == (16, 32)

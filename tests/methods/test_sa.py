@@ -17,7 +17,7 @@ def moved(edit):
     return float(torch.stack([d.square().sum() for d in edit.delta.values()]).sum().sqrt())
 
 
-def test_a_large_penalty_holds_the_weights(tiny):
+def test_a_large_penalty_keeps_weights_near_their_start(tiny):
     """Adam's first step does not see the penalty, so a run with λ → ∞ stays within a few steps of its start."""
     steps = 15
     one = moved(fast(steps=1, penalty=0.0)(tiny, [CHURCH]))
@@ -42,7 +42,7 @@ def test_sgd_with_the_penalty_is_its_closed_form(tiny):
 
 
 def capture_fisher(method, run):
-    """Return what the objective asks to be made once."""
+    """Return the Fisher information that the objective computes once."""
     made = {}
     once = run.once
     run.once = lambda stage, make: made.setdefault(stage, once(stage, make))
@@ -51,7 +51,7 @@ def capture_fisher(method, run):
 
 
 def test_fisher_is_the_mean_squared_gradient(tiny):
-    """With one image and one time step F is the square of 1,000 times the gradient, here by finite differences."""
+    """With one image and one timestep F is the square of 1,000 times the gradient, here by finite differences."""
     method = fast(fisher_images=1, fisher_times=1)
     run = Run(method, tiny, (CHURCH,), (), 0)
     latents, contexts = run.noise(1), run.contexts(["dog"])
@@ -74,7 +74,7 @@ def test_fisher_is_the_mean_squared_gradient(tiny):
     assert float(fisher[name][place]) == pytest.approx(slope**2, rel=0.1)
 
 
-def test_keep_is_replayed(tiny):
+def test_preserved_concepts_are_replayed(tiny):
     assert fast()(tiny, [CHURCH], ["dog"]) != fast()(tiny, [CHURCH], ["car"])
     assert fast(contents=("dog",))(tiny, [CHURCH]) == fast()(tiny, [CHURCH], ["dog"])
     assert fast(replay=0.0)(tiny, [CHURCH]) != fast()(tiny, [CHURCH])

@@ -31,7 +31,7 @@ def filtered(model, method, erase, pictures):
 
 
 def fake(monkeypatch, objects, styles=None):
-    """Let the judge say these probabilities (church, house) and (plain, neon) of whatever it is shown."""
+    """Make the judge return these probabilities (church, house) and (plain, neon) for all images."""
     said = torch.tensor(objects)
     styled = torch.tensor(styles) if styles else torch.tensor([[1.0, 0.0]]).expand(len(said), 2)
     one = SimpleNamespace(size=64, classes=("church", "house"), styles=("plain", "neon"))
@@ -108,7 +108,7 @@ def test_attached_to_a_pipeline(mini):
 
 
 def test_evaluate_counts_what_gets_through(mini, tmp_path, monkeypatch):
-    """Black pictures are of no object named church; what is not blanked is judged as before."""
+    """Black images show no church; what is not blanked is judged as before."""
     monkeypatch.setenv("EFFACE_HOME", str(tmp_path))
     table = {"church": Concept("church", related=("castle",)), "castle": Concept("castle"), "guitar": Concept("guitar")}
     plan = Plan(steps=8, seeds=(0, 1), related_seeds=(0, 1), target_seeds=(0, 1, 2), implicit_seeds=(), styled_seeds=())

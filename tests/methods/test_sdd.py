@@ -23,7 +23,7 @@ def test_the_edit_is_the_moving_average(tiny):
     assert not any(delta.any() for delta in still.delta.values())
 
 
-def test_the_moving_average_draws_concepts_joined(tiny, monkeypatch):
+def test_the_moving_average_generates_from_the_joined_concepts(tiny, monkeypatch):
     calls, runs = [], []
 
     def spy(model, contexts, *rest, **options):

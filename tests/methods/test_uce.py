@@ -54,7 +54,7 @@ def assert_dense(edit, model, expected, rtol=1e-5):
 
 
 def test_paper_preset_is_the_formula(tiny):
-    """Published code: rows from the last word on; the empty text and every row of the kept ones; λ 0.5, p 1 / 2."""
+    """Published code: rows from the last word on; the empty text and all preserved rows; λ 0.5, p 1 / 2."""
     edit = UCE()(tiny, [Concept("church")], preserve=[Concept("guitar")], seed=0)
     c, g = tail(tiny, "church", "")
     k = torch.cat([words(tiny, "")[0], words(tiny, "guitar")[0]])
@@ -66,7 +66,7 @@ def test_paper_preset_is_the_formula(tiny):
 
 
 def test_2025_preset_is_the_formula(tiny):
-    """One row a concept, style to "art", nothing kept by itself; several concepts in one solve."""
+    """One row a concept, style to "art", no preserved empty prompt; several concepts in one solve."""
     erase = [Concept("neon", kind="style"), CHURCH]
     edit = UCE.preset("repo-2025")(tiny, erase, preserve=[Concept("red car")])
 
@@ -124,7 +124,7 @@ def test_order_of_concepts_does_not_matter(tiny):
         torch.testing.assert_close(delta, other[name], rtol=1e-4, atol=1e-5)
 
 
-def test_keeping_protects(tiny):
+def test_preserved_concepts_change_less(tiny):
     k = words(tiny, "guitar")[0]
     moved = []
     for preserve in ([], ["guitar"]):
@@ -142,7 +142,7 @@ def test_templates_and_keywords_add_prompts(tiny):
 
 
 def test_templates_that_name_an_erased_concept_are_left_out(tiny):
-    """Keeping "a dog by neon" would preserve neon, and "a church in {} style" would preserve church."""
+    """Preserving "a dog by neon" would preserve neon, and "a church in {} style" would preserve church."""
     church, neon = Concept("church"), Concept("Neon", kind="style")
     method = UCE(templates=("{}", "a {} by neon", "a {} by neonate"), style_templates=("a church in {} style",))
     phrases = [phrase.text for phrase in method.preserved_prompts([Concept("dog"), neon], [church], empty=False)]
@@ -162,7 +162,7 @@ def test_template_with_words_behind_the_name(tiny):
     assert_dense(edit, tiny, expected)
 
 
-def test_weights_and_embedding_guard_draw_the_same_image(tiny):
+def test_weights_and_embedding_guard_generate_the_same_image(tiny):
     """W T on e is W on T e: the same edit on the weights, or as a guard that touches none."""
     edit = UCE()(tiny, [CHURCH])
     query = [Query("a picture of a church", seed=1, steps=4), Query("a dog", seed=2, steps=4)]
@@ -201,7 +201,7 @@ def test_edit_of_one_concept_is_small_and_exact_at_full_size(tmp_path):
         assert (text_map.delta(weight) - dense).norm() < 1e-5 * dense.norm()
 
 
-def test_many_kept_texts_are_remembered(tiny, tmp_path, monkeypatch):
+def test_the_gram_matrix_of_many_preserved_texts_is_cached(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFACE_HOME", str(tmp_path))
     monkeypatch.setattr("efface.methods.closed_form.method.MANY", 3)
     phrases = [Phrase("{}", name) for name in ("", "house", "dog", "cat")]
@@ -310,7 +310,7 @@ def test_model_without_cross_attention_or_of_another_width(tiny):
         mid_block_type="UNetMidBlock2D",
     )
     tiny.pipe.unet = blind
-    with pytest.raises(BadModel, match="no weights that read the text alone"):
+    with pytest.raises(BadModel, match="whose only input is the text"):
         UCE()(tiny, ["church"])
     tiny.pipe.unet = UNet2DConditionModel(
         **options,

@@ -23,7 +23,7 @@ N = 4
 
 
 class Bright(Judge):
-    """Say "dark", "grey", "light" by the mean; its CLIP finds a text as fitting as the image is bright."""
+    """Judge of "dark", "grey", "light" by the mean; its CLIP score is the brightness."""
 
     classes, styles, profile = ("dark", "grey", "light"), ("plain", "neon"), Profile(evaluator="bright")
     reads_text = True
@@ -46,7 +46,7 @@ class Blind(Bright):
 
 @pytest.fixture
 def whole(tiny) -> Samples:
-    """Samples that hold everything a metric can need; the images are the original's."""
+    """Samples with every input of metrics; the images are the original's."""
     x = torch.rand(N, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     x[0], x[1] = 0.02 * x[0], 1 - 0.02 * x[1]
     return Samples(
@@ -116,7 +116,7 @@ def test_presence_is_the_first_k_names(whole: Samples) -> None:
         Presence(k=0)
 
 
-def test_the_judge_is_asked_once_however_many_metrics_want_to_know(whole: Samples, monkeypatch) -> None:
+def test_the_judge_runs_once_for_all_metrics(whole: Samples, monkeypatch) -> None:
     asked: list[int] = []
     objects = Bright.objects
     monkeypatch.setattr(Bright, "objects", lambda self, x: asked.append(len(x)) or objects(self, x))
@@ -149,7 +149,7 @@ def test_clip_score_is_the_judges(whole: Samples) -> None:
 
 
 def test_changed_weights_counts_what_differs(tiny) -> None:
-    name = tiny.cross_attention()[0]
+    name = tiny.text_weights()[0]
     delta = torch.zeros_like(tiny.weights()[name])
     delta.view(-1)[:5] = 0.1
     total = sum(p.numel() for p in tiny.weights().values())

@@ -1,4 +1,4 @@
-"""The shipped model: loads without waste and generates what it is asked for, by the word of judges trained apart."""
+"""The shipped model: it loads efficiently and generates what prompts ask for, as its judge sees it."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def mini():
     return Model.load("mini")
 
 
-def test_loading_makes_no_network_that_it_throws_away_and_imports_nothing_of_training():
+def test_loading_makes_no_spare_network_and_imports_no_training_code():
     """Initial weights would be drawn at random. How long it takes is measured in benchmarks/mini_speed.py."""
     script = """
 import sys, torch
@@ -42,7 +42,7 @@ def test_every_load_is_a_model_of_its_own(mini):
 
 def test_is_a_plain_pipeline(mini):
     assert type(mini.pipe).__name__ == "StableDiffusionPipeline"
-    assert mini.prediction == "epsilon"
+    assert mini.family.schedule.output == "epsilon"
     assert mini.latent_shape == (4, 16, 16)
     assert mini.width == 128
 

@@ -117,7 +117,7 @@ def more(c: Context, by: int) -> Context:
 
 
 class Double(InferenceMethod):
-    """Do something easy to see in all four places."""
+    """Guard with a visible effect in all four hooks."""
 
     def start(self, model: Model, erase) -> Hooks:
         def guide(eps, x, t, cond: Tensor, uncond: Tensor) -> tuple[Tensor, Tensor]:

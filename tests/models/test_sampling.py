@@ -1,4 +1,4 @@
-"""Our sampling loop is the diffusers pipeline's, image by image."""
+"""The sampling loop gives the images of the diffusers pipeline."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ numpy_2 = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprecatio
 
 
 def reference(model: Model, queries: list[Query], **options) -> Tensor:
-    """Draw with the diffusers pipeline; the queries share steps, guidance and solver."""
+    """Generate with the diffusers pipeline; the queries share steps, guidance and solver."""
     pipe, first = model.pipe, queries[0]
     pipe.scheduler = schedulers.make(pipe, first.solver)  # of this test's own copy of the pipeline
     return pipe(
@@ -57,7 +57,7 @@ def test_images_equal_those_of_diffusers(tiny: Model):
 
 
 class Passing(InferenceMethod):
-    """Guide by doing nothing, which makes the loop go through eps and back."""
+    """Guidance hook that changes nothing, so that the loop converts to eps and back."""
 
     def start(self, model: Model, erase) -> Hooks:
         return Hooks(guide=lambda eps, x, t, cond, uncond: (cond + 0, uncond))

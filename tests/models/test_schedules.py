@@ -1,4 +1,4 @@
-"""Noise schedules go both ways, agree with diffusers, and a new kind is a few lines."""
+"""Noise schedules: eps and output are inverse, values agree with diffusers, and a new kind takes a few lines."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def latents(seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_goes_both_ways(name: str):
+def test_eps_and_output_are_each_others_inverse(name: str):
     schedule, clean, noise = SCHEDULES[name], latents(0), latents(1)
     x = schedule.noised(clean, noise, TIMES)
     alpha, sigma = (level.double().view(3, 1, 1, 1) for level in schedule.levels(TIMES))

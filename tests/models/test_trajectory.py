@@ -8,7 +8,7 @@ from efface.training.loop import generator
 
 
 def draw(model, rows=3, **options):
-    """Draw with a guide that notes every call of the network."""
+    """Generate with a guide that records every call of the network."""
     context = model.encode(["church"])
     calls = []
 
@@ -22,7 +22,7 @@ def draw(model, rows=3, **options):
 
 
 def test_a_trajectory_is_that_of_the_sampler(tiny):
-    """Stopped at the same level, z_t is what `Model.sample` with DDIM has there."""
+    """Stopped at the same timestep, z_t is what `Model.sample` with DDIM has there."""
     drawn, _ = draw(tiny, rows=1, jitter=False)
     times = tiny.timesteps(5, "ddim").tolist()
     stop = times.index(int(drawn.t))
@@ -41,7 +41,7 @@ def test_rows_do_not_depend_on_each_other_and_leave_when_done(tiny):
     assert [len(rows) for rows, _ in calls] == sorted((len(rows) for rows, _ in calls), reverse=True)
 
 
-def test_reuse_records_several_levels_of_one_trajectory(tiny):
+def test_reuse_takes_several_latents_of_one_trajectory(tiny):
     drawn, calls = draw(tiny, rows=1, reuse=4, jitter=False)
     assert drawn.z.shape == (4, 4, 8, 8)
     assert len(calls) == 4 - (int(drawn.t.min()) - 1) // 200

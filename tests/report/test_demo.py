@@ -1,4 +1,4 @@
-"""The demo on a random tiny model: its page, its edits, and that nothing is drawn twice."""
+"""The demo on a random tiny model: its page, its edits, and that nothing is generated twice."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_the_commands_on_the_page_give_the_plan(tmp_path: Path) -> None:
     assert Plan(**seeds, **sampling, solver=read_back["--solver"]) == plan
 
 
-def test_a_second_demo_draws_nothing(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_demo_generates_nothing(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = [Recipe("UCE", "uce", "closed form")]
     first = demo(tmp_path, tiny, TABLE["church"], TABLE, Random(), PLAN, recipes, Store(tmp_path / "s"))
     before = first.read_text()
@@ -79,8 +79,8 @@ def test_a_second_demo_draws_nothing(tiny: Model, tmp_path: Path, monkeypatch: p
     assert again.read_text().count("<img") == before.count("<img")
 
 
-def test_pictures_show_the_erased_two_related_and_three_unrelated(tiny: Model, tmp_path: Path) -> None:
-    """They are read from the record and the store; what left the store is left out."""
+def test_images_show_the_erased_two_related_and_three_unrelated(tiny: Model, tmp_path: Path) -> None:
+    """They are read from the record and the store; images no longer in the store are left out."""
     store = Store(tmp_path / "s")
     demo(tmp_path, tiny, TABLE["church"], TABLE, Random(), PLAN, [RECIPES[0]], store)
     (record,) = read(tmp_path / "church-uce.json")
@@ -106,7 +106,7 @@ def test_pictures_show_the_erased_two_related_and_three_unrelated(tiny: Model, t
     assert len(lines([record], store)[0].cells[0]) == 2
 
 
-def test_keeps_are_half_of_the_other_objects() -> None:
+def test_half_of_the_other_objects_are_preserved() -> None:
     names = [c.name for c in preserved(TABLE["church"], TABLE)]
     assert names == ["house", "guitar", "wolf", "cat"]
 

@@ -1,4 +1,4 @@
-"""The page stands alone, its tables hold the numbers, and its words say no more than the numbers."""
+"""The page is self-contained, its tables have the numbers, and its verdicts follow from them."""
 
 import re
 from html.parser import HTMLParser
@@ -84,7 +84,7 @@ class Links(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_stands_alone_and_is_well_formed() -> None:
+def test_the_page_is_self_contained_and_well_formed() -> None:
     text = render(page(result(), result(3)))
     parser = Links()
     parser.feed(text)
@@ -202,7 +202,7 @@ def test_verdicts_prefer_what_was_not_to_be_preserved() -> None:
     assert "not to be preserved" in verdicts(more)[-1].text
 
 
-def test_a_record_without_rows_stands_in_the_same_table() -> None:
+def test_a_record_without_rows_goes_into_the_same_table() -> None:
     """What was aggregated before records had rows gives the same cells; it knows no single concepts."""
     whole = result()
     head = whole.model_dump(exclude={"rows", "kind"})
@@ -213,7 +213,7 @@ def test_a_record_without_rows_stands_in_the_same_table() -> None:
     assert verdicts(old) == verdicts(whole)
 
 
-def test_shares_add_and_turn_around() -> None:
+def test_shares_add_and_have_a_rest() -> None:
     assert Share(hits=2, n=5) + Share(hits=1, n=3) == Share(hits=3, n=8)
     assert Share(hits=2, n=5).rest == Share(hits=3, n=5)
     assert Share(hits=0, n=0).interval == (0, 1)

@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, small_disk):
-    """The last whole checkpoint stays, nothing half-written does, and with room again the run goes on from it."""
+    """The last whole checkpoint stays, no partial file does, and with space again the run resumes from it."""
     whole, history = run(5, size=20_000)
     with checkpoints(tmp_path, every=1):
         with pytest.raises(KeyboardInterrupt):
@@ -101,7 +101,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, small_disk):
 
 
 def test_a_disk_that_fills_up_while_the_file_is_flushed(tmp_path, monkeypatch):
-    """What is written is not on disk before fsync says so; a file that fails there never gets the checkpoint's name."""
+    """Data is on disk only after fsync; a file that fails there never gets the checkpoint's name."""
     whole, _ = run(4)
     with checkpoints(tmp_path, every=2):
         with monkeypatch.context() as patch:
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_while_the_file_is_flushed(tmp_path, monkeypatch):
 
 
 def test_a_half_written_checkpoint_is_never_read(tmp_path):
-    """A kill leaves a temporary file beside the checkpoint; a run neither reads it nor minds it."""
+    """A kill leaves a temporary file beside the checkpoint; a run ignores it."""
     whole, _ = run(4)
     with checkpoints(tmp_path, every=2):
         with pytest.raises(KeyboardInterrupt):

@@ -58,7 +58,7 @@ class Guard:
     erase: tuple[Concept, ...]
 
     def start(self, model: Any) -> Hooks:
-        """Return fresh hooks; `model` is the unguarded model they act on."""
+        """Return new hooks; `model` is the unguarded model."""
         return self.method.start(model, self.erase)
 
 

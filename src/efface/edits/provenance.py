@@ -51,7 +51,7 @@ def stamp(
     seed: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the provenance of a fresh edit as JSON values.
+    """Return the provenance of a new edit as JSON values.
 
     method: the dataclass instance that made it. base: from `Model.base`, for the weights it changes.
     """

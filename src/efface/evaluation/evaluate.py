@@ -50,7 +50,7 @@ def evaluate(
     concept: what was erased (several are pooled). table: the model's concepts, whose `related` names make the
     related group; every other concept is unrelated. The groups are `efface.evaluation.prompts.GROUPS`.
     metrics: scores besides the judge's verdict; None: all that can be computed on this machine.
-    Raises BadModel without a table, UnknownName for a concept the judge cannot tell, BadInput for a metric that lacks
+    Raises BadModel without a table, UnknownName for a concept unknown to the judge, BadInput for a metric that lacks
     what it needs.
     """
     plan, store, began = plan or Plan(), store or Store.default(), time.perf_counter()

@@ -61,7 +61,7 @@ class SafetyFilter(InferenceMethod):
             raise BadInput(f"threshold must be from {least:g} to 1 for {self.detector}, got {self.threshold}")
 
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
-        """Return the guard; raises `UnknownName` for a concept that the judge cannot tell, `BadInput` or `BadFile`."""
+        """Return the guard; raises `UnknownName` for a concept unknown to the judge, `BadInput` or `BadFile`."""
         self._present(model, erase)
         return super().fit(model, erase, preserve, seed)
 

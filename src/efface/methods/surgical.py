@@ -21,9 +21,9 @@ from efface.models.trajectory import partly_denoise
 class _Prompts(NamedTuple):
     """Hold the concepts' contexts, one row each, with the instructions for each and the positions of its words."""
 
-    said: Context
+    contexts: Context
     pushes: list[tuple[float, Context]]  # (g, one context, or one a concept)
-    kept: Float[Tensor, "n len"]  # 1, or `suppress` at the words of the concept
+    scales: Float[Tensor, "n len"]  # 1, or `suppress` at the words of the concept
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Surgical(FineTune):
         def loss(step: int) -> Float[Tensor, ""]:
             z, t, row = partly_denoise(
                 run.base,
-                prompts.said,
+                prompts.contexts,
                 run.null,
                 run.rng,
                 self.batch,
@@ -90,9 +90,9 @@ class Surgical(FineTune):
                 guide=guide,
             )
             with torch.no_grad():
-                e_c, e_0 = run.base.denoise(z, t, prompts.said[row], run.null)
+                e_c, e_0 = run.base.denoise(z, t, prompts.contexts[row], run.null)
                 goal = self.gamma1 * (e_c - e_0) + self._delta(run, prompts, z, t, row, e_c, e_0)
-            s_c, s_0 = run.student.denoise(z, t, prompts.said[row], run.null)
+            s_c, s_0 = run.student.denoise(z, t, prompts.contexts[row], run.null)
             concept = mse_loss(self.gamma2 * (s_c - s_0.detach()), goal)  # eq. 13 with algorithm 1's sign of δ
             return concept + self.penalty * mse_loss(s_0, e_0)  # eq. 12
 
@@ -100,15 +100,17 @@ class Surgical(FineTune):
 
     def _prompts(self, run: Run) -> _Prompts:
         names = [concept.name for concept in run.erase]
-        said = run.contexts(names)
+        contexts = run.contexts(names)
         anchored = [concept.anchor or concept.name for concept in run.erase]
-        pushes = [(-7.5, said)] + ([(6.5, run.contexts(anchored))] if anchored != names else [])
+        pushes = [(-7.5, contexts)] + ([(6.5, run.contexts(anchored))] if anchored != names else [])
         if self.instruct:
-            pushes = [(g, said if [text] == names else run.contexts([text])) for g, text in map(_signed, self.instruct)]
-        kept = torch.ones(said.tokens.shape[:2], device=said.device)
+            pushes = [
+                (g, contexts if [text] == names else run.contexts([text])) for g, text in map(_signed, self.instruct)
+            ]
+        scales = torch.ones(contexts.tokens.shape[:2], device=contexts.device)
         for i, name in enumerate(names):
-            kept[i, positions(run.base, name, name)] = self.suppress
-        return _Prompts(said, pushes, kept)
+            scales[i, positions(run.base, name, name)] = self.suppress
+        return _Prompts(contexts, pushes, scales)
 
     def _delta(
         self,
@@ -127,10 +129,10 @@ class Surgical(FineTune):
         if not on.any():
             return total
         if self.signal == "implicit":
-            with scaled_maps(run.base, prompts.kept[row]):
-                total = self.gamma1 * (run.base.eps(z, t, prompts.said[row]) - cond)
+            with scaled_maps(run.base, prompts.scales[row]):
+                total = self.gamma1 * (run.base.eps(z, t, prompts.contexts[row]) - cond)
         for g, contexts in prompts.pushes if self.signal == "explicit" else ():
-            known = contexts is prompts.said  # already computed: saves a quarter of the passes
+            known = contexts is prompts.contexts  # already computed: saves a quarter of the passes
             difference = (cond if known else run.base.eps(z, t, contexts[row % len(contexts)])) - uncond
             least = difference.abs().flatten(2).quantile(self.kappa, 2)[..., None, None]
             total = total + g * difference * (difference.abs() >= least)  # β of the paper

@@ -162,11 +162,9 @@ class Model:
         hooks: from `hooks()`, the same object for all steps of one trajectory; new ones by default.
         """
         hooks = self.hooks() if hooks is None else hooks
-        times, schedule = torch.as_tensor(t, device=x.device), self.family.schedule
-        cond, uncond = (
-            schedule.eps(out, x, times)
-            for out in sampling.denoise(self.family, x, times, hooks.embed(c), hooks.null(null))
-        )
+        times = torch.as_tensor(t, device=x.device)
+        both = cat([hooks.null(null).expand(len(x)), hooks.embed(c).expand(len(x))])
+        uncond, cond = self.eps(torch.cat([x, x]), times.repeat(2) if times.dim() else times, both).chunk(2)
         return hooks.guide(self.eps, x, times, cond, uncond)
 
     # --- images ---

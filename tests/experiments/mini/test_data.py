@@ -50,7 +50,7 @@ def test_shipped_table_is_the_one_in_the_code():
         assert set(item["related"]) <= set(NAMES) - {noun.name}
 
 
-def test_keyword_captions_never_hold_a_held_out_pair():
+def test_keyword_captions_never_contain_a_held_out_pair():
     g = torch.Generator().manual_seed(0)
     for index, noun in enumerate(NOUNS):
         pairs = [set(pair) for pair in noun.held_out]
@@ -66,7 +66,7 @@ def test_held_out_templates_are_not_trained_on():
     assert not set(captions.STYLED) & set(captions.HELD_OUT_STYLED)
 
 
-def test_captions_say_what_they_settle():
+def test_captions_name_what_they_show():
     g = torch.Generator().manual_seed(1)
     said = [captions.caption(o, s, g) for o in range(len(NAMES)) for s in range(7) for _ in range(4)]
     assert 0.05 < sum(c.text == "" for c in said) / len(said) < 0.16
@@ -76,7 +76,7 @@ def test_captions_say_what_they_settle():
 
 
 @pytest.mark.parametrize("style", styles.STYLES)
-def test_styles_give_pictures_of_their_own(style):
+def test_styles_differ_from_each_other(style):
     rgba = torch.from_numpy(drawing(0)).permute(2, 0, 1)[None].float() / 255
     rgb, alpha = rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]
     ground = torch.ones(1, 3, 1, 1)

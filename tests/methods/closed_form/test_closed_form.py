@@ -144,7 +144,7 @@ def test_weight_to_infinity_reaches_the_target():
     assert fits[-1].residual < 1e-6
 
 
-def test_kept_vectors_move_less_when_kept():
+def test_preserved_vectors_move_less():
     c, g, k = rows(5, 16), rows(5, 16, seed=1), rows(6, 16, seed=2)
     drifts = [
         (Factors.identity(16).plus(solve(c, g, 0.5, preserved=Preserved.of(k, scale)).step).of(k) - k).norm()

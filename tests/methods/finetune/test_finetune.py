@@ -119,7 +119,7 @@ def test_parameter_sets(tiny):
         train(tiny, params="no_such_layer")
 
 
-def test_names_and_texts():
+def test_prompts_of_a_concept():
     from efface.concept import Concept
 
     assert prompts_of(Concept("church"), "name") == ("church",)

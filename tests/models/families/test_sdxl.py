@@ -67,7 +67,7 @@ def test_images_equal_those_of_the_pipeline(tiny_xl: Model, guidance: float, sol
     assert (ours[0] - tiny_xl.generate([Query("a dog", 3, 4, guidance, solver=solver)])[0]).abs().max() > 1e-3
 
 
-def test_it_is_told_from_other_families_and_unknown_ones_are_refused(tiny: Model, tiny_xl: Model):
+def test_the_family_is_recognised_and_unknown_pipelines_are_refused(tiny: Model, tiny_xl: Model):
     assert type(tiny_xl.family).TITLE == "SDXL"
     assert type(tiny.family) is not type(tiny_xl.family)
     with pytest.raises(BadModel, match=r"of no model family that efface knows \(known: .*SDXL"):
@@ -117,7 +117,7 @@ def test_an_edit_applies_attaches_saves_and_loads(tiny_xl: Model, name: str, tmp
     assert (by_pipeline(pipe, queries()) - images).abs().max() <= 1e-5
 
 
-def test_a_closed_form_edit_is_the_map_it_says_and_works_as_a_guard(tiny_xl: Model):
+def test_a_closed_form_edit_equals_its_map_and_its_guard(tiny_xl: Model):
     edit = UCE(ridge=1e-4)(tiny_xl, [Concept("church", anchor="house")])
     assert set(edit.names) == set(tiny_xl.text_weights())
     word = [tiny_xl.tokens(text).subject for text in ("church", "house")]

@@ -57,7 +57,7 @@ def rewritten(path: Path, target: Path, meta: dict[str, str] | None = None, **ch
     return target
 
 
-def test_what_it_predicts_is_said_by_header_argument_or_version(single_file2: Path, folder2: Path, tmp_path: Path):
+def test_the_prediction_type_comes_from_header_argument_or_version(single_file2: Path, folder2: Path, tmp_path: Path):
     words = folder2 / "tokenizer"
     size = {"modelspec.resolution": "16x16"}
     said = rewritten(single_file2, tmp_path / "a.safetensors", {**size, "modelspec.prediction_type": "epsilon"})
@@ -143,14 +143,14 @@ def test_a_weight_missing_left_over_or_of_another_shape_is_refused_by_name(
 
     with pytest.raises(BadModel, match=f"is not a complete model: it has no {re.escape(name)}$"):
         load(**{key: None})
-    with pytest.raises(BadModel, match=f"does not hold together: {re.escape(name)} is .3, 5., expected"):
+    with pytest.raises(BadModel, match=f"is inconsistent: {re.escape(name)} is .3, 5., expected"):
         load(**{key: torch.ones(3, 5)})
     stranger = f"{key.rpartition('.')[0]}.stranger"
-    with pytest.raises(BadModel, match=f"is another model: nothing of its .* is {re.escape(stranger)}$"):
+    with pytest.raises(BadModel, match=f"does not fit: its .* has no weight {re.escape(stranger)}$"):
         load(**{stranger: torch.ones(2)})
 
 
-def test_what_checkpoints_hold_beside_the_weights_is_left_alone(single_file: Path, folder: Path, tmp_path: Path):
+def test_other_tensors_of_a_checkpoint_are_ignored(single_file: Path, folder: Path, tmp_path: Path):
     beside = ("alphas_cumprod", "model_ema.decay", "cond_stage_model.logit_scale", "first_stage_model.loss.logvar")
     path = rewritten(single_file, tmp_path / "a.safetensors", **dict.fromkeys(beside, torch.ones(1)))
     Model.load(path, tokenizer=folder / "tokenizer")

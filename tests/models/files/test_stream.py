@@ -200,7 +200,7 @@ def test_bad_checkpoints(single_file, folder, tmp_path):
     wide = tmp_path / "wide.safetensors"
     key = f"model.diffusion_model.middle_block.1.transformer_blocks.0{KEYS}"
     save_file(tensors | {key: torch.zeros(64, 48)}, wide)
-    with pytest.raises(BadModel, match="does not hold together"):
+    with pytest.raises(BadModel, match="is inconsistent"):
         erase(UCE(), wide, [CHURCH], tokenizer=words)
 
 

@@ -104,7 +104,7 @@ def text_weights(model: Model, keys: bool = True) -> tuple[str, ...]:
     names = tuple(n for n in model.text_weights() if keys or n.endswith(".to_v.weight"))
     if not names:
         raise BadModel(
-            f"{model.name or 'this model'} has no weights that read the text alone: there is nothing to edit"
+            f"{model.name or 'this model'} has no weights whose only input is the text: there is nothing to edit"
         )
     weights = model.weights()
     wrong = [n for n in names if weights[n].shape[1] != model.width]

@@ -87,7 +87,7 @@ class Checkpoint(ABC):
         self.places(list(first.values()))
         strays = self.strays(own)
         if strays:
-            raise BadModel(f"{self.path} is another model: nothing of its {part} is {strays[0]}{_more(strays)}")
+            raise BadModel(f"{self.path} does not fit: its {part} has no weight {strays[0]}{_more(strays)}")
         self.fill(module, part, {name: found[name] for name in first.values()}, dtype)
         if hasattr(module, "tie_weights"):
             module.tie_weights()
@@ -101,7 +101,7 @@ class Checkpoint(ABC):
             old = getattr(owner, leaf)
             if value.shape != old.shape:
                 shapes = f"{list(value.shape)}, expected {list(old.shape)}"
-                raise BadModel(f"{self.path} does not hold together: {name} is {shapes}")
+                raise BadModel(f"{self.path} is inconsistent: {name} is {shapes}")
             value = (value.to(dtype) if value.is_floating_point() else value).contiguous()
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value)
 
