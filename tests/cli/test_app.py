@@ -326,6 +326,7 @@ LIGHT = (
     "erase esd --help",
     "erase uce --help",
     "list methods",
+    "list families",
     "list attacks",
     "list concepts",
 )

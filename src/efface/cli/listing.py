@@ -12,14 +12,16 @@ from efface.cli.options import ModelFlag
 from efface.concept import Concept, table
 from efface.errors import BadModel, unknown
 
-KINDS = ("methods", "attacks", "metrics", "judges", "models", "concepts")
+KINDS = ("methods", "attacks", "metrics", "judges", "families", "models", "concepts")
 
 
 def show(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="methods, attacks, metrics, judges, models or concepts.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="methods, attacks, metrics, judges, families, models or concepts.")
+    ],
     model: ModelFlag = "mini",
 ) -> None:
-    """List methods, attacks, metrics, judges, models or a model's concepts."""
+    """List methods, attacks, metrics, judges, model families, models or a model's concepts."""
     if what not in KINDS:
         raise unknown("list", what, KINDS)
     rows = concepts(model) if what == "concepts" else models() if what == "models" else registered(what)
@@ -33,6 +35,8 @@ def show(
 
 def registered(kind: str) -> list[tuple[str, ...]]:
     """Return (name, summary, presets) of every file of a folder."""
+    if kind == "families":
+        return [(name, registry.summary(kind, name)) for name in registry.names(kind)]
     sheets = [sheet(kind, name) for name in registry.names(kind)]
     return [(s.name, s.summary or s.source, _presets(tuple(s.presets))) for s in sheets]
 
@@ -45,8 +49,8 @@ def models() -> list[tuple[str, ...]]:
     """Return what --model takes."""
     return [
         *MODELS.items(),
-        ("FOLDER", "a Stable Diffusion 1.x or 2.x saved by diffusers"),
-        ("FILE.safetensors", "a Stable Diffusion 1.x or 2.x checkpoint in one file"),
+        ("FOLDER", "a model of a family (efface list families) saved by diffusers"),
+        ("FILE.safetensors", "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL in one file"),
         ("ORG/NAME", "a model of the Hugging Face hub (fetched by diffusers, then cached)"),
     ]
 
