@@ -153,3 +153,17 @@ def test_guards_are_attached_in_half_precision(folder2, tiny2: Model):
     attach(NegativePrompt()(tiny2, "church"), pipe)
     attach(Edit(guards=(Guard(GUARDS["sld"], CHURCH),)), pipe)
     assert draw(pipe, queries(solver="ddim")).isfinite().all()
+
+
+def test_an_edit_of_another_base_is_attached_only_when_any_base_says_so(tiny: Model):
+    edit, pipe = map_edit(tiny), own(tiny)
+    name = edit.names[0].removeprefix("unet.")
+    with torch.no_grad():
+        pipe.unet.get_parameter(name).mul_(1.5)
+    before = pipe.unet.get_parameter(name).clone()
+    with pytest.raises(BadEdit, match="any_base applies it"):
+        attach(edit, pipe)
+    assert torch.equal(pipe.unet.get_parameter(name), before)
+    attach(edit, pipe, any_base=True)
+    wanted = before + edit.maps[0].delta(before)
+    torch.testing.assert_close(pipe.unet.get_parameter(name), wanted)
