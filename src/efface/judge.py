@@ -84,7 +84,7 @@ class Judge(ABC):
     @classmethod
     def load(cls, model: str, name: str = "") -> "Judge":
         """Load the judge of a model by its name, one of NAMES; "" is the first. Raises `BadFile`, `UnknownName`."""
-        raise NotImplementedError
+        raise BadInput(f"{cls.__name__} is made by hand: there is no judge of {model} to load by name {name!r}")
 
 
 def judge_of(model: str, name: str = "") -> Judge:

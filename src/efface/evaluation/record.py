@@ -1,6 +1,7 @@
 """Record: one evaluation of one edit, one row per image, from which tables, verdicts and pages are computed."""
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -121,18 +122,18 @@ class Scored(Value):
         return ", ".join(self.concepts)
 
     @property
+    @abstractmethod
     def summaries(self) -> dict[str, Summary]:
         """Return the summary of every group that has images, in the order of GROUPS."""
-        raise NotImplementedError
 
     @property
     def singles(self) -> dict[str, ConceptSummary]:
         """Return the summary of every concept; {} if the record has none."""
         return {}
 
+    @abstractmethod
     def mean(self, metric: str, group: str) -> Mean | None:
         """Return the mean of a metric over the edited images of a group; None if the record has none."""
-        raise NotImplementedError
 
     def save(self, path: Path) -> None:
         """Write the record as one JSON file, whole or not at all. Raises `WriteError`."""
