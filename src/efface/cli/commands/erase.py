@@ -144,7 +144,11 @@ def _own(method: Sheet) -> list[inspect.Parameter]:
         ("tokenizer", TokenizerFlag, None),
     ]  # fmt: skip
     given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
-    given += [("checkpoint", Checkpoint, None), ("checkpoint_every", CheckpointEvery, None)] if "FineTune" in method.bases else []
+    given += (
+        [("checkpoint", Checkpoint, None), ("checkpoint_every", CheckpointEvery, None)]
+        if "FineTune" in method.bases
+        else []
+    )
     given += [("key", Key, None)] if "key" in method.by_products else []
     only = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in given]
