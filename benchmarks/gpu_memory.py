@@ -68,7 +68,7 @@ class Counter(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count its results; code that reads a value reads 1, or index 0.
+        """Run an operation and count its results; code that reads a value reads 1, or index 0."""
         if name_of(func).startswith(READS) and args[0].is_meta:
             return {torch.bool: True, torch.long: 0}.get(args[0].dtype, 1.0)
         if func is torch.ops.aten.nonzero.default and args[0].is_meta:
@@ -120,7 +120,7 @@ def meta_model(dtype: torch.dtype, tokenizer: Path) -> Any:
     scheduler = DDIMScheduler(**betas, steps_offset=1, clip_sample=False)
     rest = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     words = CLIPTokenizer.from_pretrained(tokenizer)
-    return Model(StableDiffusionPipeline(scheduler=scheduler, tokenizer=words, **parts, **rest))  # pyright: ignore
+    return Model(StableDiffusionPipeline(scheduler=scheduler, tokenizer=words, **parts, **rest))
 
 
 def count(name: str, preset: str, precision: str, tokenizer: Path) -> dict[str, Any]:
@@ -130,8 +130,9 @@ def count(name: str, preset: str, precision: str, tokenizer: Path) -> dict[str, 
     from efface.methods.finetune.method import Run
 
     cls = registry.get("methods", name)
-    method = cls.preset(preset)
-    method = cls.preset(preset, **{key: min(getattr(method, key), v) for key, v in SHORT.items() if hasattr(method, key)})
+    whole = cls.preset(preset)
+    few = {key: min(getattr(whole, key), value) for key, value in SHORT.items() if hasattr(whole, key)}
+    method = cls.preset(preset, **few)
     counter, gib = Counter(), 2.0**30
     model = meta_model(PRECISIONS[precision], tokenizer)
     with fused_attention(), counter:

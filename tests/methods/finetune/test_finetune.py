@@ -92,7 +92,7 @@ def test_autocast_is_close(tiny):
 
 
 def test_float16_is_refused_and_bf16_named(folder):
-    with pytest.raises(BadInput, match="float16 loses small gradients.*bf16"):
+    with pytest.raises(BadInput, match=r"float16 loses small gradients.*bf16"):
         train(Model.load(folder, dtype=torch.float16))
 
 
