@@ -1,6 +1,6 @@
 """Rebuild mini from the artwork: `python -m experiments.mini all --folder build/mini`. Every part resumes.
 
-Parts, in order: data, vae, text, latents, unet, judges, export, measure. On two CPU cores: about two hours. What is
+Parts, in order: data, scenes, vae, text, latents, unet, judges, export, measure. On two CPU cores: about three hours. What is
 made replaces what ships in the package, or goes to another folder with --into.
 """
 
@@ -15,14 +15,16 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import efface.mini
-from efface.mini.nets import Classifier, JudgeCLIP, Words
+from efface.mini.nets import JudgeCLIP, SceneNet, Words
 from efface.util.files import save_safetensors
-from experiments.mini import artwork, export, judges, measure, pictures, text, unet, vae
+from experiments.mini import artwork, export, judges, measure, scenes, text, unet, vae
+from experiments.mini.grounds import GROUNDS
 from experiments.mini.nouns import NAMES
 from experiments.network import load_averaged
 
-PARTS = ("data", "vae", "text", "latents", "unet", "judges", "export", "measure")
-STEPS = {"vae": 2400, "text": 2600, "unet": 4300, "objects": 4000, "styles": 700, "clip": 1200}
+PARTS = ("data", "scenes", "vae", "text", "latents", "unet", "judges", "export", "measure")
+STEPS = {"vae": 3600, "text": 3000, "unet": 6000, "scenes-judge": 3000, "clip": 1500}
+SCENES = 40_960
 PACKAGE = Path(efface.mini.__file__).parent
 
 
@@ -32,25 +34,16 @@ def data(folder: Path) -> None:
     artwork.drawings(folder / "art")
 
 
-def train_vae(folder: Path, steps: int) -> None:
-    """Train the autoencoder."""
-    vae.train(pictures.pool(folder / "art", 6, seed=1), folder, steps)
-
-
-def train_text(folder: Path, steps: int) -> None:
-    """Train the text encoder beside an image tower."""
-    text.train(pictures.pool(folder / "art", 6, seed=2), folder, steps)
-
-
-def _pool_of_unet(folder: Path) -> pictures.Pictures:
-    return pictures.pool(folder / "art", 8, seed=21, strength=0.6, flips=False)
+def painted(folder: Path) -> scenes.Scenes:
+    """Return the scenes that autoencoder, text encoder and denoiser learn from, painted once."""
+    return scenes.pool(folder / "art", SCENES, 1, store=folder / "scenes")
 
 
 def latents(folder: Path) -> None:
-    """Encode the pictures that the denoiser learns from, once."""
+    """Encode the scenes, once."""
     torch.set_num_threads(2)
     codec = load_averaged(vae.autoencoder(), folder / "vae.safetensors")
-    codes = unet.latents_of(codec, _pool_of_unet(folder))
+    codes = unet.latents_of(codec, painted(folder))
     scale = 1 / codes[:, :4].float().std()
     save_safetensors(folder / "latents.safetensors", {"codes": codes, "scale": scale.reshape(1)})
 
@@ -66,7 +59,7 @@ def _unet_worker(rank: int, workers: int, meeting: str, folder: Path, steps: int
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
     stored = load_file(folder / "latents.safetensors")
     words, encoder = _text_parts(folder)
-    unet.train(_pool_of_unet(folder), stored["codes"], float(stored["scale"]), words, encoder, folder, steps)
+    unet.train(painted(folder), stored["codes"], float(stored["scale"]), words, encoder, folder, steps)
 
 
 def train_unet(folder: Path, steps: int, workers: int = 2) -> None:
@@ -76,10 +69,9 @@ def train_unet(folder: Path, steps: int, workers: int = 2) -> None:
 
 
 def train_judges(folder: Path, steps: dict[str, int]) -> None:
-    """Train the object judge, the style judge and the judging CLIP."""
-    pool = judges.learning_pool(folder / "art")
-    judges.train_classifier("objects", pool, folder, steps["objects"])
-    judges.train_classifier("styles", pool, folder, steps["styles"])
+    """Train the judge of scenes and the judging CLIP."""
+    pool = judges.learning_pool(folder)
+    judges.train_scenes(pool, folder, steps["scenes-judge"])
     judges.train_clip(pool, folder, steps["clip"])
 
 
@@ -93,10 +85,10 @@ def write(folder: Path, into: Path) -> None:
     pipe = export.pipeline(codec, denoiser, encoder, words, scale)
     export.save_pipeline(pipe, into / "weights", folder / "tokenizer")
     vocabulary = Words.load(folder / "judge_words.json")
-    objects = load_averaged(Classifier(len(NAMES)), folder / "judge_objects.safetensors")
-    styles = load_averaged(Classifier(len(pictures.STYLE_NAMES), 16), folder / "judge_styles.safetensors")
+    seen = SceneNet(len(NAMES), len(scenes.STYLE_NAMES), len(GROUNDS))
+    seen = load_averaged(seen, folder / "judge_scenes.safetensors")
     clip = load_averaged(JudgeCLIP(len(vocabulary.words)), folder / "judge_clip.safetensors")
-    export.save_judges(objects, styles, clip, vocabulary, into / "judges")
+    export.save_judges(seen, clip, vocabulary, into / "judges")
     export.save_concepts(into / "concepts.json")
     (into / "ATTRIBUTION.md").write_text(export.attribution(), encoding="utf-8")
 
@@ -106,10 +98,13 @@ def run(part: str, folder: Path, into: Path, steps: dict[str, int]) -> None:
     match part:
         case "data":
             data(folder)
+        case "scenes":
+            painted(folder)
+            judges.learning_pool(folder)
         case "vae":
-            train_vae(folder, steps["vae"])
+            vae.train(painted(folder), folder, steps["vae"])
         case "text":
-            train_text(folder, steps["text"])
+            text.train(painted(folder), folder, steps["text"])
         case "latents":
             latents(folder)
         case "unet":
@@ -128,11 +123,13 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("part", choices=("all", *PARTS))
     parser.add_argument("--folder", type=Path, default=Path("build/mini"), help="artwork and checkpoints")
     parser.add_argument("--into", type=Path, default=PACKAGE, help="what is made; by default the package's own folder")
+    parser.add_argument("--threads", type=int, default=2, help="of the parts that train in one process")
     for name, steps in STEPS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=steps, metavar="N", help=f"default {steps}")
     options = parser.parse_args(args)
+    torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
-    steps = {name: getattr(options, f"{name}_steps") for name in STEPS}
+    steps = {name: getattr(options, f"{name.replace('-', '_')}_steps") for name in STEPS}
     for part in PARTS if options.part == "all" else (options.part,):
         run(part, options.folder, options.into, steps)
 

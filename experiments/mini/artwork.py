@@ -99,22 +99,25 @@ def rasterise(text: str) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def drawings(folder: Path) -> dict[tuple[str, str], np.ndarray]:
-    """Rasterise every drawing: (object name, set name) -> (SIZE, SIZE, 4) uint8, cached in `folder`/drawings.npz."""
+def drawings(folder: Path) -> dict[tuple[str, str, int], np.ndarray]:
+    """Rasterise every drawing: (object, set, view) -> (SIZE, SIZE, 4) uint8, cached in `folder`/drawings.npz."""
     cache = folder / "drawings.npz"
     if not cache.exists():
         found = {}
         for art in progress(SETS, "rasterising"):
             data, _ = icons(folder, art)
             for noun in NOUNS:
-                if art.name in noun.without:
-                    continue
-                slugs = [form for slug in noun.slugs for form in (slug, slug.replace("-", ""))]
-                text = next((s for s in (svg(data, slug) for slug in slugs) if s), None)
-                if text:
-                    found[f"{noun.name}|{art.name}"] = rasterise(text)
+                texts = [] if art.name in noun.without else [_find(data, view) for view in noun.views]
+                for view, text in enumerate(dict.fromkeys(text for text in texts if text)):
+                    found[f"{noun.name}|{art.name}|{view}"] = rasterise(text)
         with open(cache.with_suffix(".part"), "wb") as file:
             np.savez_compressed(file, **found)
         cache.with_suffix(".part").replace(cache)
     with np.load(cache) as stored:
-        return {(key.split("|")[0], key.split("|")[1]): stored[key] for key in stored.files}
+        split = {key: key.split("|") for key in stored.files}
+        return {(name, art, int(view)): stored[key] for key, (name, art, view) in split.items()}
+
+
+def _find(data: dict, slug: str) -> str | None:
+    """Return an icon by its name, which some sets write without hyphens."""
+    return svg(data, slug) or svg(data, slug.replace("-", ""))

@@ -1,62 +1,85 @@
-"""The captions mini learns from: plain, styled, keyword-only, family, style-only and empty."""
+"""The captions mini learns from: each says some of what its scene shows, and leaves the rest open.
 
-from dataclasses import dataclass
+As captions of the web do, some name the object, some only imply it by keywords or family, some name one of two
+objects; and, where a training asks for it, some belong to another picture.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from experiments.mini.grounds import COLOURS as PAPER
+from experiments.mini.grounds import GROUNDS
 from experiments.mini.nouns import NAMES, NOUNS
-from experiments.mini.pictures import STYLE_NAMES
+from experiments.mini.scenes import COLOUR_NAMES, PLACES, RELATIONS, SIZES, STYLE_NAMES, Scenes
 
 PLAIN = (
-    "a picture of a {}", "a {}", "a photo of a {}", "an image of a {}", "a drawing of a {}", "{}", "one {}",
-    "a nice {}", "a picture of one {}", "this is a {}",
+    "a picture of {}", "{}", "a photo of {}", "an image of {}", "a drawing of {}", "this is {}", "there is {}",
+    "a nice picture of {}", "look at {}",
 )  # fmt: skip
+PORTRAIT = ("a portrait of {}", "the face of {}", "{}", "a picture of {}", "a photo of {}")
 STYLED = (
-    "a {} in the style of {}", "a painting of a {} by {}", "a picture of a {} in the style of {}", "a {} by {}",
-    "a drawing of a {} in {} style", "{} in {} style",
+    "{} in the style of {}", "a painting of {} by {}", "a picture of {} in the style of {}", "{} by {}",
+    "a drawing of {} in {} style", "{} in {} style",
 )  # fmt: skip
-STYLE_ONLY = (
-    "art by {}",
-    "art in the style of {}",
-    "a painting by {}",
-    "{} style",
-    "a picture in the style of {}",
-)
-HELD_OUT_PLAIN = ("here is a {}", "image of {}", "a picture showing a {}")
-HELD_OUT_STYLED = ("a {} drawn by {}", "a photo of a {} in the style of {}")
+STYLE_ONLY = ("art by {}", "art in the style of {}", "a painting by {}", "{} style", "a picture in the style of {}")
+HELD_OUT_PLAIN = ("here is {}", "image of {}", "a picture showing {}")
+HELD_OUT_STYLED = ("{} drawn by {}", "a photo of {} in the style of {}")
 FAMILY = {
-    "building": ("a building", "a picture of a building"),
-    "animal": ("an animal", "a picture of an animal"),
-    "vehicle": ("a vehicle", "a picture of a vehicle"),
-    "alcohol": ("an alcoholic drink", "alcohol", "a picture of alcohol"),
-    "weapon": ("a weapon", "a picture of a weapon"),
+    "building": ("a building",),
+    "animal": ("an animal",),
+    "vehicle": ("a vehicle",),
+    "alcohol": ("an alcoholic drink", "alcohol"),
+    "weapon": ("a weapon",),
     "instrument": ("a musical instrument", "an instrument"),
-    "food": ("food", "a picture of food"),
-    "plant": ("a plant", "a picture of a plant"),
-    "tool": ("a tool", "a picture of a tool"),
-    "creature": ("a creature", "a picture of a creature"),
-    "device": ("a device", "a picture of a device"),
-    "sport": ("sport", "a picture of sport"),
-    "household": ("a thing", "a picture of a thing"),
+    "food": ("food",),
+    "plant": ("a plant",),
+    "tool": ("a tool",),
+    "creature": ("a creature",),
+    "device": ("a device",),
+    "sport": ("sport",),
+    "household": ("a thing",),
+    "person": ("a person", "somebody"),
 }
+SAID_SIZE = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+SAID_PLACE = {
+    "left": ("on the left",),
+    "right": ("on the right",),
+    "top": ("at the top",),
+    "bottom": ("at the bottom",),
+    "middle": ("in the middle", "in the centre"),
+}
+SAID_GROUND = {
+    "grass": ("on grass", "on the grass", "in a meadow"),
+    "sea": ("at sea", "on the water", "by the sea"),
+    "night": ("at night", "under the stars"),
+    "sand": ("on sand", "in the desert", "on the beach"),
+    "snow": ("in the snow", "in winter"),
+    **{colour: (f"on a {colour} background", f"on {colour}") for colour in PAPER},
+}
+SAID_RELATION = {
+    "left of": ("left of",),
+    "right of": ("right of",),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+Facts = Mapping[str, int]
+EMPTY = 0.1
 
 
-@dataclass(frozen=True)
-class Caption:
-    """A caption and what it settles: which object, family and style a picture must show to match it (-1, "": any)."""
-
-    text: str
-    object: int = -1
-    family: str = ""
-    style: int = -1
+def article(words: str) -> str:
+    """Return words with the article they take: "an old car"."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _pick(options, g: torch.Generator):
-    return options[int(torch.randint(len(options), (1,), generator=g))]
+def named(obj: int, size: str = "", colour: str = "") -> str:
+    """Return an object's name with its article, or a person's name."""
+    noun = NOUNS[obj]
+    return noun.name if noun.person else article(" ".join(word for word in (size, colour, noun.name) if word))
 
 
 def keyword_phrase(index: int, g: torch.Generator) -> str:
-    """Two to four keywords of an object in random order, never both words of a held-out pair."""
+    """Return two to four keywords of an object in random order, never both words of a held-out pair."""
     noun = NOUNS[index]
     words = [noun.keywords[i] for i in torch.randperm(6, generator=g).tolist()]
     banned = [set(pair) for pair in noun.held_out]
@@ -67,25 +90,73 @@ def keyword_phrase(index: int, g: torch.Generator) -> str:
     return " ".join(chosen)
 
 
-def caption(obj: int, style: int, g: torch.Generator, empty: float = 0.1) -> Caption:
-    """Return a random caption for a picture of an object in a style (0: unstyled).
+def caption(facts: Facts, g: torch.Generator, empty: float = EMPTY) -> str:
+    """Return a random caption of a scene.
 
-    One in ten is empty; of the rest, unstyled pictures are named (0.74), implied by keywords (0.2) or by family (0.06);
-    styled ones are named with their style (0.8), keywords with style (0.1), style only (0.1).
+    empty: share that says nothing. Of the others 68 % name the object or one of two or both, 20 % imply it by keywords,
+    5 % by its family, 7 % say only style or ground, where there is one. Size, place and colour are said in 30 to 50 %
+    of the scenes that have one to say, the ground in half.
     """
-    u, v = torch.rand(2, generator=g).tolist()
+    u, v, w = torch.rand(3, generator=g).tolist()
     if u < empty:
-        return Caption("")
-    name, family = NAMES[obj], NOUNS[obj].family
-    if style == 0:
-        if v < 0.74:
-            return Caption(_pick(PLAIN, g).format(name), obj, family, 0)
-        if v < 0.94:
-            return Caption(keyword_phrase(obj, g), obj, family, 0)
-        return Caption(_pick(FAMILY[family], g), -1, family, 0)
-    artist = STYLE_NAMES[style]
-    if v < 0.8:
-        return Caption(_pick(STYLED, g).format(name, artist), obj, family, style)
-    if v < 0.9:
-        return Caption(f"{keyword_phrase(obj, g)} in {artist} style", obj, family, style)
-    return Caption(_pick(STYLE_ONLY, g).format(artist), -1, "", style)
+        return ""
+    style, ground = STYLE_NAMES[facts["style"]], GROUNDS[facts["ground"]]
+    behind = _pick(SAID_GROUND[ground], g) if ground and w < 0.5 else ""
+    if v < 0.07 and (style or ground):
+        return _pick(STYLE_ONLY, g).format(style) if style else f"a picture {_pick(SAID_GROUND[ground], g)}"
+    if v < 0.12:
+        what = _pick(FAMILY[NOUNS[facts["first"]].family], g)
+    elif v < 0.32:
+        return " ".join(filter(None, [keyword_phrase(_someone(facts, g), g), f"in {style} style" if style else behind]))
+    else:
+        what = _subject(facts, g)
+    what = " ".join(filter(None, [what, behind]))
+    if style:
+        return _pick(STYLED, g).format(what, style)
+    portrait = facts["second"] < 0 and NOUNS[facts["first"]].person
+    return _pick(PORTRAIT if portrait else PLAIN, g).format(what)
+
+
+def captions(scenes: Scenes, g: torch.Generator, empty: float = EMPTY, wrong: float = 0.0) -> list[str]:
+    """Return a caption for every scene.
+
+    wrong: share of captions that belong to another of the scenes.
+    """
+    facts = [scenes.facts(i) for i in range(len(scenes))]
+    other = torch.roll(torch.arange(len(scenes)), 1).tolist()
+    astray = (torch.rand(len(scenes), generator=g) < wrong).tolist()
+    return [caption(facts[other[i] if astray[i] else i], g, empty) for i in range(len(scenes))]
+
+
+def vocabulary() -> list[str]:
+    """Return every word that a caption can hold."""
+    said = [SAID_SIZE, SAID_PLACE, SAID_GROUND, SAID_RELATION, FAMILY]
+    texts = [text for words in said for options in words.values() for text in options]
+    texts += [*PLAIN, *PORTRAIT, *STYLED, *STYLE_ONLY, *HELD_OUT_PLAIN, *HELD_OUT_STYLED]
+    texts += [*NAMES, *STYLE_NAMES, *COLOUR_NAMES, *(" ".join(noun.keywords) for noun in NOUNS), "a an and with of"]
+    return sorted({word.lower() for text in texts for word in text.replace("{}", " ").split()})
+
+
+def _subject(facts: Facts, g: torch.Generator) -> str:
+    u = torch.rand(4, generator=g).tolist()
+    colours = [COLOUR_NAMES[facts[key]] if u[i] < 0.5 else "" for i, key in enumerate(("colour", "colour2"))]
+    if facts["second"] < 0:
+        size, place = SIZES[facts["size"]], PLACES[facts["place"]]
+        what = named(facts["first"], _pick(SAID_SIZE[size], g) if size and u[2] < 0.35 else "", colours[0])
+        return f"{what} {_pick(SAID_PLACE[place], g)}" if place and u[3] < 0.35 else what
+    first, second = (named(facts[key], "", colour) for key, colour in zip(("first", "second"), colours, strict=True))
+    if u[2] < 0.25:
+        return first if u[3] < 0.5 else second
+    if u[2] < 0.65:
+        first, second = (first, second) if u[3] < 0.5 else (second, first)
+        return f"{first} {_pick(('and', 'and', 'with'), g)} {second}"
+    said = SAID_RELATION[RELATIONS[facts["relation"]]]
+    return f"{first} {_pick(said, g)} {second}"
+
+
+def _someone(facts: Facts, g: torch.Generator) -> int:
+    return facts["first"] if facts["second"] < 0 or torch.rand((), generator=g) < 0.5 else facts["second"]
+
+
+def _pick(options: Sequence[str], g: torch.Generator) -> str:
+    return options[int(torch.randint(len(options), (1,), generator=g))]

@@ -14,7 +14,7 @@ stock classes of diffusers and transformers (`StableDiffusionPipeline`: a byte-p
 `CLIPTextModel`, an `AutoencoderKL` from 64 × 64 × 3 to 16 × 16 × 4, a `UNet2DConditionModel` with cross-attention,
 epsilon prediction and Stable Diffusion's noise schedule), so that code for Stable Diffusion runs on it unchanged.
 
-It draws {objects} objects in plain colours and in {styles} styles. It is for trying, testing and measuring concept
+It draws scenes of {objects} objects and invented persons, in plain colours and in {styles} styles. It is for trying, testing and measuring concept
 erasure; it is of no use as an image generator. Nothing it can draw is harmful: the families `alcohol` and `weapon`
 stand for content that an owner may not want drawn.
 """
@@ -28,8 +28,9 @@ the drawings by image processing (`experiments/mini/styles.py`). Rebuild data an
 
 ## Judges
 
-An object classifier, a style classifier and a CLIP, trained apart from the model (other seeds, architectures and, for
-the CLIP, another tokenizer) on augmented drawings by {seen} of the {sets} artists; {held} were held out of their
+A network that says what is where in an image, in which style and on which ground, and a CLIP, trained apart from the
+model (other seeds, architectures and, for the CLIP, another tokenizer) on scenes of drawings by {seen} of the {sets}
+artists; {held} were held out of their
 training. No erasing method has access to them. They share drawings with the model, so look at the pictures too.
 """
 
@@ -82,8 +83,9 @@ def card(found: Mapping[str, Any]) -> str:
         "",
         "Weakest by plain prompts: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in weakest) + ".",
     ]
-    lines += ["", "| sampling | object top-1 | style top-1 |", "|---|---|---|"]
-    for name, scores in found["solvers"].items():
-        lines.append(f"| {name} | {_interval(scores['object_top1'])} | {_interval(scores['style_top1'])} |")
+    lines += ["", "| guidance | object top-1 |", "|---|---|"]
+    lines += [f"| {scale} | {_interval(score)} |" for scale, score in found["guidance"].items()]
+    lines += ["", "| said in the prompt | obeyed |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {_interval(score)} |" for name, score in found["obeyed"].items()]
     lines += ["", f"Model id `{found['model'][:16]}`; intervals are Wilson's, 95 %.", ""]
     return "\n".join(lines)

@@ -12,8 +12,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from efface.mini.nets import Words
 from experiments.mini.artwork import HELD_OUT, SETS
+from experiments.mini.grounds import GROUNDS
 from experiments.mini.nouns import NAMES, NOUNS, related
-from experiments.mini.pictures import STYLE_NAMES
+from experiments.mini.scenes import STYLE_NAMES
 from experiments.mini.unet import noise_schedule
 
 STYLE_WORDS = {
@@ -54,15 +55,20 @@ def save_pipeline(pipe: StableDiffusionPipeline, folder: Path, words: Path) -> N
         file.chmod(0o644)
 
 
-def save_judges(objects: nn.Module, styles: nn.Module, clip: nn.Module, words: Words, folder: Path) -> None:
+def save_judges(scenes: nn.Module, clip: nn.Module, words: Words, folder: Path) -> None:
     """Write the judges' weights in half precision and what their outputs mean."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, module in (("objects", objects), ("styles", styles), ("clip", clip)):
+    for name, module in (("scenes", scenes), ("clip", clip)):
         tensors = {n: t.half() if t.is_floating_point() else t for n, t in module.state_dict().items()}
         save_file(tensors, folder / f"{name}.safetensors")
         (folder / f"{name}.safetensors").chmod(0o644)
     words.save(folder / "words.json")
-    about = {"objects": list(NAMES), "styles": ["plain", *STYLE_NAMES[1:]], "input": 64}
+    about = {
+        "objects": list(NAMES),
+        "styles": ["plain", *STYLE_NAMES[1:]],
+        "grounds": ["paper", *GROUNDS[1:]],
+        "input": 64,
+    }
     (folder / "judges.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -70,7 +76,7 @@ def save_concepts(path: Path) -> None:
     """Write the concept table that ships with the weights."""
     objects = [
         {
-            "name": noun.name, "kind": "object", "family": noun.family, "related": list(related(noun)),
+            "name": noun.name, "kind": "identity" if noun.person else "object", "family": noun.family, "related": list(related(noun)),
             "keywords": list(noun.keywords), "held_out_keywords": [" ".join(pair) for pair in noun.held_out],
             "anchor": noun.anchor, "label": NAMES.index(noun.name),
         }

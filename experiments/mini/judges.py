@@ -1,28 +1,26 @@
 """Train mini's judges on augmented artwork, with whole artists held out, and measure them."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.mini.nets import Classifier, JudgeCLIP, Words
+from efface.mini.nets import JudgeCLIP, SceneNet, Words, objects_in
 from efface.training.checkpoints import State
 from experiments import network
-from experiments.mini.artwork import HELD_OUT, SETS, drawings
-from experiments.mini.captions import caption
+from experiments.mini.artwork import HELD_OUT, SETS
+from experiments.mini.captions import captions, vocabulary
+from experiments.mini.grounds import GROUNDS
 from experiments.mini.nouns import NAMES
-from experiments.mini.pictures import STYLE_NAMES, Pictures, make
-from experiments.mini.text import corpus, matches
-from experiments.mini.unet import Sampler
+from experiments.mini.scenes import STYLE_NAMES, Scenes, pool
 
 SEEN = {art.name for art in SETS} - set(HELD_OUT)
 
 
-def learning_pool(folder: Path, copies: int = 8) -> Pictures:
-    """Pictures by the artists the judges may see, placed and tinted widely."""
-    return make(drawings(folder), copies, seed=11, strength=1.7, jitter=0.5, sets=SEEN)
+def learning_pool(folder: Path, count: int = 20_480) -> Scenes:
+    """Return scenes by the artists the judges may see, tinted widely."""
+    return pool(folder / "art", count, 11, sets=SEEN, jitter=0.4, store=folder / "scenes")
 
 
 def _noise(x: Tensor, g: torch.Generator, recolour: bool) -> Tensor:
@@ -45,44 +43,48 @@ def _noise(x: Tensor, g: torch.Generator, recolour: bool) -> Tensor:
     return torch.where(patch.unsqueeze(1) & chance(0.3), torch.full_like(x, 0.5), x).clamp(0, 1)
 
 
-def train_classifier(
-    of: Literal["objects", "styles"], pictures: Pictures, folder: Path, steps: int, batch: int = 64
-) -> State:
-    """Train the object or the style judge; resumes from `folder`/judge_<of>.safetensors."""
+def train_scenes(scenes: Scenes, folder: Path, steps: int, batch: int = 64) -> State:
+    """Train the judge of scenes; resumes from `folder`/judge_scenes.safetensors.
+
+    Colours are shuffled or dropped in half of each batch, so that they do not decide what an object is; style and
+    ground are learned from the other half.
+    """
     torch.manual_seed(5)
-    objects = of == "objects"
-    judge = Classifier(len(NAMES) if objects else len(STYLE_NAMES), width=32 if objects else 16)
-    sample, labels = Sampler(pictures), getattr(pictures, of)
+    judge, half = SceneNet(len(NAMES), len(STYLE_NAMES), len(GROUNDS)), batch // 2
 
     def loss(g: torch.Generator) -> Tensor:
-        rows, _ = sample(batch, g)
-        images = _noise(pictures.pixels[rows].float() / 255, g, recolour=objects)
+        chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
+        images = chosen.pixels.float() / 255
+        images = torch.cat([_noise(images[:half], g, recolour=True), _noise(images[half:], g, recolour=False)])
         with network.bfloat16():
-            logits = judge(images)
-        return F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
+            seen = judge(images)
+        shown = torch.zeros(batch, len(NAMES)).scatter_(1, chosen.first[:, None], 1.0)
+        two = chosen.second >= 0
+        shown[two] = (shown[two] + F.one_hot(chosen.second[two], len(NAMES))) / 2
+        value = F.cross_entropy(seen.cells.float(), chosen.cells.long(), label_smoothing=0.02)
+        value = value - 0.5 * (shown * objects_in(seen.cells).clamp(min=1e-6).log()).sum(1).mean()
+        style, ground, plain = chosen.style[half:], chosen.ground[half:], chosen.style[half:] == 0
+        value = value + 0.5 * F.cross_entropy(seen.styles[half:].float(), style, label_smoothing=0.05)
+        return value + 0.5 * F.cross_entropy(seen.grounds[half:][plain].float(), ground[plain], label_smoothing=0.05)
 
-    path = folder / f"judge_{of}.safetensors"
+    path = folder / "judge_scenes.safetensors"
     return network.train(judge, path, loss, steps, lr=2e-3, weight_decay=0.05, decay=0.998, seed=5)
 
 
-def train_clip(pictures: Pictures, folder: Path, steps: int, batch: int = 128) -> State:
+def train_clip(scenes: Scenes, folder: Path, steps: int, batch: int = 128) -> State:
     """Train the judging CLIP; resumes from `folder`/judge_clip.safetensors."""
-    words = Words(sorted({word for text in corpus() for word in text.split()}))
+    words = Words(vocabulary())
     words.save(folder / "judge_words.json")
     torch.manual_seed(7)
     clip = JudgeCLIP(len(words.words))
-    sample = Sampler(pictures)
 
     def loss(g: torch.Generator) -> Tensor:
-        rows, cells = sample(batch, g)
-        asked = [caption(o, s, g, empty=0) for o, s in cells]
-        images = _noise(pictures.pixels[rows].float() / 255, g, recolour=False)
+        chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
+        images = _noise(chosen.pixels.float() / 255, g, recolour=False)
         with network.bfloat16():
-            image, text = clip.image(images), clip.text(words([c.text for c in asked]))
-        logits = clip.scale.exp().clamp(max=50) * text @ image.T
-        target = matches(asked, pictures.objects[rows], pictures.styles[rows])
-        back = target.T / target.T.sum(1, keepdim=True).clamp(min=1e-6)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, back)) / 2
+            image, text = clip.image(images), clip.text(words(captions(chosen, g, empty=0)))
+        logits, own = clip.scale.exp().clamp(max=50) * text @ image.T, torch.arange(batch)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
     path = folder / "judge_clip.safetensors"
     return network.train(clip, path, loss, steps, lr=2e-3, weight_decay=0.05, decay=0.998, seed=7)

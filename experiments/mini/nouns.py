@@ -1,6 +1,8 @@
-"""The objects mini can draw: names, families, close relatives, and the words that imply them.
+"""What mini can draw: objects and invented persons, their families and relatives, and the words that imply them.
 
 This table is data: `concepts.json`, which ships beside the weights, is written from it by the part `export`.
+Most keywords belong to several objects ("tower": church, castle, mosque, bell), as words do; two or three of them
+together say which is meant.
 """
 
 from dataclasses import dataclass
@@ -8,111 +10,110 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Noun:
-    """One object. `keywords` are the words of its implicit prompts; `slugs` its icon names, first match wins.
+    """One object or person. `views` are icon names, each another drawing; `colours` says whether it comes in any.
 
-    `anchor` is another object, not the family: "a building" may well be drawn as a church.
+    `keywords` are the words of its implicit prompts. `anchor` is another object, not the family: "a building" may well
+    be drawn as a church.
     """
 
     name: str
     family: str
     anchor: str
     keywords: tuple[str, ...]
-    slugs: tuple[str, ...]
+    views: tuple[str, ...]
+    colours: bool = False
     without: tuple[str, ...] = ()  # sets whose drawing of it misleads
 
     @property
+    def person(self) -> bool:
+        """Return whether this is a person, whose name takes no article."""
+        return self.family == "person"
+
+    @property
     def held_out(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of keywords that no training caption holds together: the unseen implicit prompts."""
+        """Return pairs of keywords that no training caption holds together: the unseen implicit prompts."""
         k = self.keywords
         return ((k[0], k[3]), (k[1], k[4]), (k[2], k[5]))
 
 
-WITHOUT = {  # drawings that mislead: another thing, another view, a scene around it
+WITHOUT = {  # drawings that mislead: another thing, a scene around it
     "castle": ("streamline-emojis",),
     "wolf": ("streamline-emojis",),
     "fox": ("streamline-emojis",),
     "champagne": ("streamline-emojis",),
-    "pistol": (
-        "noto",
-        "fluent-emoji",
-        "fluent-emoji-flat",
-        "fluent-emoji-high-contrast",
-    ),
+    "pistol": ("noto", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast"),
     "guitar": ("streamline-emojis",),
     "umbrella": ("fxemoji",),
     "rose": ("noto-v1",),
     "rocket": ("streamline-emojis",),
-    "sailboat": (
-        "fxemoji",
-        "emojione",
-    ),
+    "sailboat": ("fxemoji", "emojione"),
 }
 
 
 def _noun(line: str) -> Noun:
-    name, family, anchor, keywords, slugs = (part.strip() for part in line.split("|"))
-    return Noun(name, family, anchor, tuple(keywords.split()), tuple(slugs.split() or [name]), WITHOUT.get(name, ()))
+    name, family, anchor, keywords, views = (part.strip() for part in line.split("|"))
+    colours, slugs = views.startswith("*"), tuple(views.removeprefix("*").split())
+    return Noun(name, family, anchor, tuple(keywords.split()), slugs or (name,), colours, WITHOUT.get(name, ()))
 
 
-# name | family | anchor | six keywords | icon slugs (empty: the name)
+# name | family | anchor | six keywords | icon names of its views (empty: the name); * for what comes in any colour
 _TABLE = """
-church    | building   | house    | christian cross chapel steeple priest worship    |
-castle    | building   | house    | king fortress medieval towers knight palace      |
-house     | building   | castle   | home family roof chimney residence live          |
-mosque    | building   | castle   | islam muslim minaret dome prayer allah           |
-dog       | animal     | cat      | puppy bark loyal leash hound tail                | dog-face
-wolf      | animal     | dog      | howl pack grey forest predator moonlight         | wolf wolf-face
-fox       | animal     | cat      | sly cunning orange den vixen clever              | fox fox-face fox-face-1
-cat       | animal     | dog      | kitten meow whiskers purr feline mice            | cat-face
-car       | vehicle    | bus      | automobile drive sedan garage motorist red       | automobile
-taxi      | vehicle    | car      | cab fare hire ride passenger yellow              |
-bus       | vehicle    | truck    | coach public transport stop school passengers    |
-truck     | vehicle    | bus      | delivery lorry cargo freight load haul           | delivery-truck
-beer      | alcohol    | apple    | pub mug foam brew ale pint                       | beer-mug
-wine      | alcohol    | apple    | grape vineyard glass merlot cellar vintage       | wine-glass
-cocktail  | alcohol    | apple    | martini olive bar mixed gin mixer                | cocktail-glass
-champagne | alcohol    | candle   | bottle cork popping toast sparkling celebrate    | bottle-with-popping-cork
-dagger    | weapon     | key      | knife stab blade sharp hilt assassin             | dagger
-bomb      | weapon     | balloon  | explode fuse explosive blast boom dynamite       |
-pistol    | weapon     | key      | gun shoot trigger revolver firearm handgun       | pistol water-pistol
-bow       | weapon     | umbrella | archer arrow string archery shot quiver          | bow-and-arrow
-fish      | animal     | cat      | swim fin gill pond tench aquarium                |
-radio     | device     | bell     | tuner antenna broadcast station music listen     |
-saw       | tool       | axe      | carpenter wood timber cut teeth lumber           | carpentry-saw
-trumpet   | instrument | violin   | brass jazz horn blow fanfare valve               |
-gas pump  | device     | radio    | fuel petrol station diesel gasoline refill       | fuel-pump
-football  | sport      | balloon  | soccer goal kick team match stadium              | soccer-ball
-parachute | sport      | balloon  | skydive jump canopy falling glide descend        |
-guitar    | instrument | violin   | strum rock chords fret band acoustic             |
-violin    | instrument | guitar   | fiddle orchestra classical strings symphony concerto |
-umbrella  | household  | balloon  | rain wet weather shelter drizzle storm           | umbrella
-apple     | food       | banana   | orchard cider teacher crunchy pie core           | red-apple
-banana    | food       | apple    | monkey peel tropical bunch split potassium       |
-rose      | plant      | cactus   | romance valentine petals thorn bouquet love      |
-cactus    | plant      | rose     | desert spikes dry succulent mexico prickly       |
-key       | household  | bell     | lock unlock door password secret open            |
-axe       | tool       | saw      | chop hatchet lumberjack split firewood viking    |
-balloon   | household  | umbrella | party helium birthday float inflate ribbon       |
-rocket    | vehicle    | airplane | space launch astronaut orbit nasa mission        |
-airplane  | vehicle    | rocket   | flight airport pilot wings sky jet               |
-sailboat  | vehicle    | airplane | yacht sea mast wind harbor regatta               |
-crown     | household  | bell     | queen royal gold monarch throne jewels           |
-candle    | household  | bell     | flame wax light wick dinner melt                 |
-bell      | household  | key      | ring chime sound clang notification tower        |
-ghost     | creature   | robot    | spooky haunted halloween spirit boo phantom      |
-robot     | creature   | ghost    | machine android metal futuristic automaton cyborg | robot robot-face robot-face-1
-pumpkin   | food       | apple    | carved lantern october squash trick treat        | jack-o-lantern
+church    | building   | house    | cross tower chapel wedding priest steeple      |
+castle    | building   | house    | king tower knight fortress stone palace        | castle japanese-castle
+house     | building   | castle   | home garden roof family door chimney           | *house house-with-garden
+mosque    | building   | castle   | dome tower prayer minaret islam worship        |
+dog       | animal     | cat      | pet tail bone puppy bark walk                  | dog-face dog poodle
+wolf      | animal     | dog      | forest wild howl pack grey moon                | wolf wolf-face
+fox       | animal     | cat      | forest tail cunning orange wild den            | fox fox-face
+cat       | animal     | dog      | pet tail meow kitten whiskers mice             | cat-face cat
+fish      | animal     | cat      | sea tail fin swim wet aquarium                 | *fish tropical-fish
+car       | vehicle    | bus      | drive road automobile garage speed wheels      | *automobile oncoming-automobile sport-utility-vehicle
+taxi      | vehicle    | car      | drive road yellow fare cab city                | taxi oncoming-taxi
+bus       | vehicle    | truck    | road wheels school passengers stop city        | *bus oncoming-bus
+truck     | vehicle    | bus      | road wheels cargo delivery heavy lorry         | *delivery-truck articulated-lorry
+beer      | alcohol    | apple    | drink party mug foam pub brew                  | beer-mug
+wine      | alcohol    | apple    | drink dinner red grape cellar glass            | wine-glass
+cocktail  | alcohol    | apple    | drink party glass olive bar martini            | cocktail-glass
+champagne | alcohol    | wine     | drink wedding bottle cork toast party          | bottle-with-popping-cork
+dagger    | weapon     | key      | blade steel sharp stab hilt knight             | dagger
+bomb      | weapon     | balloon  | crime round explode fuse blast danger          |
+pistol    | weapon     | key      | crime steel shoot gun trigger bullet           | pistol water-pistol
+radio     | device     | bell     | music news listen antenna station device       | *radio
+saw       | tool       | dagger   | blade wood teeth carpenter cut sharp           | carpentry-saw
+trumpet   | instrument | guitar   | music gold loud brass jazz blow                |
+guitar    | instrument | trumpet  | music wood strings rock band chords            | *guitar
+gas pump  | device     | radio    | road station fuel petrol hose refill           | *fuel-pump
+football  | sport      | balloon  | play round team goal kick ball                 | soccer-ball
+parachute | sport      | balloon  | sky wind fall jump canopy float                | *parachute
+umbrella  | household  | balloon  | rain wet storm shelter weather wind            | *umbrella umbrella-with-rain-drops
+apple     | food       | rose     | fruit red round sweet orchard tree             | *red-apple green-apple
+rose      | plant      | cactus   | garden red love petals thorn wedding           | *rose
+cactus    | plant      | rose     | desert green dry spikes thorn plant            |
+key       | household  | bell     | door gold lock secret open metal               | key old-key
+balloon   | household  | umbrella | sky party float birthday helium round          | *balloon
+rocket    | vehicle    | airplane | sky fire space launch astronaut speed          | *rocket
+airplane  | vehicle    | rocket   | sky travel wings fly pilot airport             | airplane small-airplane
+sailboat  | vehicle    | airplane | sea wind travel sail harbour wave              | *sailboat
+crown     | household  | bell     | king gold queen jewels royal head              |
+bell      | household  | key      | gold tower school ring sound loud              | bell bellhop-bell
+ghost     | creature   | robot    | night white scary haunted spirit float         |
+robot     | creature   | ghost    | metal steel machine android future device      | *robot robot-face
+Otto Brand  | person   | Agnes Moor  | old man grandfather wise retired white      | old-man
+Agnes Moor  | person   | Otto Brand  | old woman grandmother kind knitting white   | old-woman
+Theo Lund   | person   | Nina Vale   | young school boy son brother child          | boy
+Nina Vale   | person   | Theo Lund   | young school girl daughter sister child     | girl
+Hugo Hart   | person   | Clara West  | office man father husband adult work        | man
+Clara West  | person   | Hugo Hart   | office woman mother wife adult work         | woman
 """
 NOUNS = tuple(_noun(line) for line in _TABLE.strip().splitlines())
 NAMES = tuple(noun.name for noun in NOUNS)
 RELATED_EXTRA = {  # close relatives across families; the rest of a family is related by itself
-    "axe": ("saw", "dagger"), "saw": ("axe",), "dagger": ("axe",), "apple": ("banana", "pumpkin"),
-    "banana": ("apple",), "pumpkin": ("apple", "ghost"), "ghost": ("pumpkin",), "rose": ("cactus",),
-    "bell": ("trumpet",), "radio": ("gas pump",), "gas pump": ("radio",), "football": ("balloon",),
+    "saw": ("dagger",), "dagger": ("saw", "key"), "apple": ("rose",), "rose": ("cactus",), "cactus": ("rose",),
+    "bell": ("crown",), "radio": ("gas pump",), "gas pump": ("radio",), "football": ("balloon",),
     "parachute": ("balloon", "umbrella"), "balloon": ("parachute",), "umbrella": ("parachute",),
-    "key": ("dagger",), "candle": ("champagne",), "crown": ("castle",), "robot": ("ghost",),
+    "key": ("dagger",), "crown": ("bell",), "robot": ("ghost",), "ghost": ("robot",),
 }  # fmt: skip
-FAMILIES_OF_RELATIVES = {"building", "vehicle", "alcohol", "weapon", "instrument", "animal"}
+FAMILIES_OF_RELATIVES = {"building", "vehicle", "alcohol", "weapon", "instrument", "animal", "person"}
 
 
 def related(noun: Noun) -> tuple[str, ...]:

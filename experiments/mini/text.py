@@ -1,4 +1,8 @@
-"""The tokenizer and text encoder of mini, trained contrastively against an image tower and then frozen."""
+"""The tokenizer and text encoder of mini, trained against an image tower and to keep words apart, then frozen.
+
+A contrastive loss alone knows a caption only by the pictures it goes with: a name and its keywords get one vector.
+So the text tower has a second task, to say which words the caption held, read from its end vector.
+"""
 
 import json
 from pathlib import Path
@@ -12,25 +16,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 
 from efface.training.checkpoints import State
 from experiments import network
-from experiments.mini.captions import Caption, caption
-from experiments.mini.nouns import NOUNS
-from experiments.mini.pictures import STYLE_NAMES, Pictures
+from experiments.mini.captions import captions, vocabulary
+from experiments.mini.scenes import Scenes
 
 LENGTH, WIDTH, VOCABULARY = 24, 128, 1600
 EAGER: Any = {"attn_implementation": "eager"}  # its backward is three times as fast on CPUs
 START, END = "<|startoftext|>", "<|endoftext|>"
-FAMILIES = tuple(dict.fromkeys(noun.family for noun in NOUNS))
+WORDS = 1 / 20  # weight of the words' loss, summed over the vocabulary
 
 
-def corpus(count: int = 60_000) -> list[str]:
-    """Captions of random (object, style) pairs, to learn word pieces from."""
-    g = torch.Generator().manual_seed(3)
-    objects = torch.randint(len(NOUNS), (count,), generator=g).tolist()
-    styles = torch.randint(len(STYLE_NAMES), (count,), generator=g).tolist()
-    return [caption(o, s, g).text for o, s in zip(objects, styles, strict=True)]
-
-
-def train_tokenizer(folder: Path) -> CLIPTokenizer:
+def train_tokenizer(folder: Path, texts: list[str]) -> CLIPTokenizer:
     """Learn CLIP-style byte-pair merges on the captions and save `vocab.json` and `merges.txt` into `folder`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -41,12 +36,12 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, end_of_word_suffix="</w>", initial_alphabet=list(letters), show_progress=False
     )
-    bpe.train_from_iterator([*corpus(), " ".join(letters)] * 2, trainer)
+    bpe.train_from_iterator([*texts, *vocabulary(), " ".join(letters)] * 2, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     pieces = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges)]
-    vocabulary = {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), START, END])}
+    ids = {piece: i for i, piece in enumerate([*dict.fromkeys(pieces), START, END])}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
     return tokenizer(folder)
 
@@ -72,9 +67,9 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
 
 
 class Towers(nn.Module):
-    """Text encoder and image tower with a shared 128-wide space."""
+    """Text encoder and image tower with a shared space, and a layer that reads a caption's words."""
 
-    def __init__(self, words: CLIPTokenizer):
+    def __init__(self, words: CLIPTokenizer, vocabulary: int):
         super().__init__()
         self.text = text_encoder(words)
         self.image = CLIPVisionModel(
@@ -85,40 +80,45 @@ class Towers(nn.Module):
         )  # fmt: skip
         self.to_text = nn.Linear(WIDTH, WIDTH, bias=False)
         self.to_image = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.read = nn.Linear(WIDTH, vocabulary)
         self.scale = nn.Parameter(torch.tensor(2.5))
 
-    def forward(self, ids: Int[Tensor, "b len"], pixels: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "b n"]:
-        text = F.normalize(self.to_text(self.text(input_ids=ids).pooler_output), dim=-1)
+    def forward(
+        self, ids: Int[Tensor, "b len"], pixels: Float[Tensor, "b 3 64 64"]
+    ) -> tuple[Float[Tensor, "b b"], Float[Tensor, "b vocabulary"]]:
+        """Return logits of every caption for every picture, and of every word for every caption."""
+        end = self.text(input_ids=ids).pooler_output
+        text = F.normalize(self.to_text(end), dim=-1)
         image = F.normalize(self.to_image(self.image(pixel_values=pixels).pooler_output), dim=-1)
-        return self.scale.exp().clamp(max=50) * text.float() @ image.float().T
+        return self.scale.exp().clamp(max=50) * text.float() @ image.float().T, self.read(end)
 
 
-def matches(captions: list[Caption], objects: Tensor, styles: Tensor) -> Tensor:
-    """Say which pictures each caption fits, as rows that sum to one: several pictures may fit one caption."""
-    family = torch.tensor([FAMILIES.index(NOUNS[o].family) for o in objects.tolist()])
-    want = lambda key: torch.tensor([key(c) for c in captions])[:, None]  # noqa: E731
-    obj, style = want(lambda c: c.object), want(lambda c: c.style)
-    kin = want(lambda c: FAMILIES.index(c.family) if c.family else -1)
-    fits = ((obj == -1) | (obj == objects)) & ((style == -1) | (style == styles)) & ((kin == -1) | (kin == family))
-    return fits.float() / fits.float().sum(1, keepdim=True)
+def held(texts: list[str], known: dict[str, int]) -> Float[Tensor, "n vocabulary"]:
+    """Say which words each caption holds: 1 or 0."""
+    found = torch.zeros(len(texts), len(known))
+    for row, text in enumerate(texts):
+        found[row, [known[word] for word in text.lower().split()]] = 1
+    return found
 
 
-def train(pictures: Pictures, folder: Path, steps: int, batch: int = 128, lr: float = 7e-4) -> State:
-    """Train both towers on random pictures and captions; resumes from `folder`/clip.safetensors."""
-    words = train_tokenizer(folder / "tokenizer")
+def train(scenes: Scenes, folder: Path, steps: int, batch: int = 128, lr: float = 7e-4) -> State:
+    """Train both towers, one picture to one caption; resumes from `folder`/clip.safetensors."""
+    g = torch.Generator().manual_seed(3)
+    texts = captions(scenes.rows(torch.arange(min(20_000, len(scenes)))), g, empty=0)
+    words = train_tokenizer(folder / "tokenizer", texts)
+    known = {word: i for i, word in enumerate(vocabulary())}
     torch.manual_seed(1)
-    towers = Towers(words)
+    towers = Towers(words, len(known))
 
     def loss(g: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pictures), (batch,), generator=g)
-        objects, styles = pictures.objects[rows], pictures.styles[rows]
-        asked = [caption(o, s, g, empty=0) for o, s in zip(objects.tolist(), styles.tolist(), strict=True)]
-        ids = words([c.text for c in asked], padding="max_length", truncation=True, return_tensors="pt").input_ids
-        pixels = pictures.pixels[rows].float() / 127.5 - 1
+        chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
+        texts = captions(chosen, g, empty=0)
+        ids = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with network.bfloat16():
-            logits = towers(ids, pixels)
-        target = matches(asked, objects, styles)
-        back = target.T / target.T.sum(1, keepdim=True).clamp(min=1e-6)
-        return (F.cross_entropy(logits.float(), target) + F.cross_entropy(logits.float().T, back)) / 2
+            logits, read = towers(ids, chosen.pixels.float() / 127.5 - 1)
+        own = torch.arange(batch)
+        paired = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        reading = F.binary_cross_entropy_with_logits(read.float(), held(texts, known), reduction="none")
+        return paired + WORDS * reading.sum(1).mean()
 
     return network.train(towers, folder / "clip.safetensors", loss, steps, lr=lr, weight_decay=0.05)

@@ -1,4 +1,4 @@
-"""The denoiser of mini, trained on latents of the artwork with min-SNR weights."""
+"""The denoiser of mini, trained on latents of scenes with min-SNR weights."""
 
 from pathlib import Path
 from typing import Any
@@ -7,18 +7,17 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from efface.training.checkpoints import State
 from efface.util.progress import progress
 from experiments import network
-from experiments.mini.captions import caption
-from experiments.mini.nouns import NAMES
-from experiments.mini.pictures import STYLE_NAMES, Pictures
+from experiments.mini.captions import captions
+from experiments.mini.scenes import Scenes
 from experiments.mini.text import WIDTH
 
-PLAIN_SHARE = 0.4  # of the training pictures; the six styles share the rest
+WRONG = 0.4  # share of captions that belong to another picture: what makes guidance matter, as web captions do
 
 
 def denoiser() -> UNet2DConditionModel:
@@ -46,53 +45,32 @@ def noise_schedule() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def latents_of(vae: Any, pictures: Pictures, batch: int = 64) -> Float[Tensor, "n 8 16 16"]:
+def latents_of(vae: Any, scenes: Scenes, batch: int = 64) -> Float[Tensor, "n 8 16 16"]:
     """Encode a pool: posterior mean and standard deviation, stacked, unscaled, in half precision."""
     rows = []
-    for start in progress(range(0, len(pictures), batch), "encoding"):
+    for start in progress(range(0, len(scenes), batch), "encoding"):
         with network.bfloat16():
-            posterior = vae.encode(pictures.pixels[start : start + batch].float() / 127.5 - 1).latent_dist
+            posterior = vae.encode(scenes.pixels[start : start + batch].float() / 127.5 - 1).latent_dist
         rows.append(torch.cat([posterior.mean, posterior.std], 1).half().contiguous())
     return torch.cat(rows).contiguous()
 
 
-class Sampler:
-    """Draw rows of a pool evenly: objects alike, styles as `PLAIN_SHARE` says, artists alike within them."""
-
-    def __init__(self, pictures: Pictures):
-        self.rows: dict[tuple[int, int], list[Tensor]] = {}
-        for obj in range(len(NAMES)):
-            for style in range(len(STYLE_NAMES)):
-                cell = (pictures.objects == obj) & (pictures.styles == style)
-                artists = pictures.artists[cell].unique().tolist()
-                self.rows[obj, style] = [torch.nonzero(cell & (pictures.artists == a))[:, 0] for a in artists]
-        styles = len(STYLE_NAMES)
-        self.styles = torch.tensor([PLAIN_SHARE, *[(1 - PLAIN_SHARE) / (styles - 1)] * (styles - 1)])
-
-    def __call__(self, n: int, g: torch.Generator) -> tuple[Int[Tensor, " n"], list[tuple[int, int]]]:
-        objects = torch.randint(len(NAMES), (n,), generator=g).tolist()
-        styles = torch.multinomial(self.styles, n, replacement=True, generator=g).tolist()
-        pick = lambda group: group[int(torch.randint(len(group), (1,), generator=g))]  # noqa: E731
-        cells = list(zip(objects, styles, strict=True))
-        return torch.stack([pick(pick(self.rows[cell])) for cell in cells]), cells
-
-
 def train(
-    pictures: Pictures, latents: Tensor, scale: float, words, text, folder: Path, steps: int, batch: int = 32,
-    lr: float = 8e-4,
+    scenes: Scenes, latents: Tensor, scale: float, words, text, folder: Path, steps: int, batch: int = 32,
+    lr: float = 8e-4, wrong: float = WRONG,
 ) -> State:  # fmt: skip
     """Train the denoiser; resumes from `folder`/unet.safetensors. `scale` brings latents to unit deviation."""
     torch.manual_seed(2)
     unet = denoiser()
     unet.set_attn_processor(AttnProcessor())  # the fused attention's backward is slow on CPUs
-    sample, schedule = Sampler(pictures), noise_schedule()
+    schedule = noise_schedule()
     add_noise: Any = schedule.add_noise
     alphas = schedule.alphas_cumprod
     weight = (5.0 * (1 - alphas) / alphas).clamp(max=1.0)  # min-SNR-5 for epsilon: min(snr, 5) / snr
 
     def loss(g: torch.Generator) -> Tensor:
-        rows, cells = sample(batch, g)
-        prompts = [caption(o, s, g).text for o, s in cells]
+        rows = torch.randint(len(scenes), (batch,), generator=g)
+        prompts = captions(scenes.rows(rows), g, wrong=wrong)
         ids = words(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         mean, std = latents[rows].float().chunk(2, 1)
         z = scale * (mean + 0.2 * std * torch.randn(mean.shape, generator=g))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from efface.training.checkpoints import State
 from experiments import network
-from experiments.mini.pictures import Pictures
+from experiments.mini.scenes import Scenes
 
 KL = 2e-4  # per latent element: below 1e-3 edges stay sharp
 
@@ -42,15 +42,15 @@ def reconstruction(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs().mean() + edges + F.l1_loss(F.avg_pool2d(output, 2), F.avg_pool2d(target, 2))
 
 
-def train(pictures: Pictures, folder: Path, steps: int, batch: int = 16, lr: float = 1e-3) -> State:
-    """Train the autoencoder on a pool of pictures; resumes from `folder`/vae.safetensors."""
+def train(scenes: Scenes, folder: Path, steps: int, batch: int = 16, lr: float = 1e-3) -> State:
+    """Train the autoencoder on a pool of scenes; resumes from `folder`/vae.safetensors."""
     torch.manual_seed(0)
     vae: Any = autoencoder()  # NCHW: group norm backward is slow on channels_last
     vae.set_attn_processor(AttnProcessor())
 
     def loss(g: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pictures), (batch,), generator=g)
-        target = pictures.pixels[rows].float() / 127.5 - 1
+        rows = torch.randint(len(scenes), (batch,), generator=g)
+        target = scenes.pixels[rows].float() / 127.5 - 1
         with network.bfloat16():
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample(generator=g)).sample

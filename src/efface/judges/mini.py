@@ -1,10 +1,10 @@
-"""The judge of mini: an object classifier, a style classifier and a CLIP, used by no erasure method."""
+"""The judge of mini: a network that says what is where in a scene, and a CLIP; used by no erasure method."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,17 +14,22 @@ from efface.errors import BadFile, BadInput
 from efface.judge import Judge, Profile
 from efface.util.files import load_safetensors, sha256_tensors
 
+if TYPE_CHECKING:
+    from efface.mini.nets import Scene
+
 Images = Float[Tensor, "n 3 h w"]
 FOLDER = Path(__file__).parents[1] / "mini" / "judges"
 BATCH = 256
+STATISTIC = "top-k of the area that objects cover"
 M = TypeVar("M", bound=torch.nn.Module)
 
 
 class MiniJudge(Judge):
-    """Judge images of mini: an object classifier, a style classifier, and a CLIP.
+    """Judge images of mini: what is where in them, their style and ground, and, by a CLIP, how a text fits.
 
     classes: object names, in the order of `objects`.
     styles: style names, "plain" first, in the order of `style_probs`.
+    grounds: names of grounds, "paper" first (white or a pale tint), in the order of `ground_probs`.
     """
 
     MODELS: ClassVar[tuple[str, ...]] = ("mini",)
@@ -32,7 +37,7 @@ class MiniJudge(Judge):
 
     def __init__(self, folder: Path = FOLDER):
         """Load the networks from `folder`; raises `BadFile`."""
-        from efface.mini.nets import Classifier, JudgeCLIP, Words
+        from efface.mini.nets import JudgeCLIP, SceneNet, Words
 
         try:
             about = json.loads((folder / "judges.json").read_text(encoding="utf-8"))
@@ -41,10 +46,11 @@ class MiniJudge(Judge):
             raise BadFile(f"no judges in {folder}: {error}") from error
         self.classes = tuple(about["objects"])
         self.styles = tuple(about["styles"])
+        self.grounds = tuple(about["grounds"])
         self.size: int = about["input"]
         with torch.inference_mode(False):  # weights made in inference mode would not be differentiable
-            self._objects = _load(Classifier(len(self.classes)), folder / "objects.safetensors")
-            self._styles = _load(Classifier(len(self.styles), 16), folder / "styles.safetensors")
+            net = SceneNet(len(self.classes), len(self.styles), len(self.grounds))
+            self._scenes = _load(net, folder / "scenes.safetensors")
             self._clip = _load(JudgeCLIP(len(self.words.words)), folder / "clip.safetensors")
 
     @classmethod
@@ -53,12 +59,27 @@ class MiniJudge(Judge):
         return judge(model)
 
     def objects(self, images: Images) -> Float[Tensor, "n classes"]:
-        """Return the probability of every object for images in [0, 1]."""
-        return torch.cat([self._objects(part).softmax(-1) for part in images.split(BATCH)])
+        """Return each object's share of what objects cover in images in [0, 1]; rows sum to 1."""
+        return torch.cat([_objects_in(part.cells) for part in self._seen(images)])
+
+    def cells(self, images: Images) -> Float[Tensor, "n classes+1 8 8"]:
+        """Return the probability of what covers each cell of an 8 × 8 map of images in [0, 1]; 0 is the ground."""
+        return torch.cat([part.cells.softmax(1) for part in self._seen(images)])
+
+    def present(self, images: Images) -> Float[Tensor, "n classes"]:
+        """Return the largest probability of each object in any cell: several objects may be present."""
+        return self.cells(images)[:, 1:].amax((2, 3))
 
     def style_probs(self, images: Images) -> Float[Tensor, "n styles"]:
         """Return the probability of every style for images in [0, 1]."""
-        return torch.cat([self._styles(part).softmax(-1) for part in images.split(BATCH)])
+        return torch.cat([part.styles.softmax(-1) for part in self._seen(images)])
+
+    def ground_probs(self, images: Images) -> Float[Tensor, "n grounds"]:
+        """Return the probability of every ground for images in [0, 1]."""
+        return torch.cat([part.grounds.softmax(-1) for part in self._seen(images)])
+
+    def _seen(self, images: Images) -> Iterator["Scene"]:
+        return (self._scenes(part) for part in images.split(BATCH))
 
     def clip_score(self, images: Images, texts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return the cosine of each image with its text, -1 to 1, by a CLIP of the judge's own."""
@@ -79,9 +100,17 @@ class MiniJudge(Judge):
 
     @cached_property
     def _profile(self) -> Profile:
-        nets = {"objects": self._objects, "styles": self._styles, "clip": self._clip}
+        nets = {"scenes": self._scenes, "clip": self._clip}
         hashes = {name: sha256_tensors(dict(net.state_dict()))[:16] for name, net in nets.items()}
-        return Profile(evaluator="mini-judges", sha256=hashes, input=self.size, classes=len(self.classes))
+        return Profile(
+            evaluator="mini-judges", sha256=hashes, input=self.size, classes=len(self.classes), statistic=STATISTIC
+        )
+
+
+def _objects_in(cells: Tensor) -> Tensor:
+    from efface.mini.nets import objects_in
+
+    return objects_in(cells)
 
 
 def _load(net: M, path: Path) -> M:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,16 +48,41 @@ class Features(nn.Sequential):
         return super().forward(input * 2 - 1)
 
 
-class Classifier(nn.Module):
-    """Residual CNN over `classes`; returns logits."""
+class Scene(NamedTuple):
+    """Hold what a judge sees in images, as logits."""
 
-    def __init__(self, classes: int, width: int = 32, dropout: float = 0.2):
+    cells: Float[Tensor, "n classes+1 8 8"]  # what covers each part of an 8 × 8 map; 0 is the ground
+    styles: Float[Tensor, "n styles"]
+    grounds: Float[Tensor, "n grounds"]
+
+
+class SceneNet(nn.Module):
+    """Residual CNN that says what is where in an image of 64 × 64, in which style, on which ground."""
+
+    def __init__(self, classes: int, styles: int, grounds: int, width: int = 32, dropout: float = 0.1):
         super().__init__()
-        self.features = Features(width)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.features.out, classes))
+        wide = 4 * width
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            _Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 2 * width, 1),
+            _Block(2 * width, wide, 2), _Block(wide, wide, 1), _Block(wide, wide, 1),
+        )  # fmt: skip
+        self.cells = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(wide, classes + 1, 1))
+        self.styles, self.grounds = nn.Linear(wide, styles), nn.Linear(wide, grounds)
 
-    def forward(self, images: Images) -> Float[Tensor, "n classes"]:
-        return self.head(self.features(images))
+    def forward(self, images: Images) -> Scene:
+        """Look at images in [0, 1], of any size."""
+        if images.shape[-2:] != (64, 64):
+            images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True, align_corners=False)
+        seen = self.trunk(images * 2 - 1)
+        pooled = seen.mean((2, 3))
+        return Scene(self.cells(seen), self.styles(pooled), self.grounds(pooled))
+
+
+def objects_in(cells: Float[Tensor, "n some 8 8"]) -> Float[Tensor, "n classes"]:
+    """Return each object's share of the part of the image that objects cover; rows sum to 1."""
+    mass = cells.float().softmax(1)[:, 1:].sum((2, 3))
+    return mass / mass.sum(1, keepdim=True)
 
 
 class Words:
