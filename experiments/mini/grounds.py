@@ -59,7 +59,7 @@ def _ripples(n: int, size: int, g: torch.Generator, turns: float) -> Tensor:
 
 
 def _grass(n: int, size: int, g: torch.Generator) -> Pictures:
-    x, y = _axes(size)
+    _, y = _axes(size)
     _, below = _horizon(n, size, g)
     blades = (torch.rand(n, 1, size // 4, size, generator=g) - 0.5).repeat_interleave(4, 2)
     green = _mix(_rgb((124, 200, 84)), _rgb((66, 150, 52)), y.expand(n, 1, size, size)) + 0.12 * blades

@@ -46,7 +46,7 @@ def _colour(*rgb: int) -> Tensor:
     return torch.tensor(rgb).view(1, 3, 1, 1) / 255
 
 
-def plain(rgb: Rgb, alpha: Alpha, ground: Float[Tensor, "b 3 1 1"]) -> Rgb:
+def plain(rgb: Rgb, alpha: Alpha, ground: Float[Tensor, "b 3 #h #w"]) -> Rgb:
     """Lay the drawing on its background."""
     return rgb + (1 - alpha) * ground
 
