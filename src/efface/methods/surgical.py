@@ -134,9 +134,9 @@ class Surgical(FineTune):
             return torch.tensor(values, device=contexts.device)
 
         pushes = [(scale([-7.5] * len(pairs)), context(names))]
-        if any(concept.anchor for concept in run.erase):  # rows without an anchor are not pushed
+        if any(concept.anchor for concept in run.erase):  # rows without an anchor are not pushed: their g is 0
             anchored = scale([6.5 if concept.anchor else 0.0 for concept, _ in pairs])
-            pushes.append((anchored, context([concept.anchor for concept, _ in pairs])))
+            pushes.append((anchored, context([concept.anchor or concept.name for concept, _ in pairs])))
         if self.instruct:
             pushes = [(scale([g] * len(pairs)), context([text])) for g, text in map(_signed, self.instruct)]
         scales = torch.ones(contexts.tokens.shape[:2], device=contexts.device)
