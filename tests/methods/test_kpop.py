@@ -78,19 +78,22 @@ def reading(model, p):
     return eps
 
 
-def by_hand(base, student, prompts, rng, texts, own, keep="", neutral="a photo", source=None):
+def by_hand(base, student, prompts, rng, texts, own, keep="", neutral="a photo", source=None, prompt_steps=1):
     """Return L1 + λ L2 (+ the loss on a preserved concept) of NUMBERS, and the prompts, after eq. 6 moved them.
 
-    prompts: (p, m, dim), before; own: the prompt of each text. One step of Adam from rest moves by η g / (|g| + 1e-8).
+    prompts: (p, m, dim), before; own: the prompt of each text. Adam is written from its paper.
     """
     c_e, z_t = base.encode(texts), student if source is None else source
     z, t, row = partly_denoise(z_t, c_e, base.encode([""]), rng, 2, 2.0, 3)
     c, mine = c_e[row], [own[i] for i in row.tolist()]
     with torch.no_grad():
         e_e, e_n = base.eps(z, t, c), base.eps(z, t, base.encode([neutral]))
-    p = prompts.clone().requires_grad_()
-    g = torch.autograd.grad(mse_loss(reading(student, p[mine])(z, t, c), e_e), p)[0]
-    moved = prompts - 1e-2 * g / (g.abs() + 1e-8)
+    moved, m, v = prompts.clone(), torch.zeros_like(prompts), torch.zeros_like(prompts)
+    for k in range(1, prompt_steps + 1):
+        p = moved.requires_grad_()
+        g = torch.autograd.grad(mse_loss(reading(student, p[mine])(z, t, c), e_e), p)[0]
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        moved = (p - 1e-2 * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)).detach()
     value = mse_loss(student.eps(z, t, c), e_n) + 0.7 * mse_loss(reading(student, moved[mine])(z, t, c), e_e)
     if keep:
         torch.randint(1, (2,), generator=rng)  # which preserved concepts
@@ -112,7 +115,7 @@ def same_gradients(value, wanted, weights):
         torch.testing.assert_close(got, hand, rtol=1e-3, atol=1e-4 * float(hand.abs().max()) + 1e-9)
 
 
-@pytest.mark.parametrize("fields", [{}, {"neutral": "art"}, {"source": "base"}])
+@pytest.mark.parametrize("fields", [{}, {"neutral": "art"}, {"source": "base"}, {"prompt_steps": 2}])
 def test_loss_gradient_and_prompt_by_hand_after_the_student_has_moved(tiny, fields):
     run = Run(fast(**NUMBERS, **fields), tiny, (Concept("church"),), (Concept("dog"),), 0)
     perturb(run)
@@ -121,9 +124,8 @@ def test_loss_gradient_and_prompt_by_hand_after_the_student_has_moved(tiny, fiel
     run.rng = generator(1)
     value = loss(0)
     source = tiny if fields.get("source") == "base" else None
-    wanted, moved = by_hand(
-        tiny, run.student, before, generator(1), ["church"], [0], "dog", fields.get("neutral", "a photo"), source
-    )
+    given = {name: value for name, value in fields.items() if name != "source"}
+    wanted, moved = by_hand(tiny, run.student, before, generator(1), ["church"], [0], "dog", source=source, **given)
     torch.testing.assert_close(value, wanted, rtol=1e-4, atol=0)
     torch.testing.assert_close(run.state.tensors["prompt"].detach(), moved, rtol=1e-3, atol=1e-4)
     same_gradients(value, wanted, list(run.weights.values()))
