@@ -220,6 +220,8 @@ def test_both_readings_of_the_window(counted, first, last):
         on = t[Surgical.preset(f"count-{counted}", warmup=warmup)._window(t, 1000)].tolist()
         assert (on[0], on[-1], len(on)) == (first, last, (last - first) // 28 + 1)
     assert Surgical()._window(t, 1000).equal(Surgical(counted="steps")._window(t, 1000))
+    fine = Surgical(counted="levels", ddim_steps=1000)  # every timestep is a level of its own
+    assert fine._window(torch.tensor([349, 350]), 1000).tolist() == [False, True]
     late = Surgical(counted="levels", warmup=20, end=0.9)  # ⌊0.9 T⌋ = 31
     assert t[late._window(t, 1000)].tolist() == [28 * (level - 1) + 1 for level in range(20, 32)]
 
