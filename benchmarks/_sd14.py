@@ -3,6 +3,8 @@
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy
 import torch
@@ -10,18 +12,14 @@ import torch
 WIDTH, LENGTH = 768, 77
 
 
-def make_checkpoint(path: Path) -> None:
-    """Write a random checkpoint with Stable Diffusion 1.4's tensors in the original layout, and a vocabulary."""
+def meta_parts() -> dict[str, Any]:
+    """Return UNet, autoencoder and text encoder of Stable Diffusion 1.4's size on the meta device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    class Parts:
-        pass
-
-    pipe = Parts()
     with torch.device("meta"):
-        pipe.unet = UNet2DConditionModel(cross_attention_dim=WIDTH, attention_head_dim=8)
-        pipe.vae = AutoencoderKL(
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH, attention_head_dim=8)
+        vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -29,7 +27,12 @@ def make_checkpoint(path: Path) -> None:
             layers_per_block=2,
         )
         config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        pipe.text_encoder = CLIPTextModel(config)
+        return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(config)}
+
+
+def make_checkpoint(path: Path) -> None:
+    """Write a random checkpoint with Stable Diffusion 1.4's tensors in the original layout, and a vocabulary."""
+    pipe = SimpleNamespace(**meta_parts())
     layout = runpy.run_path(str(Path(__file__).resolve().parent.parent / "tests" / "original_layout.py"))
     header, offset = {}, 0
     for key, tensor in layout["to_original"](pipe).items():

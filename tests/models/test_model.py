@@ -197,11 +197,19 @@ def test_encode_images_and_decode_are_the_autoencoders(tiny: Model):
     assert tiny.decode(latents).shape == (2, 3, 16, 16)
 
 
-def test_decoding_many_is_decoding_each(tiny: Model, monkeypatch):
-    latents = torch.randn(3, 4, 8, 8)
-    whole = tiny.decode(latents)
-    monkeypatch.setattr("efface.models.family.DECODE_AREA", 1)
+def test_the_autoencoder_takes_a_few_at_a_time(tiny: Model, monkeypatch):
+    latents, images = torch.randn(3, 4, 8, 8), torch.rand(3, 3, 16, 16)
+    whole, encoded, sizes = tiny.decode(latents), tiny.encode_images(images), []
+    monkeypatch.setattr("efface.models.family.VAE_AREA", 128)  # two latents of 8 by 8
+    hooks = [
+        part.register_forward_hook(lambda _, given, out: sizes.append(len(given[0])))
+        for part in (tiny.part("vae").encoder, tiny.part("vae").decoder)
+    ]
     assert (tiny.decode(latents) - whole).abs().max() <= TOLERANCE
+    assert (tiny.encode_images(images) - encoded).abs().max() <= TOLERANCE
+    assert sizes == [2, 1, 2, 1]
+    for hook in hooks:
+        hook.remove()
 
 
 def test_the_id_covers_weights_schedule_and_guards(tiny: Model, tiny2: Model, folder):

@@ -57,6 +57,23 @@ def test_clip_bounds_the_gradient():
     assert float(p.detach().norm()) == pytest.approx(1.0, rel=1e-4)
 
 
+def test_accumulated_gradients_are_their_mean():
+    def noisy(draws: int, accumulate: int) -> torch.Tensor:
+        p = nn.Parameter(torch.ones(3))
+        state = State({"p": p}, {"main": optimizer("sgd", [p], 0.1)})
+
+        def loss(draw):
+            each = range(draw * draws, (draw + 1) * draws)
+            return torch.stack([((p - torch.randn(3, generator=generator(5, i))) ** 2).sum() for i in each]).mean()
+
+        descend(loss, state, 3, label="fit", run={}, accumulate=accumulate)
+        assert len(state.history["loss"]) == 3
+        return torch.cat([p.detach(), torch.tensor(state.history["loss"])])
+
+    torch.testing.assert_close(noisy(draws=1, accumulate=4), noisy(draws=4, accumulate=1))
+    assert not torch.allclose(noisy(draws=1, accumulate=1), noisy(draws=4, accumulate=1))
+
+
 def test_another_run_is_refused(tmp_path):
     with checkpoints(tmp_path):
         run(2, about={"method": "esd", "lr": 1.0})
@@ -156,7 +173,7 @@ def test_bad_input(lr):
         run(0)
     with pytest.raises(BadInput, match="one of adam"):
         run(1, "lion")
-    with pytest.raises(BadInput, match="between checkpoints"), checkpoints("x", every=0):
+    with pytest.raises(BadInput, match="between checkpoints"), checkpoints("x", every=-1):
         pass
 
 
@@ -203,6 +220,15 @@ def test_betas_and_the_fused_step_are_adams():
     assert (group["betas"], group["fused"]) == ((0.9, 0.99), True)
     group = optimizer("adam", [p], 0.1).param_groups[0]
     assert (group["betas"], group["eps"], group["fused"]) == ((0.9, 0.999), 1e-8, None)
+
+
+def test_checkpoints_that_are_slow_to_write_are_rare(tmp_path):
+    """Without a number of steps, writing may take a twentieth of the time; the number of the user is kept."""
+    chosen, given = Checkpoints(tmp_path), Checkpoints(tmp_path, every=25)
+    assert [chosen.due(step, 1.0) for step in (24, 25, 50)] == [False, True, True]
+    chosen.cost = given.cost = 60.0
+    assert [chosen.due(50, seconds) for seconds in (1.0, 1199.0, 1200.0)] == [False, False, True]
+    assert given.due(50, 1.0)
 
 
 def test_checkpoints_by_seconds_do_not_count_steps(tmp_path):

@@ -20,7 +20,7 @@ from efface.models.schedules import NoiseSchedule
 from efface.models.text import Tokens
 
 Time = Tensor | float | int  # a timestep, 0 to total - 1: one, or one per image
-DECODE_AREA = 16384  # latent pixels decoded at once: 4 images of 512 pixels, 64 of 64 (of factor 4)
+VAE_AREA = 16384  # latent pixels decoded or encoded at once: 4 images of 512 pixels, 64 of 64 (of factor 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,23 +155,33 @@ class Family(ABC):
     @cached_property
     def image_size(self) -> int:
         """Return the height of an image in pixels."""
-        return self.latent_shape[1] * 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        return self.latent_shape[1] * self._factor
 
     def decode(self, latents: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Decode latents to images in [0, 1], fp32."""
         vae = self.pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         latents = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
-        few = max(1, DECODE_AREA // (latents.shape[2] * latents.shape[3]))
-        images = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(few)])
+        images = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(_few(latents))])
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b ch h2 w2"]:
         """Encode images in [0, 1] to the mode of their latents, fp32."""
         vae = self.pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        latents = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode()
-        return (latents.float() - shift) * vae.config.scaling_factor
+        few = _few(images[:, :, :: self._factor, :: self._factor])
+        parts = [vae.encode((p * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode() for p in images.split(few)]
+        return (torch.cat(parts).float() - shift) * vae.config.scaling_factor
+
+    @property
+    def _factor(self) -> int:
+        """Return the pixels along one side of a latent pixel."""
+        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+
+
+def _few(latents: Float[Tensor, "b ch h w"]) -> int:
+    """Return how many latents the autoencoder takes at once."""
+    return max(1, VAE_AREA // (latents.shape[2] * latents.shape[3]))
 
 
 def known_families() -> list[type[Family]]:

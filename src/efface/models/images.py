@@ -12,7 +12,7 @@ from efface.models.model import Model
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def folder_latents(model: Model, folder: str | Path, batch: int = 32) -> Float[Tensor, "n ch h w"]:
+def folder_latents(model: Model, folder: str | Path) -> Float[Tensor, "n ch h w"]:
     """Encode the images of a folder: centre-cropped squares at the model's size.
 
     Raises: BadInput for a missing folder, one without images, or an unreadable image.
@@ -22,8 +22,7 @@ def folder_latents(model: Model, folder: str | Path, batch: int = 32) -> Float[T
         raise BadInput(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
     images = [square(path, model.family.image_size) for path in paths]
     with torch.no_grad():
-        chunks = torch.stack(images).split(batch)
-        return torch.cat([model.encode_images(chunk) for chunk in chunks])
+        return model.encode_images(torch.stack(images))
 
 
 def square(path: str | Path, size: int) -> Float[Tensor, "3 size size"]:

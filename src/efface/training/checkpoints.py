@@ -1,6 +1,7 @@
 """Checkpoints: the state of a training, to resume it; safetensors files, written whole or not at all."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -58,26 +59,36 @@ class State:
         self.optimizers.clear()
 
 
-@dataclass(frozen=True)
+EVERY = 25  # steps, where writing is cheap
+SHARE = 0.05  # of the time may go into writing checkpoints: Adam over a whole UNet of SD 1.4 writes 10 GB
+
+
+@dataclass(eq=False)
 class Checkpoints:
     """Write and read the checkpoints of one run: one file per stage.
 
     folder: a folder for this run only, made on the first write.
-    every: steps between two checkpoints.
+    every: steps between two checkpoints; 0: 25, or more when writing would take over a twentieth of the time.
     seconds: when above 0, seconds between two checkpoints, whatever the number of steps.
+    cost: seconds that writing the last checkpoint took.
     """
 
     folder: Path
-    every: int = 25
+    every: int = 0
     seconds: float = 0.0
+    cost: float = field(default=0.0, init=False)
 
     def due(self, step: int, seconds: float) -> bool:
         """Return whether to save after `step` steps, `seconds` after the last checkpoint."""
-        return seconds >= self.seconds if self.seconds else step % self.every == 0
+        if self.seconds:
+            return seconds >= self.seconds
+        return step % (self.every or EVERY) == 0 and (self.every > 0 or seconds * SHARE >= self.cost)
 
     def save(self, stage: str, run: dict[str, Any], state: State) -> None:
         """Write the state of a stage; `run` is the description of the run."""
+        began = time.monotonic()
         self._write(stage, run, state.pack(), {"step": state.step, "history": state.history})
+        self.cost = time.monotonic() - began
 
     def load(self, stage: str, run: dict[str, Any], state: State) -> None:
         """Load the checkpoint of this stage into `state`, if there is one.
@@ -148,18 +159,19 @@ _current: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=Non
 
 
 @contextmanager
-def checkpoints(folder: str | Path, every: int = 25, seconds: float = 0.0) -> Iterator[None]:
+def checkpoints(folder: str | Path, every: int = 0, seconds: float = 0.0) -> Iterator[None]:
     """Write checkpoints of the training inside the block to `folder`, and resume from one found there.
 
     >>> with checkpoints("church.run"):                                     # doctest: +SKIP
     ...     edit = ESD()(model, [Concept("church")])
 
-    every: steps between two checkpoints. seconds: when above 0, seconds between them instead.
-    Raises: BadInput if `every` is below 1 or `seconds` below 0 and, when training starts, if the folder holds
+    every: steps between two checkpoints; 0: 25, or more when writing would take over a twentieth of the time.
+    seconds: when above 0, seconds between them instead.
+    Raises: BadInput if `every` or `seconds` below 0 and, when training starts, if the folder holds
     another run.
     """
-    if every < 1:
-        raise BadInput(f"steps between checkpoints must be at least 1, got {every}")
+    if every < 0:
+        raise BadInput(f"steps between checkpoints must be at least 1, or 0 to choose, got {every}")
     if not seconds >= 0:
         raise BadInput(f"seconds between checkpoints must be at least 0, got {seconds}")
     token = _current.set(Checkpoints(Path(folder), every, seconds))

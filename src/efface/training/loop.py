@@ -111,9 +111,12 @@ def descend(
     resumed: Callable[[], None] = lambda: None,
     stage: str = "training",
     saves: bool = True,
+    accumulate: int = 1,
 ) -> None:
-    """Minimise `loss(step)` with the optimiser "main" of `state` until `steps` steps are done.
+    """Minimise `loss` with the optimiser "main" of `state` until `steps` steps are done.
 
+    loss: takes the number of the draw, counted from 0; without accumulation that is the step.
+    accumulate: losses a step; their gradients are averaged, one loss at a time is in memory.
     run: a description of the run; a checkpoint with another one is refused.
     rate: the learning rate of each step; None leaves the optimiser's own.
     clip: bound on the norm of the gradient, 0 for none.
@@ -136,16 +139,19 @@ def descend(
             for group in opt.param_groups:
                 group["lr"] = rate(step)
         opt.zero_grad()
-        value = loss(step)
-        _check_finite(value, "loss", step, label, opt)
-        value.backward()
+        total = 0.0
+        for draw in range(step * accumulate, (step + 1) * accumulate):
+            value = loss(draw) / accumulate
+            _check_finite(value, "loss", step, label, opt)
+            value.backward()
+            total += float(value.detach())
         gradients()
         norm = torch.nn.utils.clip_grad_norm_(tensors, clip) if clip else _norm(tensors)
         _check_finite(norm, "gradient", step, label, opt)
         opt.step()
         updated()
         state.step = step + 1
-        state.history["loss"].append(float(value.detach()))
+        state.history["loss"].append(total)
         if store and saves and (state.step == steps or store.due(state.step, time.monotonic() - saved)):
             store.save(stage, run, state)
             saved = time.monotonic()

@@ -91,6 +91,34 @@ def test_autocast_is_close(tiny):
     assert 0.5 < float(torch.cosine_similarity(a, b, dim=0)) < 1
 
 
+def test_float16_is_refused_and_bf16_named(folder):
+    with pytest.raises(BadInput, match=r"float16 loses small gradients.*bf16"):
+        train(Model.load(folder, dtype=torch.float16))
+
+
+def test_preparation_computes_as_training_does(tiny):
+    """Images and Fisher information are computed inside the same autocast as the loss."""
+    found = []
+
+    @dataclass(frozen=True)
+    class Prepares(Pull):
+        def objective(self, run):
+            with torch.no_grad():
+                found.append(run.base.denoiser(run.noise(1), 500, run.null.tokens).sample.dtype)
+            return super().objective(run)
+
+    for bf16 in (False, True):
+        Prepares(steps=1, lr=1e-3, bf16=bf16)(tiny, ["church"])
+    assert found == [torch.float32, torch.bfloat16]
+
+
+def test_accumulated_batches_are_averaged(tiny):
+    """Four draws of one latent make a step that no single draw makes; each is drawn anew."""
+    accumulated, plain = train(tiny, accumulate=4, optimizer="sgd", lr=1.0), train(tiny, optimizer="sgd", lr=1.0)
+    assert accumulated.id != plain.id
+    assert len(accumulated.meta["training"]["loss"]) == 3
+
+
 def test_average_follows_the_student(tiny):
     train(tiny, decay=0.9, steps=2)
     run = seen[0]
@@ -131,6 +159,7 @@ def test_prompts_of_a_concept():
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": 0}, "batch must be at least 1"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"clip": -1.0}, "0 or more"),

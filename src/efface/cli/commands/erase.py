@@ -32,6 +32,7 @@ ORDER = 10
 OWN = (
     "stream",
     "checkpoint",
+    "checkpoint_every",
     "key",
     "concepts",
     "output",
@@ -72,6 +73,15 @@ Stream = Annotated[
 Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FOLDER", help="Write the training's state here, and resume from it."),
+]
+CheckpointEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoint-every",
+        metavar="STEPS",
+        help="Steps between two checkpoints.",
+        show_default="25, or more when writing would take over a twentieth of the time",
+    ),
 ]
 Key = Annotated[
     Path | None,
@@ -134,7 +144,11 @@ def _own(method: Sheet) -> list[inspect.Parameter]:
         ("tokenizer", TokenizerFlag, None),
     ]  # fmt: skip
     given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
-    given += [("checkpoint", Checkpoint, None)] if "FineTune" in method.bases else []
+    given += (
+        [("checkpoint", Checkpoint, None), ("checkpoint_every", CheckpointEvery, None)]
+        if "FineTune" in method.bases
+        else []
+    )
     given += [("key", Key, None)] if "key" in method.by_products else []
     only = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in given]
@@ -178,6 +192,7 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
         check.output(own["key"], ".safetensors", "--key")
         if own["key"].resolve() == values["output"].resolve():
             raise BadInput(f"--key {own['key']} is the edit's own file; choose another for the key")
+    check_every(own["checkpoint"], own["checkpoint_every"])
     check_preset(method, values["preset"])
     check_choices(method, given)
     check_dtype(values["dtype"])
@@ -197,6 +212,14 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     say(f"erased {names} from {where} with {method.name} in {seconds} s; preserved {len(preserve)}", values["output"])
 
 
+def check_every(folder: Path | None, every: int | None) -> None:
+    """Check the steps between checkpoints: at least one, and a folder to write them to."""
+    if every is not None and every < 1:
+        raise BadInput(f"--checkpoint-every {every}: at least 1 step")
+    if every is not None and folder is None:
+        raise BadInput("--checkpoint-every needs --checkpoint FOLDER, where the checkpoints are written")
+
+
 def _fit(fitted: Any, where: str, concepts: Any, preserve: Any, own: dict[str, Any]) -> "tuple[Edit, dict[str, Edit]]":
     """Run the method on a loaded model, with checkpoints if given, or on a checkpoint on disk."""
     if own["stream"]:
@@ -210,5 +233,5 @@ def _fit(fitted: Any, where: str, concepts: Any, preserve: Any, own: dict[str, A
         return fitted.run(model, concepts, preserve, seed=own["seed"])
     from efface.methods.finetune.method import checkpoints
 
-    with checkpoints(own["checkpoint"]):
+    with checkpoints(own["checkpoint"], own["checkpoint_every"] or 0):
         return fitted.run(model, concepts, preserve, seed=own["seed"])

@@ -27,7 +27,7 @@ from efface.models.model import Model
 from efface.training.checkpoints import State, checkpoints, current
 from efface.training.loop import descend, generator, optimizer
 
-Loss = Callable[[int], Tensor]  # step -> a number
+Loss = Callable[[int], Tensor]  # number of the draw -> a number
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class FineTune(Method):
     Args:
         steps: steps of the optimiser
         lr: learning rate
-        batch: noisy latents per step
+        batch: noisy latents per forward pass
+        accumulate: forward and backward passes per step, whose gradients are averaged: a large batch in the memory of
+            a small one
         params: UNet weights to train: x (cross-attention), x-strict (its keys and values),
             u (all but cross-attention, time embedding and output), u-linear (linear and convolution layers
             outside cross-attention), selfattn, attn (both attentions), to_out (output layers of both), full,
@@ -52,6 +54,7 @@ class FineTune(Method):
     steps: int = 1000
     lr: float = 1e-5
     batch: int = 1
+    accumulate: int = 1
     params: str = "x"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = 0.0
@@ -63,7 +66,7 @@ class FineTune(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch"):
+        for name in ("steps", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.lr > 0:
@@ -73,7 +76,10 @@ class FineTune(Method):
 
     @abstractmethod
     def objective(self, run: "Run") -> Loss:
-        """Return the loss as a function of the step; contexts and images are prepared here, once."""
+        """Return the loss as a function of the draw, counted from 0; contexts and images are prepared here, once.
+
+        A step has `accumulate` draws. Both preparation and loss compute in bfloat16 if `bf16` is set.
+        """
 
     def result(self, run: "Run") -> Fitted:
         """Return the edit after training, and by-products if any: by default student minus base."""
@@ -84,9 +90,13 @@ class FineTune(Method):
 
         Raises: BadInput, BadFile (checkpoint), Diverged, WriteError.
         """
+        if model.dtype == torch.float16:
+            raise BadInput("float16 loses small gradients: load the model in bf16 or fp32 to train it (--dtype bf16)")
         with torch.inference_mode(False), torch.enable_grad():
             run = Run(self, model, tuple(erase), tuple(preserve), seed)
-            run.descend(self.objective(run))
+            with run.autocast():
+                loss = self.objective(run)
+            run.descend(loss)
             return self.result(run)
 
 
@@ -96,7 +106,7 @@ class Run:
     base, student: the frozen model and the one in training.
     average: the student's moving average, after `track_average`.
     erase, preserve, seed: as given to the method.
-    rng: the random numbers of the current step, on the CPU.
+    rng: the random numbers of the current draw, on the CPU.
     weights: the student's trained parameters by name.
     null: the context of no prompt, one row.
     """
@@ -161,17 +171,20 @@ class Run:
         return stored.once(stage, self.about, seeded) if stored else seeded()
 
     def note(self, name: str, value: float) -> None:
-        """Record a number beside the loss of the current step."""
+        """Record a number beside the loss of the current draw."""
         self.state.history.setdefault(name, []).append(value)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which networks compute: bfloat16 if the method asks for it."""
+        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.method.bf16)
 
     def descend(self, loss: Loss) -> None:
         """Run the training loop."""
-        kind = self.base.device.type
 
-        def seeded(step: int) -> Tensor:
-            self.rng = generator(self.seed, step, self.rank)
-            with torch.autocast(kind, torch.bfloat16, enabled=self.method.bf16):
-                return loss(step)
+        def seeded(draw: int) -> Tensor:
+            self.rng = generator(self.seed, draw, self.rank)
+            with self.autocast():
+                return loss(draw)
 
         descend(
             seeded,
@@ -184,6 +197,7 @@ class Run:
             updated=self._move,
             resumed=self._publish,
             saves=self.rank == 0,
+            accumulate=self.method.accumulate,
         )
         self.state.release()
 
@@ -194,8 +208,7 @@ class Run:
 
     def report(self) -> dict[str, Any]:
         """Return the report of the training: about 100 losses and notes, and the number of trained weights."""
-        every = max(1, self.state.step // 100)
-        shown = {name: values[::every] for name, values in self.state.history.items()}
+        shown = {name: values[:: max(1, len(values) // 100)] for name, values in self.state.history.items()}
         return {"training": {**shown, "parameters": sum(p.numel() for p in self.weights.values())}}
 
     def _gather(self) -> None:
