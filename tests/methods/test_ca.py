@@ -37,7 +37,7 @@ def by_hand(model, student, method, clean, draws, teacher=None):
     if method.augment:
         x_0, mask, words = resized(model, x_0, draws)
         with torch.no_grad():
-            about = model.encode([WORDS[word] + "a church" for word in words])
+            about = model.encode([WORDS[word] + "a church" for word in words.tolist()])
     x = x_t(x_0, t, noise)
     goal = noise if method.target == "noise" else (teacher or student).eps(x, t, anchor).detach()
     error = (student.eps(x, t, about) - goal) ** 2 * mask
@@ -156,10 +156,10 @@ def test_the_anchor_of_an_embedding_is_read_by_the_student(tiny):
     red = Concept("red church", anchor="church")
     run = Run(method := fast(params="embedding", templates=("a {}",)), tiny, (red,), (), 0)
     c = method._contexts(run, ["a church"])
-    before = c([0]).tokens.detach().clone()
+    before = c(torch.tensor([0])).tokens.detach().clone()
     with torch.no_grad():
         next(iter(run.weights.values())).add_(1.0 * torch.randn(1, 32))
-    assert not torch.allclose(c([0]).tokens, before)
+    assert not torch.allclose(c(torch.tensor([0])).tokens, before)
 
 
 # --- images and prompts ---

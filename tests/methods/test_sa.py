@@ -53,20 +53,19 @@ def by_hand(model, moved_model, weights, made, draws, method):
     """Return L(surrogates, forgotten) + replay L(replay) + λ Σ F (θ − θ*)², from the seed of a step."""
     named = dict(moved_model.weights(""))
 
-    def eps_loss(clean, texts, tied):
-        chosen = torch.randint(len(clean), (method.batch,), generator=draws)
+    first, second, which = (torch.randint(n, (method.batch,), generator=draws) for n in (3, 3, len(TEXTS)))
+
+    def eps_loss(clean, texts, chosen, row):
         t = torch.randint(1000, (method.batch,), generator=draws)
         noise = torch.randn(method.batch, *model.latent_shape, generator=draws)
-        luck = torch.rand(method.batch, generator=draws)
-        row = chosen % len(texts) if tied else (luck * len(texts)).long()
         alpha, sigma = model.levels(t)
         with torch.no_grad():
             context = model.encode([texts[i] for i in row.tolist()])
         out = moved_model.eps(alpha * clean[chosen] + sigma * noise, t, context)
         return ((out - noise) ** 2).mean()
 
-    forget = eps_loss(latents(made, "surrogates"), TEXTS, tied=False)
-    replay = eps_loss(latents(made, "replay"), ["a photo of dog", "a photo of car"], tied=True)
+    forget = eps_loss(latents(made, "surrogates"), TEXTS, first, which)
+    replay = eps_loss(latents(made, "replay"), ["a photo of dog", "a photo of car"], second, second % 2)
     start = model.weights("")
     penalty = sum((made["fisher"][name] * (named[name] - start[name]) ** 2).sum() for name in weights)
     return forget + method.replay * replay + method.penalty * penalty

@@ -20,7 +20,7 @@ from efface.methods.finetune.parameters import detach_start, only_tokens
 from efface.methods.finetune.resize import WORDS, masked_error, resized
 from efface.models.images import noised
 
-Contexts = Callable[[list[int]], Context]  # (numbers of prompts) -> their contexts
+Contexts = Callable[[Tensor], Context]  # (numbers of prompts) -> their contexts
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,21 @@ class CA(FineTune):
 
         def loss(step: int) -> Float[Tensor, ""]:
             chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
-            rows, x_0, mask = (chosen % len(pairs)).tolist(), clean[chosen], None
-            told = rows
+            row, x_0, mask = chosen % len(pairs), clean[chosen], None
+            told = row
             if self.augment:
                 x_0, mask, word = resized(run.base, x_0, run.rng)
-                told = [w * len(pairs) + row for w, row in zip(word, rows, strict=True)]
+                told = row + len(pairs) * word
             x_t = noised(run.base, x_0, noise, t)
             with torch.no_grad():
-                goal = noise if self.target == "noise" else run.student.eps(x_t, t, c(rows))
+                goal = noise if self.target == "noise" else run.student.eps(x_t, t, c(row))
             value = masked_error(run.student.eps(x_t, t, c_star(told)) - goal, mask)
             return value + self.prior * plain() if self.prior else value
 
         def plain() -> Float[Tensor, ""]:
             chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
             x_t = noised(run.base, clean[chosen], noise, t)
-            return masked_error(run.student.eps(x_t, t, c((chosen % len(pairs)).tolist())) - noise)
+            return masked_error(run.student.eps(x_t, t, c(chosen % len(pairs))) - noise)
 
         return loss
 
@@ -148,6 +148,6 @@ class CA(FineTune):
     def _contexts(self, run: Run, texts: list[str]) -> Contexts:
         """Return contexts of texts by number: fixed ones, or the student's own while its token embeddings train."""
         if self.params == "embedding":
-            return lambda rows: run.student.encode([texts[i] for i in rows])
+            return lambda rows: run.student.encode([texts[i] for i in rows.tolist()])
         fixed = run.contexts(texts)
         return lambda rows: fixed[rows]

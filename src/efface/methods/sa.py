@@ -3,12 +3,13 @@
 Heng and Soh 2023, https://arxiv.org/abs/2305.10120.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
@@ -119,19 +120,18 @@ class SA(FineTune):
         replayed = generated_latents(run, "replay", preserved, self.replay_images, *draw)
         c_forget, c_preserve = run.contexts(prompts), run.contexts(preserved)
         penalty = self._penalty(run, replayed, c_preserve, keys)
-        alike = [[j for j, other in enumerate(surrogates) if other == text] for text in surrogates]
+        alike = _alike(surrogates).to(instead.device)
 
-        def plain(latents: Tensor, contexts: Context, choices: list[list[int]]) -> Tensor:
-            chosen, t, noise = run.pick(len(latents), self.batch), run.times(self.batch), run.noise(self.batch)
-            luck = torch.rand(self.batch, generator=run.rng).tolist()  # one of the prompts that fit an image
-            fit = [choices[i % len(choices)] for i in chosen.tolist()]
-            rows = [ones[int(u * len(ones))] for ones, u in zip(fit, luck, strict=True)]
+        def plain(latents: Tensor, contexts: Context, rows: Tensor, chosen: Tensor) -> Tensor:
+            t, noise = run.times(self.batch), run.noise(self.batch)
             z = noised(run.base, latents[chosen], noise, t)
             return mse_loss(run.student.eps(z, t, contexts[rows]), noise)
 
         def loss(step: int) -> Float[Tensor, ""]:
-            value = plain(instead, c_forget, alike)
-            value = value + self.replay * plain(replayed, c_preserve, [[i] for i in range(len(preserved))])
+            first, second = run.pick(self.images, self.batch), run.pick(self.replay_images, self.batch)
+            told = alike[first % len(alike), run.pick(alike.shape[1], self.batch)]  # a prompt that fits the image
+            value = plain(instead, c_forget, told, first)
+            value = value + self.replay * plain(replayed, c_preserve, second % len(preserved), second)
             return value + self.penalty * penalty() if self.penalty else value
 
         return loss
@@ -189,6 +189,13 @@ class SA(FineTune):
         for i in progress(range(self.fisher_images), "Fisher information"):
             fisher.add_squared_sum(found, gradients(i), times, total)
         return {name: value.clamp_(min=0).div_(self.fisher_images) for name, value in found.items()}
+
+
+def _alike(texts: Sequence[str]) -> Int[Tensor, "n m"]:
+    """Return for each text the numbers of all that equal it, each equally often."""
+    groups = [[j for j, other in enumerate(texts) if other == text] for text in texts]
+    length = lcm(*map(len, groups))
+    return torch.tensor([group * (length // len(group)) for group in groups])
 
 
 def _moved(information: Tensor, weight: Tensor, master: Tensor, start: Tensor) -> Float[Tensor, ""]:

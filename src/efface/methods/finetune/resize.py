@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -18,7 +18,7 @@ class Resized(NamedTuple):
 
     latents: Float[Tensor, "b ch h w"]
     mask: Float[Tensor, "b 1 h w"]
-    words: list[int]
+    words: Int[Tensor, " b"]
 
 
 @torch.no_grad()
@@ -31,7 +31,8 @@ def resized(model: Model, clean: Float[Tensor, "b ch h w"], rng: torch.Generator
     images = model.decode(clean)
     made = [_resized(image, images.shape[-1] // clean.shape[-1], rng) for image in images]
     latents = model.encode_images(torch.stack([image for image, _, _ in made]))
-    return Resized(latents, torch.stack([mask for _, mask, _ in made]), [word for _, _, word in made])
+    words = torch.tensor([word for _, _, word in made], device=clean.device)
+    return Resized(latents, torch.stack([mask for _, mask, _ in made]), words)
 
 
 def masked_error(error: Float[Tensor, "b ch h w"], mask: Float[Tensor, "b 1 h w"] | None = None) -> Float[Tensor, ""]:
