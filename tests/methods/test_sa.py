@@ -78,10 +78,10 @@ HAND = {"batch": 3, "images": 3, "replay_images": 3, "forgotten": ("a photo of {
 def test_the_loss_and_a_step_by_hand(tiny, fields):
     """The third step, when the student is away from the base: the loss, and the step of plain sgd along its slope."""
     lr = 2e-2
-    options = {**HAND, "optimizer": "sgd", "lr": lr, "penalty": 1e5, "replay": 0.7, **fields}
+    options = {**HAND, "optimizer": "sgd", "lr": lr, "penalty": 300.0, "replay": 0.7, **fields}
     two, three = (fast(steps=steps, **options)(tiny, [CHURCH], [DOG, CAR]) for steps in (2, 3))
     method = fast(**options)
-    made, _ = prepared(fast(**options | {"penalty": 1e5}), Run(method, tiny, (CHURCH,), (DOG, CAR), 0))
+    made, _ = prepared(fast(**options | {"penalty": 300.0}), Run(method, tiny, (CHURCH,), (DOG, CAR), 0))
     student, weights = at(tiny, two.delta)
     value = by_hand(tiny, student, weights, made, generator(0, 2, 0), method)
     assert three.meta["training"]["loss"][2] == pytest.approx(float(value.detach()), rel=1e-3)
@@ -95,7 +95,7 @@ def test_the_loss_and_a_step_by_hand(tiny, fields):
 def test_the_penalty_is_seen_by_the_hand_test(tiny):
     """At the third step the penalty is a good part of the loss and of its slope, so the test above sees it."""
     options = {**HAND, "optimizer": "sgd", "lr": 2e-2, "replay": 0.7}
-    losses = [fast(**options, penalty=p)(tiny, [CHURCH], [DOG, CAR]).meta["training"]["loss"] for p in (0.0, 1e5)]
+    losses = [fast(**options, penalty=p)(tiny, [CHURCH], [DOG, CAR]).meta["training"]["loss"] for p in (0.0, 300.0)]
     assert losses[1][0] == pytest.approx(losses[0][0])
     assert losses[1][2] > 1.1 * losses[0][2]
 

@@ -38,8 +38,8 @@ def test_it_adds_and_counts_missing_names_as_zero():
 
 def test_half_precision_gradients_are_squared_and_summed_in_float32():
     into = {"w": torch.zeros(1)}
-    add_squared_sum(into, [{"w": torch.full((1,), 1e-4, dtype=torch.float16)}] * 2, 2, 2)
-    assert float(into["w"]) == pytest.approx(4e-8, rel=1e-2)  # 1e-8 is zero in float16
+    add_squared_sum(into, [{"w": torch.full((1,), 1e-4, dtype=torch.float16)}] * 2, 2, 4)
+    assert float(into["w"]) == pytest.approx(1.6e-7, rel=1e-2)  # 16 equal products of 1e-8, zero in float16
 
 
 def ours(tiny):
