@@ -48,6 +48,14 @@ def test_fewer_images_are_the_first_of_more(tiny):
     torch.testing.assert_close(made(start(tiny), count=3), made(start(tiny))[:3], atol=1e-4, rtol=1e-4)
 
 
+def test_images_are_the_original_models(tiny):
+    run = start(tiny)
+    with torch.no_grad():
+        for p in run.weights.values():
+            p *= 3
+    assert torch.equal(made(run), made(start(tiny)))
+
+
 def test_each_prompt_has_its_negative_prompt(tiny):
     away = ("a car", "a fox", "a wolf")
     latents = made(start(tiny), count=6, negative=away)
