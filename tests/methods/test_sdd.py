@@ -45,7 +45,7 @@ def check_step(run, loss, by_hand):
 def test_loss_and_step_by_hand(tiny, concepts):
     """Both predictions are the student's, and no gradient flows through the one without a prompt."""
     one_step = {"steps": 1, "optimizer": "sgd", "lr": 0.1, "clip": 0.5, "weight_decay": 0.01}
-    method = fast(**one_step, concepts=concepts, batch=3, decay=0.9)
+    method = fast(**one_step, concept_method=concepts, batch=3, decay=0.9)
     run, loss = moved(method, tiny, Concept("church"), Concept("dog"))
     null, single, joined = (tiny.encode(texts) for texts in ([""], ["church", "dog"], ["church, dog"]))
     means = {name: mean.clone() for name, mean in run.means.items()}
@@ -67,7 +67,7 @@ def test_loss_and_step_by_hand(tiny, concepts):
 
 def test_sequential_gives_every_concept_the_same_share(tiny, monkeypatch):
     seen, eps = [], type(tiny).eps
-    method = fast(concepts="sequential", steps=6, batch=1, ddim_steps=1)
+    method = fast(concept_method="sequential", steps=6, batch=1, ddim_steps=1)
     run = Run(method, tiny, tuple(map(Concept, ("church", "dog", "cat"))), (), 0)
     loss, texts = method.objective(run), tiny.encode(["church", "dog", "cat"]).tokens
 
@@ -99,7 +99,7 @@ def test_the_moving_average_generates_from_the_joined_concepts(tiny, monkeypatch
     monkeypatch.setattr(sdd, "partly_denoise", spy)
     monkeypatch.setattr(Run, "track_average", lambda run, decay: runs.append(run) or track_average(run, decay))
     fast(steps=1)(tiny, ["church", "dog"])
-    fast(steps=1, concepts="swapped")(tiny, ["church", "dog"])
+    fast(steps=1, concept_method="swapped")(tiny, ["church", "dog"])
     assert [model for model, _ in calls] == [run.average for run in runs]
     torch.testing.assert_close(calls[0][1].tokens, tiny.encode(["church, dog"]).tokens)
     torch.testing.assert_close(calls[1][1].tokens, tiny.encode(["church", "dog"]).tokens)
@@ -118,7 +118,7 @@ def test_seed_presets_and_bad_input(tiny):
     assert fast()(tiny, ["church"]) == fast()(tiny, ["church"])
     assert fast()(tiny, ["church"]) != fast()(tiny, ["church"], seed=1)
     assert SDD.preset("repo") == SDD()
-    assert SDD().concepts == "iterative"
-    assert SDD.preset("paper").concepts == "swapped"
+    assert SDD().concept_method == "iterative"
+    assert SDD.preset("paper").concept_method == "swapped"
     with pytest.raises(BadInput, match="decay must be between 0 and 1"):
         fast(decay=1.5)

@@ -23,10 +23,10 @@ class SDD(FineTune):
 
     Args:
         decay: of the student's moving average, which generates z_t and is the result
-        concepts: how several concepts are erased. All of them, joined by commas, generate z_t, and a latent's loss is
-            about one: in turn (iterative), at random (random), for an equal share of the steps one after another
-            (sequential); or about all joined (composite). swapped: one at random generates z_t, and the loss is about
-            all joined, as in its pseudo-code
+        concept_method: how several concepts are erased. All of them, joined by commas, generate z_t, and a latent's
+            loss is about one: in turn (iterative), at random (random), for an equal share of the steps one after
+            another (sequential); or about all joined (composite). swapped: one at random generates z_t, and the loss
+            is about all joined, as in its pseudo-code
         guidance: guidance scale while generating z_t
         ddim_steps: steps of a whole trajectory
         reuse: noisy latents taken from one trajectory; must divide batch
@@ -38,7 +38,7 @@ class SDD(FineTune):
     weight_decay: float = 1e-4
     clip: float = 1.0
     decay: float = 0.999  # of the exponential moving average in its code
-    concepts: Literal["iterative", "random", "sequential", "composite", "swapped"] = "iterative"  # "concept_method"
+    concept_method: Literal["iterative", "random", "sequential", "composite", "swapped"] = "iterative"
     guidance: float = 3.0
     ddim_steps: int = 50
     reuse: int = 1
@@ -46,7 +46,7 @@ class SDD(FineTune):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "repo": {},
-        "paper": {"concepts": "swapped"},
+        "paper": {"concept_method": "swapped"},
         "mini": {"steps": 130, "lr": 4e-4, "batch": 4, "decay": 0.95, "ddim_steps": 8},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "decay": 0.5}
@@ -61,17 +61,17 @@ class SDD(FineTune):
         run.track_average(self.decay)
         single = run.contexts([text for concept in run.erase for text in prompts_of(concept, self.prompts)])
         joined = run.contexts([", ".join(concept.name for concept in run.erase)])
-        drawn = single if self.concepts == "swapped" else joined
-        taught = joined if self.concepts in ("composite", "swapped") else single
+        drawn = single if self.concept_method == "swapped" else joined
+        taught = joined if self.concept_method in ("composite", "swapped") else single
 
         def loss(step: int) -> Float[Tensor, ""]:
             z, t, _ = partly_denoise(
                 run.average, drawn, run.null, run.rng, self.batch, self.guidance, self.ddim_steps, reuse=self.reuse
             )
             row = torch.arange(step * self.batch, (step + 1) * self.batch) % len(taught)
-            if self.concepts == "random":
+            if self.concept_method == "random":
                 row = run.pick(len(taught), self.batch)
-            elif self.concepts == "sequential":
+            elif self.concept_method == "sequential":
                 row = torch.full((self.batch,), run.state.step * len(taught) // self.steps)
             with torch.no_grad():
                 target = run.student.eps(z, t, run.null)
