@@ -11,8 +11,9 @@ from efface.errors import BadInput, BadModel, UnknownName
 from efface.methods.closed_form.cache import forget
 from efface.methods.closed_form.least_squares import solve
 from efface.methods.closed_form.matrices import Factors, Preserved
-from efface.methods.closed_form.method import preserved_rows, text_edit
+from efface.methods.closed_form.method import preserved_rows
 from efface.methods.closed_form.prompts import Phrase
+from efface.methods.closed_form.states import text_edit
 from efface.methods.uce import UCE
 from efface.models.model import Model
 from efface.query import Query
