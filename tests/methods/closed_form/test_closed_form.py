@@ -310,6 +310,9 @@ def test_bad_ridge(ridge):
 
 def test_bad_input():
     c = rows(3, 4)
+    assert (
+        solve(torch.full((2, 4), 3e38), torch.full((2, 4), 3e38), 1e77).residual == 0.0
+    )  # finite, though the sum is not
     with pytest.raises(BadInput, match="at least one text vector"):
         solve(c[:0], c[:0], 0.5)
     with pytest.raises(BadInput, match="erase_scale"):

@@ -262,5 +262,6 @@ def check_scale(name: str, value: float, positive: bool = False) -> None:
 
 
 def check_finite(what: str, rows: Tensor) -> None:
-    if not math.isfinite(float(rows.sum(dtype=torch.float64))):  # one pass and no copy; NaN and inf survive a sum
+    # NaN and inf survive a sum, which needs no copy; a sum of large numbers may overflow, so that is looked at again
+    if not (math.isfinite(float(rows.sum())) or bool(torch.isfinite(rows).all())):
         raise BadInput(f"the {what} contain values that are not finite numbers")
