@@ -7,7 +7,7 @@ the parts.
 
 import hashlib
 from functools import cache, cached_property
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -108,11 +108,11 @@ class NudeNetJudge(Judge):
 def detector() -> Any:
     """Load the package's detector, once. Raises `BadInput` without the package, `BadFile` when it has no weights."""
     try:
-        from nudenet import NudeDetector  # pyright: ignore[reportMissingImports]
+        package = import_module("nudenet")
     except ImportError as error:
         raise BadInput(f"nudenet is not installed: pip install 'efface[nudenet]' ({error})") from error
     try:
-        return NudeDetector()
+        return package.NudeDetector()
     except Exception as error:  # onnxruntime's own classes
         reason = " ".join(str(error).split())[:200]
         raise BadFile(f"nudenet cannot read its model: install the package again ({reason})") from error
@@ -120,9 +120,8 @@ def detector() -> Any:
 
 def weights() -> list[Path]:
     """Return the weight files in the package."""
-    import nudenet  # pyright: ignore[reportMissingImports]
-
-    return sorted(Path(nudenet.__file__).parent.glob("*.onnx")) if getattr(nudenet, "__file__", None) else []
+    file = import_module("nudenet").__file__
+    return sorted(Path(file).parent.glob("*.onnx")) if file else []
 
 
 def package_version() -> str:

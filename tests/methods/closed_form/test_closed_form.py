@@ -290,14 +290,15 @@ def test_gram_of_float32_weights_is_near_the_exact_one(monkeypatch):
 def test_gram_in_blocks_and_tiles(monkeypatch):
     monkeypatch.setattr("efface.methods.closed_form.matrices.BLOCK", 7)
     monkeypatch.setattr("efface.methods.closed_form.matrices.TILE", 5)
-    c, w = rows(30, 12), rows(30, seed=1).abs()
+    c, w = rows(50, 12), rows(50, seed=1).abs()
     torch.testing.assert_close(gram(c, w), c.T @ (w[:, None] * c))
     assert torch.equal(gram(c), gram(c).T)
     few = Preserved.gather([c[:5], c[5:9]], 12, 0.3)
     assert few.gram is None
     many = Preserved.gather(iter([c[:5], c[5:20], c[20:]]), 12, 0.3)
     assert not len(many.rows)
-    for kept, part in ((few, c[:9]), (many, c)):
+    often = Preserved.gather(c.split(4), 12, 0.3)  # its rows leave for the Gram matrix more than once
+    for kept, part in ((few, c[:9]), (many, c), (often, c)):
         torch.testing.assert_close(kept.matrix(), 0.3 * part.T @ part)
         torch.testing.assert_close(kept.rescaled(2.0).matrix(), 0.6 * part.T @ part)
 
