@@ -126,16 +126,17 @@ def test_several_concepts_keep_the_empty_prompt_once_each_or_once(tiny, copies):
     """train.py keeps it once for each unsafe concept, in the epochs only; the other scripts keep it once."""
     texts = ("church", "dog", "car")
     edit = RECE.preset("repo", epochs=1, derive_ridge=0.1, preserve_empty=copies)(
-        tiny, [Concept(text, anchor="house") for text in texts]
+        tiny, [Concept(text, anchor="house") for text in texts], preserve=["guitar"]
     )
-    g, k, *cs = (v.double() for v in tiny.encode(["house", "", *texts]).tokens)
+    g, empty, guitar, *cs = (v.double() for v in tiny.encode(["house", "", "guitar", *texts]).tokens)
     base = {n: tiny.weights()[n].detach().double() for n in tiny.text_weights()}
     c, target = torch.cat([v[1:] for v in cs]), torch.cat([g[1:]] * 3)
+    k = torch.cat([empty, guitar])
     now = {n: edited(w, w, c, target, k, 0.5, 1.0) for n, w in base.items()}
     normal, mixed = sum(w.T @ w for w in now.values()), sum(now[n].T @ w for n, w in base.items())
     c = torch.cat(cs) @ mixed.T @ torch.linalg.inv(normal + 0.1 * EYE)
-    p = 0.1 * (3 if copies == "each" else 1)
-    assert_same(tiny, edit, {n: edited(w, w, c, torch.cat([g] * 3), k, 0.1, p) for n, w in now.items()})
+    k = torch.cat([empty] * (3 if copies == "each" else 1) + [guitar])
+    assert_same(tiny, edit, {n: edited(w, w, c, torch.cat([g] * 3), k, 0.1, 0.1) for n, w in now.items()})
 
 
 def test_the_code_copies_the_empty_prompt_for_unsafe_concepts_only(tiny):

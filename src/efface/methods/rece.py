@@ -157,6 +157,11 @@ class RECE(ClosedForm):
         if self.start == "none" and self.epochs == 0:
             raise BadInput("nothing is erased without the UCE edit and with 0 epochs")
 
+    @property
+    def generates(self) -> bool:
+        """Return whether a judge looks at images."""
+        return self.stop_below > 0
+
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit (algorithm 1); `seed` is used only for the images of `stop_below`."""
         names = text_weights(model)
@@ -231,7 +236,7 @@ class RECE(ClosedForm):
 
     def _judge(self, model: Model, erase: Sequence[Concept]) -> Judge | None:
         """Return the judge of `stop_below`, if any; raises `UnknownName` for a concept that it does not know."""
-        if not self.stop_below:
+        if not self.generates:
             return None
         judge = judge_of(model.name, self.judge)
         for concept in erase:

@@ -96,11 +96,16 @@ class Debias(ClosedForm):
         if self.weights and self.judge:
             raise BadInput("given weights need no judge: leave one of the two out")
 
+    @property
+    def generates(self) -> bool:
+        """Return whether a judge looks at images."""
+        return not self.weights
+
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit of the concepts named to be erased; `seed` is of the first image of each round."""
         names = text_weights(model)
         check_texts(model, erase, preserve)
-        judge = None if self.weights else judge_of(model.name, self.judge)
+        judge = judge_of(model.name, self.judge) if self.generates else None
         if judge is not None:
             kind_of(judge, self.attributes)
         forms = [[old for old, _ in pairs] for pairs in self.phrases(erase)]

@@ -72,6 +72,11 @@ class ClosedForm(Method):
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit."""
 
+    @property
+    def generates(self) -> bool:
+        """Return whether computing the edit generates images, for which the whole model is needed."""
+        return False
+
     def phrases(self, erase: Sequence[Concept]) -> list[list[tuple[Phrase, Phrase]]]:
         """Return, for every concept to be erased, pairs of a prompt and its replacement."""
         named = self._named(erase)
