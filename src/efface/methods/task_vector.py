@@ -58,7 +58,15 @@ class TaskVector(FineTune):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "repo-2025": {"steps": 200, "batch": 16, "images": 200, "real": 0, "flip": True, "ema": True},
+        "repo-2025": {
+            "steps": 200,
+            "batch": 4,
+            "accumulate": 4,
+            "images": 200,
+            "real": 0,
+            "flip": True,
+            "ema": True,
+        },
         "mini": {
             "steps": 100,
             "lr": 1e-4,
