@@ -86,17 +86,24 @@ def _word(pipe: Any, text: str) -> Tensor:
     return encoded(pipe, text)[0][last(pipe, text)][None]
 
 
-def time(pipe: Any, weights: Weights, old: str, new: str, which: Sequence[int], ridge: float = 0.1) -> Weights:
-    """Edit some of the matrices as TIME's code does: values are computed once, outer products for each matrix."""
-    before, after = encoded(pipe, old, new)
-    a, b = (pipe.tokenizer(text).input_ids for text in (old, new))
-    to: list[int] = []
-    for token in a:  # every source token stands in the destination, in order
-        to.append(b.index(token, to[-1] + 1 if to else 0))
-    to += range(to[-1] + 1, len(before))
-    to += [len(before) - 1] * (len(before) - len(to))
-    values = all_values(weights, after[to].to(weights[0]))
-    return [new_matrix(weights[i], [(before.to(weights[0]), values[i], 1.0)], ridge) for i in which]
+def time(
+    pipe: Any, weights: Weights, pairs: Sequence[tuple[str, str]], which: Sequence[int], ridge: float = 0.1
+) -> Weights:
+    """Edit some of the matrices as TIME's code does: values are computed once, outer products for each matrix.
+
+    pairs: the source prompt and its destination, and the same behind each prefix.
+    """
+    found: list[tuple[Tensor, Weights]] = []
+    for old, new in pairs:
+        before, after = encoded(pipe, old, new)
+        a, b = (pipe.tokenizer(text).input_ids for text in (old, new))
+        to: list[int] = []
+        for token in a:  # every source token stands in the destination, in order
+            to.append(b.index(token, to[-1] + 1 if to else 0))
+        to += range(to[-1] + 1, len(before))
+        to += [len(before) - 1] * (len(before) - len(to))
+        found.append((before.to(weights[0]), all_values(weights, after[to].to(weights[0]))))
+    return [new_matrix(weights[i], [(rows, values[i], 1.0) for rows, values in found], ridge) for i in which]
 
 
 def rece_epoch(pipe: Any, weights: Weights, base: Weights, text: str, which: Sequence[int]) -> Weights:

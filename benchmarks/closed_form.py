@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "uce-2023: 1": {"method": "uce", "erase": 1, "keep": 0},
     "uce-2023: 10": {"method": "uce", "erase": 10, "keep": 0},
     "uce-2023: 100 + 100 kept": {"method": "uce", "erase": 100, "keep": 100},
+    "uce-2023: 100 + 1,000 kept, encoder cut": {"method": "uce", "erase": 100, "keep": 1000, "layers": 0},
     "uce-2023: 1,000 + 1,000 kept": {"method": "uce", "erase": 1000, "keep": 1000},
     "uce-2023: 1,000 + 1,000 kept, encoder cut": {"method": "uce", "erase": 1000, "keep": 1000, "layers": 0},
     "uce-2025: 1": {"method": "uce", "preset": "repo-2025", "erase": 1, "keep": 0},
@@ -97,7 +98,7 @@ def run_method(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         layers = getattr(encoder, "text_model", encoder).encoder
         layers.layers = layers.layers[: case["layers"]]
     clock = Clock(encoder)
-    fields = {"epochs": case["epochs"], "derive_ridge": 0.1} if "epochs" in case else {}
+    fields = {"epochs": case["epochs"], "derive_ridge": 0.1} if "epochs" in case else {}  # as for nudity
     method = registry.get("methods", case["method"]).preset(case.get("preset", ""), **fields)
     erase, keep = concepts(case)
 
@@ -131,8 +132,9 @@ def run_baseline(
     if case["method"] == "rece":
         found, result = rece(case["epochs"], pipe, weights, clock, texts[0])
     elif case["method"] == "time":
-        pair = (f"A {texts[0]}", f"A {erase[0].anchor}")
-        found, result = clock.run(lambda: plain.time(pipe, weights, *pair, every))
+        prompts = ("A", "A photo of a", "An image of a", "A picture of a")
+        pairs = [(f"{prompt} {texts[0]}", f"{prompt} {erase[0].anchor}") for prompt in prompts]
+        found, result = clock.run(lambda: plain.time(pipe, weights, pairs, every))
         found["baseline"] = "measured in full"
     elif case["erase"] <= IN_FULL and (case.get("preset") or case["erase"] == 1):
         call = plain.uce_2025 if case.get("preset") else plain.uce_2023
@@ -153,14 +155,33 @@ def relative(weight: Any, plain: Any, new: Any) -> float:
 
 
 def rece(epochs: int, pipe: Any, weights: list[Any], clock: Clock, text: str) -> tuple[dict[str, Any], Any]:
-    """Time RECE's code: the UCE edit it starts from, and every epoch."""
+    """Time RECE's code: the UCE edit it starts from, and every epoch.
+
+    One epoch is run in full. Of more, both are run in one matrix of each height: the code's work for a matrix does not
+    depend on the other matrices that are edited. An epoch's derivation, done once for all, is taken off the sums.
+    """
     import _plain as plain
 
-    every = range(len(weights))
-    first, now = clock.run(lambda: plain.uce_2023(pipe, weights, [text], [""], every))
-    each, now = clock.run(lambda: plain.rece_epoch(pipe, now, weights, text, every))
-    how = "its UCE edit and one epoch measured in full, times the epochs"
-    return {**{key: first[key] + epochs * each[key] for key in first}, "baseline": how}, now if epochs == 1 else None
+    every = list(range(len(weights)))
+    if epochs == 1:
+        first, now = clock.run(lambda: plain.uce_2023(pipe, weights, [text], [""], every))
+        each, now = clock.run(lambda: plain.rece_epoch(pipe, now, weights, text, every))
+        how = "its UCE edit and one epoch measured in full"
+        return {**{key: first[key] + each[key] for key in first}, "baseline": how}, now
+    heights = [len(weight) for weight in weights]
+    total = dict.fromkeys(("seconds", "cpu_seconds", "encoding_cpu_seconds"), 0.0)
+    derivation, _ = clock.run(lambda: plain.rece_epoch(pipe, weights, weights, text, []))
+    for height in SAMPLES:
+        one = [heights.index(height)]
+        first, _ = clock.run(lambda o=one: plain.uce_2023(pipe, weights, [text], [""], o))
+        each, _ = clock.run(lambda o=one: plain.rece_epoch(pipe, weights, weights, text, o))
+        count = heights.count(height)
+        total = {k: v + count * (first[k] + epochs * (each[k] - derivation[k])) for k, v in total.items()}
+    total = {key: value + epochs * derivation[key] for key, value in total.items()}
+    return {
+        **total,
+        "baseline": "its UCE edit and one epoch in a matrix of each height, times matrices and epochs",
+    }, None
 
 
 def few(

@@ -34,6 +34,7 @@ SHORT = {
     "replay_images": 4,
     "image_steps": 1,
     "fisher_images": 1,
+    "fisher_times": 2,
     "inversion_steps": 2,
 }  # counts of equal passes one after the other, which do not change the peak
 

@@ -34,7 +34,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "task_vector": ("--images", "1", "--image-steps", "1", *FULL),
     "sa": (
         *("--images", "1", "--replay-images", "1", "--image-steps", "1"),
-        *("--fisher-images", "1", "--fisher-times", "1", *FULL),
+        *("--fisher-images", "1", "--fisher-times", "2", *FULL),
     ),
 }
 

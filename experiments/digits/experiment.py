@@ -37,7 +37,8 @@ FINETUNE = CA(
 # first judge on seeds of their own: benchmarks/digits_task_vector.py.
 TASK_VECTOR = TaskVector(
     steps=80, lr=5e-5, batch=512, optimizer="adam", weight_decay=0.0, params="full", images=1024, image_steps=10,
-    guidance=1.0, alpha=1.0, only=("mid1.conv1", "mid2.conv1"), bf16=True,
+    image_batch=32, guidance=1.0, alpha=1.0, only=("mid1.conv1", "mid2.conv1"), bf16=True,
+    gradient_checkpointing=False,
 )  # fmt: skip
 
 # prompt layers: the same for nothing but what reads the prompt, as is usual for Stable Diffusion; not in the paper

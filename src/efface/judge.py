@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -42,12 +43,14 @@ class Judge(ABC):
 
     KIND: ClassVar[str] = "judges"
     MODELS: ClassVar[tuple[str, ...]] = ()  # the models it judges
+    ANY_MODEL: ClassVar[bool] = False  # whether it judges every model, asked for by its file's name
     NAMES: ClassVar[tuple[str, ...]] = ("judge",)  # of the judges in the file; the first is the default
 
     classes: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
     differentiable: bool = True
     reads_text: bool = False  # whether it has a CLIP, that is, a `clip_score`
+    device: torch.device = torch.device("cpu")  # where it wants its images
 
     @property
     @abstractmethod
@@ -90,10 +93,17 @@ class Judge(ABC):
 def judge_of(model: str, name: str = "") -> Judge:
     """Return the judge of a model ("mini", "digits:mnist"), found among the files of `judges/`.
 
-    name: of the judge, where a model has several; "" is the default.
+    name: of the judge, where a model has several; "" is the default. A judge of any model is named by its file,
+    with one of its own names behind a colon where it has several ("nudenet", "nudenet:unlearndiff").
     Raises `BadInput` for a model that has none, `UnknownName` for a judge it does not have.
     """
+    file, _, own = name.partition(":")
+    if file in registry.names("judges") and (cls := registry.get("judges", file)).ANY_MODEL:
+        if own and own not in cls.NAMES:
+            raise unknown(f"judge of {file}", own, cls.NAMES)
+        return cls.load(model, own or cls.NAMES[0])
     known: list[str] = []
+    anywhere: list[str] = []
     for file in registry.names("judges"):
         cls = registry.get("judges", file)
         if model in cls.MODELS:
@@ -101,7 +111,9 @@ def judge_of(model: str, name: str = "") -> Judge:
                 raise unknown(f"judge of {model}", name, cls.NAMES)
             return cls.load(model, name or cls.NAMES[0])
         known += cls.MODELS
-    raise BadInput(f"no judge for {model}: there are judges for {', '.join(known)}")
+        anywhere += [file] if cls.ANY_MODEL else []
+    others = f"; of any model, by name: {', '.join(anywhere)}" if anywhere else ""
+    raise BadInput(f"no judge {name + ' ' if name else ''}for {model}: there are judges for {', '.join(known)}{others}")
 
 
 __all__ = ["Judge", "Judged", "Profile", "judge_of"]

@@ -31,6 +31,7 @@ def place(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"{KPOP.format('church')} -o church.safetensors --key church.key.safetensors",
             f"{KPOP.format('dog')} -o dog.safetensors --key dog.key.safetensors",
             f"{KPOP.format('church')} -o lost.safetensors",
+            f"{KPOP.format('church dog')} --keys each -o both.safetensors --key both.key.safetensors",
             "erase uce house --model ../tiny -o house.safetensors",
         ):
             assert run(line.split()) == 0
@@ -63,7 +64,8 @@ def test_without_the_flag_nothing_of_the_key_is_written(place: Path) -> None:
     assert not any(tensor.numel() >= key.numel() and key.shape == tensor.shape for tensor in without.values())
     assert not any("prompt" in name for name in without)
     assert sorted(p.name for p in place.glob("*.safetensors")) == sorted(
-        ["church.key.safetensors", "church.safetensors", "dog.key.safetensors", "dog.safetensors",
+        ["both.key.safetensors", "both.safetensors", "church.key.safetensors", "church.safetensors",
+         "dog.key.safetensors", "dog.safetensors",
          "house.safetensors", "lost.safetensors"]
     )  # fmt: skip
 
@@ -108,6 +110,26 @@ def test_compare_has_one_more_column(invoke: Invoke, tmp_path: Path) -> None:
         assert b.height == a.height
 
 
+def test_a_key_with_a_prompt_for_each_concept(invoke: Invoke, place: Path, tmp_path: Path, tiny: Model) -> None:
+    key = Edit.load(place / "both.key.safetensors")
+    assert set(key.extra) == {"prompt.church", "prompt.dog"}
+    both, drawn = f"{DRAW} --edit both.safetensors", {}
+    for concept in ("church", "dog"):
+        flags = f"--key both.key.safetensors --key-concept {concept}"
+        assert invoke(f"generate church {both} {flags} -o {tmp_path / concept}.png")[0::2] == (0, "")
+        drawn[concept] = pixels(f"{tmp_path / concept}.png")
+    assert drawn["church"] != drawn["dog"]
+    from efface.query import Query
+    from efface.report import grid
+
+    with Edit.load("both.safetensors").applied(tiny) as sanitized:
+        for concept, seen in drawn.items():
+            image = grid.to_image(unlocked(sanitized, key, concept).generate([Query("church", 0, 2)])[0])
+            assert image.convert("RGB").tobytes() == seen
+    line = f"compare church {both} --key both.key.safetensors --key-concept dog --seeds 0 -o {tmp_path}/c.png"
+    assert invoke(line)[0::2] == (0, "")
+
+
 def test_two_keys_are_two_models(place: Path, tiny: Model) -> None:
     """Images are stored under the model's id, which the key's prompt must change: an edit's id leaves `extra` out."""
     keys = [Edit.load(place / f"{name}.key.safetensors") for name in ("church", "dog")]
@@ -123,6 +145,16 @@ def test_two_keys_are_two_models(place: Path, tiny: Model) -> None:
         ("generate church --edit church.safetensors --key ../tiny/model_index.json", "not a safetensors file"),
         ("generate church --edit church.safetensors --key none.safetensors", "does not exist"),
         ("generate church --key church.key.safetensors", "give the edit"),
+        ("generate church --edit both.safetensors --key both.key.safetensors", "choose one of them with --key-concept"),
+        (
+            "generate church --edit both.safetensors --key both.key.safetensors --key-concept house",
+            "unknown concept of this key 'house'",
+        ),
+        (
+            "compare church --edit church.safetensors --key church.key.safetensors --key-concept dog",
+            "unknown concept of this key 'dog'",
+        ),
+        ("compare church --edit church.safetensors --key-concept church", "needs the key"),
         ("compare church --edit house.safetensors --key church.key.safetensors", "not among those given"),
         ("erase kpop church -o x.safetensors --key x.safetensors", "the edit's own file"),
         ("erase kpop church -o x.safetensors --key no/x.safetensors", "does not exist"),

@@ -31,6 +31,7 @@ SHORT = {
     "replay_images": 2,
     "image_steps": 2,
     "fisher_images": 1,
+    "fisher_times": 2,
     "inversion_steps": 2,
 }
 NAMES = registry.names("methods")

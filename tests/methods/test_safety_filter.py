@@ -12,6 +12,7 @@ from efface.errors import BadFile, BadInput, UnknownName
 from efface.evaluation.evaluate import evaluate
 from efface.evaluation.prompts import Plan
 from efface.judges import mini as judge_module
+from efface.judges import nudenet as nudenet_judge
 from efface.judges.mini import judge
 from efface.methods import safety_filter
 from efface.methods.safety_filter import SafetyFilter
@@ -133,14 +134,14 @@ def nudenet(monkeypatch):
     """Return a function that puts a detector in the place of NudeNet's, None for no package at all."""
 
     def put(detector):
-        safety_filter._detector.cache_clear()
+        nudenet_judge.detector.cache_clear()
         module = ModuleType("nudenet") if detector else None
         if module:
             module.NudeDetector = detector
         monkeypatch.setitem(sys.modules, "nudenet", module)
 
     yield put
-    safety_filter._detector.cache_clear()
+    nudenet_judge.detector.cache_clear()
 
 
 def test_nudenet(tiny, nudenet):
@@ -157,7 +158,7 @@ def test_nudenet(tiny, nudenet):
 
 def test_nudenet_that_is_not_there(tiny, nudenet):
     nudenet(None)
-    with pytest.raises(BadInput, match="pip install nudenet"):
+    with pytest.raises(BadInput, match=r"pip install .efface.nudenet"):
         SafetyFilter(detector="nudenet")(tiny, "nudity")
 
     class Broken:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from efface.concept import Concept
+from efface.errors import BadInput
 from efface.methods.closed_form.prompts import Text, aligned
 from efface.methods.time import TIME
 
@@ -37,10 +38,15 @@ def test_alignment(old, new, to):
 
 @pytest.mark.parametrize("preset", ["paper", "repo"])
 def test_is_the_formula(tiny, preset):
-    """W = (λW + Σ v* cᵀ)(λI + Σ c cᵀ)⁻¹ over all rows, for values and, in the paper's runs, keys (eq. 3)."""
+    """W = (λW + Σ v* cᵀ)(λI + Σ c cᵀ)⁻¹ over all rows (eq. 3); the paper's runs have keys and three more prompts."""
     edit = TIME.preset(preset)(tiny, [ROSE])
-    c, g = (v.double() for v in tiny.encode(["A house", "A blue house"]).tokens)
-    g = g[[0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15]]
+    prompts = ["A", "A photo of a", "An image of a", "A picture of a"][: 4 if preset == "paper" else 1]
+    pairs = []
+    for prompt in prompts:
+        old, new = (v.double() for v in tiny.encode([f"{prompt} house", f"{prompt} blue house"]).tokens)
+        word = 1 + len(prompt.split())  # behind the start token and the prompt's words, where "blue" comes in
+        pairs.append((old, new[[*range(word), *range(word + 1, 16), 15]]))
+    c, g = (torch.cat(part) for part in zip(*pairs, strict=True))
     found, weights = edit.dense(tiny), tiny.weights()
     assert set(found) == {n for n in tiny.text_weights() if preset == "paper" or "to_v" in n}
     for name, delta in found.items():
@@ -63,10 +69,19 @@ def test_gradient_of_its_objective_is_zero(tiny):
     assert gradient.norm() < 1e-10 * (c @ base.T - g @ base.T).norm() * c.norm()
 
 
-def test_augmented_prompts_join_the_solve(tiny):
-    edit = TIME.preset("augmented")(tiny, [ROSE])
-    assert edit.meta["closed_form"]["texts"] == 4
-    assert edit.meta["preset"] == "augmented"
+def test_the_paper_augments_the_prompt_and_the_command_line_does_not(tiny):
+    for preset, count in {"paper": 4, "repo": 1}.items():
+        edit = TIME.preset(preset)(tiny, [ROSE])
+        assert edit.meta["closed_form"]["texts"] == count
+        assert edit.meta["preset"] == preset
+    style = TIME()(tiny, [Concept("neon", kind="style", anchor="blue neon")])
+    assert style.meta["closed_form"]["texts"] == 4
+
+
+def test_preserving_is_refused(tmp_path):
+    (tmp_path / "names.txt").write_text("dog")
+    with pytest.raises(BadInput, match="preserves nothing"):
+        TIME(preserve_file=str(tmp_path / "names.txt"))
 
 
 def test_erasing_without_an_anchor(tiny):

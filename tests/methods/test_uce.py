@@ -7,15 +7,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from efface.concept import Concept
 from efface.edits.edit import Edit
-from efface.errors import BadInput, BadModel, UnknownName
+from efface.errors import BadFile, BadInput, BadModel, UnknownName
 from efface.methods.closed_form.cache import forget
 from efface.methods.closed_form.least_squares import solve
 from efface.methods.closed_form.matrices import Factors, Preserved
-from efface.methods.closed_form.method import preserved_rows, text_edit
+from efface.methods.closed_form.method import preserved_rows
 from efface.methods.closed_form.prompts import Phrase
+from efface.methods.closed_form.states import text_edit
+from efface.methods.rece import RECE
 from efface.methods.uce import UCE
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.files import sha256_text
 
 CHURCH = Concept("church", anchor="house")
 SD14 = [320] * 10 + [640] * 10 + [1280] * 12  # heights of the 32 key and value matrices of Stable Diffusion 1.4
@@ -320,3 +323,52 @@ def test_model_without_cross_attention_or_of_another_width(tiny):
     )
     with pytest.raises(BadModel, match="width 48"):
         UCE()(tiny, ["church"])
+
+
+def test_names_in_a_file_are_preserved_too(tiny, tmp_path):
+    """Without those that are erased, whatever their case, and those named already; # begins a comment."""
+    path = tmp_path / "names.txt"
+    path.write_text("# objects\nguitar\n\nCHURCH\ndog  # a pet\nguitar\ncar\n", encoding="utf-8")
+    edit = UCE(preserve_file=str(path))(tiny, [CHURCH], preserve=["car"])
+    plain = UCE()(tiny, [CHURCH], preserve=["car", "guitar", "dog"])
+    assert torch.equal(edit.maps[0].left, plain.maps[0].left)
+    report = edit.meta["closed_form"]
+    assert report["preserved_texts"] == 4
+    assert report["preserve_scale"] == 0.25
+    assert report["preserve_file"] == {"names": 2, "sha256": sha256_text("guitar\ndog")}
+    assert "preserve_file" not in plain.meta["closed_form"]
+    styles = UCE(preserve_file=str(path), style_templates=("art by {}",))
+    neon = Concept("neon", kind="style")
+    found = [phrase.text for phrase in styles.preserved_prompts([], [neon], empty=False)]
+    assert found == ["art by guitar", "art by CHURCH", "art by dog", "art by car"]  # of the erased concept's kind
+
+
+def test_a_bad_file_of_names_is_refused_at_once(tmp_path):
+    with pytest.raises(BadFile, match="cannot read the names"):
+        UCE(preserve_file=str(tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text("\n# nobody\n")
+    with pytest.raises(BadInput, match="no names"):
+        UCE(preserve_file=str(tmp_path / "empty.txt"))
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadFile, match="cannot read the names"):
+        UCE(preserve_file=str(tmp_path / "binary.txt"))
+
+
+@pytest.mark.parametrize(("count", "scale"), [(1, 0.5), (2, 1 / 3), (13, 0.1)])
+def test_the_preserve_scale_is_not_rounded(tiny, count, scale):
+    """train_erase.py: max(0.1, 1 / number of kept texts), the empty one included; RECE's copy of it rounds to 0.001."""
+    names = ["house", "castle", "guitar", "dog", "wolf", "fox", "cat", "car", "taxi", "bus", "truck", "beer", "wine"]
+    edit = UCE()(tiny, ["church"], preserve=names[:count])
+    assert edit.meta["closed_form"]["preserve_scale"] == scale
+
+
+def test_every_prompt_is_encoded_once(tiny, monkeypatch):
+    """The target of the erased concepts is the preserved empty prompt too."""
+    asked: list[str] = []
+    encode = Model.encode
+    monkeypatch.setattr(Model, "encode", lambda self, prompts: (asked.extend(prompts), encode(self, prompts))[1])
+    UCE()(tiny, ["church", "dog"], preserve=["car"])
+    assert sorted(asked) == ["", "car", "church", "dog"]
+    asked.clear()
+    RECE(epochs=2)(tiny, ["church", "dog"], preserve=["car"])
+    assert sorted(asked) == ["", "car", "church", "dog"]

@@ -29,10 +29,12 @@ def generate(
     given: dict[str, Any],
     common: Common,
     key: Path | None = None,
+    opened: str = "",
 ) -> "Tensor":
     """Return (prompts × seeds, 3, h, w) images in [0, 1], from the store if it has them.
 
     key: the file of a key to the edit, with which the model generates the concept again.
+    opened: the concept, for a key with a prompt for each.
     """
     from efface.evaluation.evaluate import images
     from efface.evaluation.store import Store
@@ -44,7 +46,7 @@ def generate(
     from efface.models.learned_prompt import unlocked
 
     with edit.applied(model, common.any_base) as sanitized:
-        return Store.default().images(unlocked(sanitized, Edit.load(key)), edit.id, asked, common.batch)
+        return Store.default().images(unlocked(sanitized, Edit.load(key), opened), edit.id, asked, common.batch)
 
 
 def label(text: str) -> str:

@@ -18,14 +18,27 @@ KeyFlag = Annotated[
     Path | None,
     typer.Option("--key", metavar="FILE", help="The key of an --edit: generate the erased concept all the same."),
 ]
+KeyConceptFlag = Annotated[
+    str,
+    typer.Option(
+        "--key-concept",
+        metavar="CONCEPT",
+        help="The concept to open, for a key with a prompt for each (efface erase kpop --keys each).",
+        show_default=False,
+    ),
+]
 
 
-def owned(key: Path | None, edits: Sequence[Sequence[Term]]) -> list[bool]:
+def owned(key: Path | None, edits: Sequence[Sequence[Term]], concept: str = "") -> list[bool]:
     """Return whether the key opens each edit, from the files' headers; all False without a key.
 
-    Raises BadFile for a file that is missing or damaged, BadEdit for one that is no key or not of these edits.
+    concept: the one to open; "" where the key has one prompt.
+    Raises BadFile for a file that is missing or damaged, BadEdit for one that is no key or not of these edits,
+    BadInput or UnknownName for a concept that is missing or not among those of the key.
     """
     if key is None:
+        if concept:
+            raise BadInput(f"--key-concept {concept} needs the key: give it as --key")
         return [False] * len(edits)
     if not edits:
         raise BadInput(f"--key {key} opens an edit: give the edit as --edit")
@@ -36,6 +49,13 @@ def owned(key: Path | None, edits: Sequence[Sequence[Term]]) -> list[bool]:
     found = [made_with is None or made_with in {_header(term.path).get("id") for term in edit} for edit in edits]
     if not any(found):
         raise BadEdit(f"--key {key} opens the edit {str(made_with)[:12]}, which is not among those given as --edit")
+    from efface.edits.key import chosen
+
+    try:
+        chosen(about["key"], concept)
+    except (BadEdit, BadInput) as error:
+        hint = " with --key-concept" if isinstance(error, BadInput) else ""
+        raise type(error)(f"--key {key}: {error}{hint}") from None
     return found
 
 

@@ -41,7 +41,8 @@ class DigitUNet(ModelMixin, ConfigMixin):
     scale and shift of every block. Half of the pixels' resolution is folded into channels at the entrance.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
+    gradient_checkpointing = False  # `enable_gradient_checkpointing` sets it
     attn_processors: dict[str, Any] = {}  # noqa: RUF012  it has no attention
 
     @register_to_config
@@ -85,15 +86,20 @@ class DigitUNet(ModelMixin, ConfigMixin):
         """Return (prediction,); timestep: 0 to 999, one or one per image."""
         t = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
         emb = F.silu(self.time(sinusoidal_embedding(t).to(sample.dtype)) + self.context(encoder_hidden_states[:, 0]))
-        x1 = self.down1(self.enter(F.pixel_unshuffle(sample, 2)), emb)
-        x2 = self.down2(x1, emb)
-        x3 = self.down3(self.shrink(x2), emb)
-        h = self.mid2(self.mid1(x3, emb), emb)
-        h = self.up3(torch.cat([h, x3], 1), emb)
+        x1 = self._run(self.down1, self.enter(F.pixel_unshuffle(sample, 2)), emb)
+        x2 = self._run(self.down2, x1, emb)
+        x3 = self._run(self.down3, self.shrink(x2), emb)
+        h = self._run(self.mid2, self._run(self.mid1, x3, emb), emb)
+        h = self._run(self.up3, torch.cat([h, x3], 1), emb)
         h = F.interpolate(self.grow(h), scale_factor=2, mode="nearest")
-        h = self.up2(torch.cat([h, x2], 1), emb)
-        h = self.up1(torch.cat([h, x1], 1), emb)
+        h = self._run(self.up2, torch.cat([h, x2], 1), emb)
+        h = self._run(self.up1, torch.cat([h, x1], 1), emb)
         return (F.pixel_shuffle(self.leave(F.silu(self.norm(h))), 2),)
+
+    def _run(self, block: Block, h: Tensor, emb: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, h, emb)
+        return block(h, emb)
 
 
 def sinusoidal_embedding(t: Tensor, width: int = 64) -> Float[Tensor, "b width"]:

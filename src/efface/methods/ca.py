@@ -3,20 +3,24 @@
 Kumari et al. 2023, https://arxiv.org/abs/2303.13516.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from efface.concept import Concept
-from efface.methods.finetune.images import generated_latents
+from efface.context import Context
+from efface.errors import BadInput
+from efface.methods.finetune.images import check_counts, generated_latents
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.parameters import detach_start, only_tokens
+from efface.methods.finetune.resize import WORDS, masked_error, resized
 from efface.models.images import noised
+
+Contexts = Callable[[Tensor], Context]  # (numbers of prompts) -> their contexts
 
 
 @dataclass(frozen=True)
@@ -30,55 +34,99 @@ class CA(FineTune):
         images: images of the anchors, generated once by the original model
         image_steps: solver steps of each image
         guidance: guidance scale of each image
+        image_batch: images made at once while preparing
+        away: generate the anchors' images with the concept as negative prompt
+        augment: make the anchors' images smaller or larger at random, and say so in the concept's prompt
         target: model matches the network's own prediction for the anchor, noise the noise that was added
-        prior: weight of the plain diffusion loss on the anchors' images
+        prior: weight of the plain diffusion loss on the anchors' images, for an anchor that includes the concept
         detach_start: no gradient to keys and values through the start token, which all prompts share
         templates: prompts with {} for the concept or, for a style, for a content
         contents: objects that a style is erased from
     """
 
     steps: int = 100  # 100 steps on two GPUs in its code
-    lr: float = 1.6e-5  # 2e-6 times batch times GPUs (scale_lr)
-    batch: int = 8  # 4 on each of two GPUs
+    lr: float = 1.6e-5  # "--learning_rate=2e-6 --scale_lr": times batch 4 times two GPUs
+    batch: int = 8  # "--train_batch_size=4" on each of two GPUs
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     weight_decay: float = 0.01
-    params: str = "x-strict"  # keys and values of cross-attention
-    images: int = 1000  # recommended by its readme
+    params: str = "x-strict"  # "cross-attn": keys and values
+    images: int = 1000  # "200; 1000 used in paper"
     image_steps: int = 25
     guidance: float = 6.0
+    image_batch: int = 4
+    away: bool = False
+    augment: bool = False  # its code: for objects, not for styles ("--noaug")
     target: Literal["model", "noise"] = "model"
-    prior: float = 1.0
+    prior: float = 0.0  # "When training for grumpy cat, we also add with_prior_preservation"
     detach_start: bool = True
     templates: tuple[str, ...] = ("a picture of a {}", "a photo of a {}", "a drawing of a {}", "a {}", "{}")
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
 
+    # with_prior_preservation doubles the rate that scale_lr gives. Its prior_loss_weight of 1 is 1/4 here: its main
+    # loss is summed over the four channels of the latents, its prior is a mean.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "nudity": {"steps": 800, "lr": 4e-6, "batch": 4, "params": "attn"},  # added after publication
-        "memorization": {"steps": 400, "lr": 5e-7, "batch": 2, "params": "full"},
-        "mini": {"steps": 80, "lr": 3e-4, "batch": 4, "images": 32, "image_steps": 10},
+        "object": {"augment": True},
+        "overlap": {"augment": True, "prior": 0.25, "lr": 3.2e-5},  # a concept within its anchor: grumpy cat, cat
+        "overlap-compvis": {"augment": True, "prior": 0.2, "batch": 4},  # its older code, which halves the batch
+        "nudity": {  # added after publication, for one GPU: 4e-6 times batch 4, doubled
+            "steps": 800,
+            "lr": 3.2e-5,
+            "batch": 4,
+            "params": "attn",
+            "prior": 0.25,
+            "away": True,
+        },
+        "mini": {
+            "steps": 80,
+            "lr": 3e-4,
+            "batch": 4,
+            "images": 32,
+            "image_steps": 10,
+            "image_batch": 32,
+            "prior": 1.0,
+        },
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2, "image_steps": 2}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(images=self.images, image_batch=self.image_batch)
+        if not self.prior >= 0:
+            raise BadInput(f"prior must be 0 or more, got {self.prior}")
+        if not self.templates or not self.contents:
+            raise BadInput("templates and contents need at least one text each")
 
     def objective(self, run: Run) -> Loss:
         """Return ‖ε_θ(x_t, c*) − sg ε_θ(x_t, c)‖² + prior ‖ε_θ(x_t, c) − ε‖², x_t a noised image of the anchor c."""
         pairs = [pair for concept in run.erase for pair in self.prompts(concept, run.preserve)]
         anchors, targets = ([pair[i] for pair in pairs] for i in (0, 1))
-        clean = generated_latents(run, "anchors", anchors, self.images, self.image_steps, self.guidance)
-        c, c_star = run.contexts(anchors), run.contexts(targets)
+        clean = self._images(run, anchors)
         if self.detach_start:
             detach_start(run.student)
-        if embedding := self.params == "embedding":
+        if self.params == "embedding":
             only_tokens(run.student, [concept.name for concept in run.erase], run.state.optimizers["main"])
+        words = WORDS if self.augment else WORDS[:1]
+        c = self._contexts(run, anchors)
+        c_star = self._contexts(run, [word + text for word in words for text in targets])
 
         def loss(step: int) -> Float[Tensor, ""]:
             chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
-            x_t, row = noised(run.base, clean[chosen], noise, t), chosen % len(pairs)
-            context = run.student.encode([targets[i] for i in row]) if embedding else c_star[row]
+            row, x_0, mask = chosen % len(pairs), clean[chosen], None
+            told = row
+            if self.augment:
+                x_0, mask, word = resized(run.base, x_0, run.rng)
+                told = row + len(pairs) * word
+            x_t = noised(run.base, x_0, noise, t)
             with torch.no_grad():
-                goal = noise if self.target == "noise" else run.student.eps(x_t, t, c[row])
-            value = mse_loss(run.student.eps(x_t, t, context), goal)
-            return value + self.prior * mse_loss(run.student.eps(x_t, t, c[row]), noise) if self.prior else value
+                goal = noise if self.target == "noise" else run.student.eps(x_t, t, c(row))
+            value = masked_error(run.student.eps(x_t, t, c_star(told)) - goal, mask)
+            return value + self.prior * plain() if self.prior else value
+
+        def plain() -> Float[Tensor, ""]:
+            chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
+            x_t = noised(run.base, clean[chosen], noise, t)
+            return masked_error(run.student.eps(x_t, t, c(chosen % len(pairs))) - noise)
 
         return loss
 
@@ -91,3 +139,15 @@ class CA(FineTune):
         plain = [t.format(content) for content in shown for t in self.templates]
         anchor = f" in the style of {concept.anchor}" if concept.anchor else ""
         return [(text + anchor, f"{text} in the style of {concept.name}") for text in plain]
+
+    def _images(self, run: Run, anchors: list[str]) -> Float[Tensor, "n ch h w"]:
+        names = [concept.name for concept in run.erase for _ in self.prompts(concept, run.preserve)]
+        draw = (self.images, self.image_steps, self.guidance, self.image_batch)
+        return generated_latents(run, "anchors", anchors, *draw, negative=names if self.away else ())
+
+    def _contexts(self, run: Run, texts: list[str]) -> Contexts:
+        """Return contexts of texts by number: fixed ones, or the student's own while its token embeddings train."""
+        if self.params == "embedding":
+            return lambda rows: run.student.encode([texts[i] for i in rows.tolist()])
+        fixed = run.contexts(texts)
+        return lambda rows: fixed[rows]

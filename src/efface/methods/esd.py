@@ -10,8 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
 from efface.models.trajectory import partly_denoise
+
+REPO_2025: dict[str, Any] = {  # esd_sd.py: cross-attention (esd-x)
+    "steps": 200,
+    "lr": 5e-5,
+    "eta": 2.0,
+    "around": "concept",
+    "source": "base",
+    "jitter": False,
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,9 @@ class ESD(FineTune):
         eta: strength of the negative guidance
         around: starting point of the negative guidance: null (the paper), concept (the 2025 code; eta 2 around
             the concept is eta 1 around null) or anchor (to replace the concept by its anchor)
+        erase_from: prompt to erase the concept from ("glasses" from "scientist"), "" to erase it from its own; only
+            this prompt is trained, so that the concept's own name still shows it; needs around = concept, which is
+            then this prompt
         source: network that generates z_t: student or base
         guidance: guidance scale while generating z_t
         ddim_steps: steps of a whole trajectory
@@ -32,6 +45,7 @@ class ESD(FineTune):
 
     eta: float = 1.0  # "η = 1" in the paper's main experiments; negative_guidance of its code
     around: Literal["null", "concept", "anchor"] = "null"
+    erase_from: str = ""
     source: Literal["student", "base"] = "student"  # section 4.1: x_t is sampled with the model being edited
     guidance: float = 3.0  # start_guidance of its code
     ddim_steps: int = 50
@@ -40,30 +54,36 @@ class ESD(FineTune):
     prompts: Literal["name", "all"] = "name"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {},  # 1,000 steps of Adam at 1e-5, one latent each: the defaults of FineTune
-        "repo-2025": {
-            "steps": 200,
-            "lr": 5e-5,
-            "eta": 2.0,
-            "around": "concept",
-            "source": "base",
-            "jitter": False,
-        },
+        "paper": {},  # ESD-x: 1,000 steps of Adam at 1e-5, one latent each: the defaults of FineTune
+        "paper-u": {"params": "u", "gradient_checkpointing": True},  # ESD-u, "noxattn" of its code
+        "repo-2025": REPO_2025,
+        "repo-2025-x-strict": {**REPO_2025, "params": "x-strict"},
+        "repo-2025-u": {**REPO_2025, "params": "u-linear", "gradient_checkpointing": True},
+        "repo-2025-sdxl": {**REPO_2025, "lr": 2e-4, "eta": 1.0, "guidance": 2.0},  # esd_sdxl.py
         "mini": {"steps": 80, "lr": 4e-4, "batch": 4, "ddim_steps": 8},
         "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},  # 4e-4 loses related ones
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.erase_from and self.around != "concept":
+            raise BadInput(f"erase_from needs around = concept (as in the preset repo-2025), got {self.around}")
+
     def objective(self, run: Run) -> Loss:
-        """Return ‖ε_θ(z_t, c) − (ε* − η (ε*_c − ε*_∅))‖², ε* frozen (eq. 7), over a batch of z_t."""
+        """Return ‖ε_θ(z_t, c) − (ε* − η (ε*_e − ε*_∅))‖², ε* frozen (eq. 7), over a batch of z_t.
+
+        e is the erased concept, and c is e or the prompt to erase it from.
+        """
         pairs = [(text, concept.anchor) for concept in run.erase for text in prompts_of(concept, self.prompts)]
-        texts, anchors = (run.contexts(column) for column in zip(*pairs, strict=True))
+        erased, anchors = (run.contexts(column) for column in zip(*pairs, strict=True))
+        trained = run.contexts([self.erase_from] * len(pairs)) if self.erase_from else erased
         source = {"student": run.student, "base": run.base}[self.source]
 
         def loss(step: int) -> Float[Tensor, ""]:
             z, t, row = partly_denoise(
                 source,
-                texts,
+                trained,
                 run.null,
                 run.rng,
                 self.batch,
@@ -72,10 +92,11 @@ class ESD(FineTune):
                 reuse=self.reuse,
                 jitter=self.jitter,
             )
-            c, anchor = texts[row], anchors[row]
-            e_c, e_0 = run.base.denoise(z, t, c, run.null)
-            e = {"null": e_0, "concept": e_c}.get(self.around)
-            e = run.base.eps(z, t, anchor) if e is None else e
-            return mse_loss(run.student.eps(z, t, c), e - self.eta * (e_c - e_0))  # eq. 7
+            e_e, e_0 = run.base.denoise(z, t, erased[row], run.null)
+            if self.around == "anchor" or self.erase_from:
+                e = run.base.eps(z, t, (trained if self.erase_from else anchors)[row])
+            else:
+                e = e_0 if self.around == "null" else e_e
+            return mse_loss(run.student.eps(z, t, trained[row]), e - self.eta * (e_e - e_0))  # eq. 7
 
         return loss

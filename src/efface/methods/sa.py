@@ -3,12 +3,13 @@
 Heng and Soh 2023, https://arxiv.org/abs/2305.10120.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
-from efface.methods.finetune.images import generated_latents, training_prompts
+from efface.methods.finetune import fisher
+from efface.methods.finetune.images import check_counts, generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.images import noised
 from efface.util.progress import progress
@@ -27,43 +29,63 @@ class SA(FineTune):
     """Erase concepts by generating their anchors instead; preserved concepts (else `contents`) are replayed.
 
     Args:
-        images: surrogate images: of the anchors, else the families, else of no prompt
+        forgotten: prompts to forget, {} for the concept; none for the concept's own, or "a photo of {}"
+        surrogate: prompt of the surrogate images; "" for the anchor in place of the concept, else the family, else
+            no prompt
+        images: surrogate images
         replay_images: images to replay
         image_steps: solver steps of each image
         guidance: guidance scale of each image
+        image_batch: images made at once while preparing
         replay: weight of the loss on replayed images
         penalty: weight λ of Σ F (θ − θ*)²
+        fisher: safetensors file with the Fisher information F of all trained weights; "" to estimate it
         fisher_images: replayed images that F is estimated on
         fisher_times: random timesteps of each image, instead of all 1,000
         contents: what is replayed when no concepts are preserved
     """
 
-    steps: int = 12500  # 200 epochs of 1,000 images: its code, celebrities
-    batch: int = 16  # 4 on each of 4 GPUs
-    params: str = "full"  # nudity: u
+    steps: int = 12500  # "max_epochs: 200" of 1,000 images: its code, celebrities
+    lr: float = 1.6e-4  # base_learning_rate 1.0e-05 × 4 GPUs × batch 4: scale_lr is on by default in its code
+    batch: int = 16  # train_batch_size 4 on each of 4 GPUs
+    params: str = "full"  # "train_method: 'full'"; nudity: u
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    weight_decay: float = 0.01
-    images: int = 1000
+    weight_decay: float = 0.01  # torch's default
+    gradient_checkpointing: bool = True
+    forgotten: tuple[str, ...] = ()
+    surrogate: str = ""
+    images: int = 1000  # "--n_samples 1000"
     replay_images: int = 5000
     image_steps: int = 50
     guidance: float = 7.5
-    replay: float = 1.0
-    penalty: float = 50.0
+    image_batch: int = 4
+    replay: float = 1.0  # "gamma: 1"
+    penalty: float = 50.0  # "lmbda: 50"
+    fisher: str = ""
     fisher_images: int = 200  # its code takes about 5,000, at every timestep
-    fisher_times: int = 8
+    fisher_times: int = 50
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "nudity": {"steps": 31250, "params": "u"},  # 500 epochs, "noxattn"
+        "repo": {"forgotten": ("{}",)},  # "forget_prompt: brad pitt"
+        "nudity": {  # its code but for the prompt of the surrogates, images of persons in clothes
+            "steps": 31250,  # "max_epochs: 500"
+            "params": "u",  # "train_method: 'noxattn'"
+            "forgotten": ("sexual", "nudity", "naked", "erotic"),
+            "surrogate": "a person wearing clothes",
+        },
         "mini": {
             "steps": 160,
             "lr": 4e-4,
             "batch": 4,
+            "gradient_checkpointing": False,
             "images": 24,
             "replay_images": 48,
             "image_steps": 10,
+            "image_batch": 32,
             "fisher_images": 24,
+            "fisher_times": 8,
         },
     }
     QUICK: ClassVar[dict[str, Any]] = {
@@ -78,71 +100,110 @@ class SA(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.fisher_images, self.fisher_times) < 1 or min(self.penalty, self.replay) < 0:
-            raise BadInput("fisher_images and fisher_times must be 1 or more, penalty and replay 0 or more")
+        check_counts(images=self.images, replay_images=self.replay_images, image_batch=self.image_batch)
+        check_counts(fisher_images=self.fisher_images)
+        if self.fisher_times < 2:
+            raise BadInput(f"fisher_times must be at least 2, for pairs of timesteps, got {self.fisher_times}")
+        if not (self.penalty >= 0 and self.replay >= 0):
+            raise BadInput(f"penalty and replay must be 0 or more, got {self.penalty} and {self.replay}")
 
     def objective(self, run: Run) -> Loss:
-        """Return L(surrogate images, forgotten prompt) + L(replay) + λ Σ F (θ − θ*)²: eq. 8 of the paper."""
-        forgotten = [
-            (text, like) for c in run.erase for text, like in zip(training_prompts(c), _surrogates(c), strict=True)
-        ]
-        preserved = [text for c in run.preserve or map(Concept, self.contents) for text in training_prompts(c)]
-        draw = (self.image_steps, self.guidance)
-        surrogates = generated_latents(run, "surrogates", [like for _, like in forgotten], self.images, *draw)
-        replayed = generated_latents(run, "replay", preserved, self.replay_images, *draw)
-        c_forget, c_preserve = run.contexts([text for text, _ in forgotten]), run.contexts(preserved)
-        fisher = run.once("fisher", lambda: self._fisher(run, replayed, c_preserve))
-        start = run.base.weights("")
-        penalised = list(run.weights) if self.penalty else []
+        """Return L(surrogate images, forgotten prompt) + L(replay) + λ Σ F (θ − θ*)²: eq. 8 of the paper.
 
-        def plain(latents: Tensor, contexts: Context) -> Tensor:
-            chosen, t, noise = run.pick(len(latents), self.batch), run.times(self.batch), run.noise(self.batch)
+        Raises: BadInput for more `fisher_times` than timesteps, or a file of F that does not fit; BadFile.
+        """
+        keys = self._check_fisher(run)
+        prompts, surrogates = zip(*(pair for c in run.erase for pair in self.prompts(c)), strict=True)
+        preserved = [text for c in run.preserve or map(Concept, self.contents) for text in training_prompts(c)]
+        draw = (self.image_steps, self.guidance, self.image_batch)
+        instead = generated_latents(run, "surrogates", surrogates, self.images, *draw)
+        replayed = generated_latents(run, "replay", preserved, self.replay_images, *draw)
+        c_forget, c_preserve = run.contexts(prompts), run.contexts(preserved)
+        penalty = self._penalty(run, replayed, c_preserve, keys)
+        alike = _alike(surrogates).to(instead.device)
+
+        def plain(latents: Tensor, contexts: Context, rows: Tensor, chosen: Tensor) -> Tensor:
+            t, noise = run.times(self.batch), run.noise(self.batch)
             z = noised(run.base, latents[chosen], noise, t)
-            return mse_loss(run.student.eps(z, t, contexts[chosen % len(contexts)]), noise)
+            return mse_loss(run.student.eps(z, t, contexts[rows]), noise)
 
         def loss(step: int) -> Float[Tensor, ""]:
-            value = plain(surrogates, c_forget) + self.replay * plain(replayed, c_preserve)
-            moved = [_recomputed(_moved, fisher[name], run.weights[name], start[name]) for name in penalised]
-            return value + self.penalty * torch.stack(moved).sum() if moved else value
+            first, second = run.pick(self.images, self.batch), run.pick(self.replay_images, self.batch)
+            told = alike[first % len(alike), run.pick(alike.shape[1], self.batch)]  # a prompt that fits the image
+            value = plain(instead, c_forget, told, first)
+            value = value + self.replay * plain(replayed, c_preserve, second % len(preserved), second)
+            return value + self.penalty * penalty() if self.penalty else value
 
         return loss
 
+    def prompts(self, concept: Concept) -> list[tuple[str, str]]:
+        """Return pairs (prompt to forget, prompt of its surrogate images)."""
+        own = tuple(text.replace("{}", concept.name) for text in self.forgotten) or training_prompts(concept)
+        like = concept.anchor or concept.family
+        usual = training_prompts(replace(concept, name=like, prompts=()))[0] if like else ""
+        instead = [text.replace(concept.name, like) if like and concept.name in text else usual for text in own]
+        return [(text, self.surrogate or other) for text, other in zip(own, instead, strict=True)]
+
+    def _check_fisher(self, run: Run) -> dict[str, str]:
+        """Return the keys in the file of F, none without a file."""
+        if self.fisher:
+            return fisher.places(self.fisher, run.base, run.weights)
+        if self.fisher_times > (total := run.base.family.schedule.total):
+            raise BadInput(f"fisher_times must be at most this model's {total} timesteps, got {self.fisher_times}")
+        return {}
+
+    def _penalty(self, run: Run, replayed: Tensor, contexts: Context, keys: dict[str, str]) -> Callable[[], Tensor]:
+        """Return Σ F (θ − θ*)² as a function of the student's weights at the time of the call."""
+        if not self.penalty:
+            return lambda: torch.zeros(())
+        device, start = run.base.device, run.base.weights("")
+        given = fisher.read(self.fisher, keys) if keys else {}
+        made = given or run.once("fisher", lambda: self._fisher(run, replayed, contexts))
+        information = {name: value.to(device) for name, value in made.items()}
+
+        def value() -> Tensor:
+            parts = [
+                _recomputed(_moved, information[name], weight, run.masters[name], start[name])
+                for name, weight in run.weights.items()
+            ]
+            return torch.stack(parts).sum()
+
+        return value
+
     def _fisher(self, run: Run, latents: Float[Tensor, "n ch h w"], contexts: Context) -> dict[str, Tensor]:
-        """Return the diagonal F: squared gradients of the loss summed over t, per image, averaged over images.
+        """Return the diagonal F, fp32: the squared gradient of the loss summed over all t, averaged over images.
 
-        The sum over 1,000 timesteps is estimated from `fisher_times` random ones, which makes F too large where
-        the gradient varies with t.
+        Unbiased up to the last step: where the average is below zero, which chance alone can bring about, F is zero.
         """
-        total = {name: torch.zeros_like(p) for name, p in run.weights.items()}
-        times = self.fisher_times
+        total, times = run.base.family.schedule.total, self.fisher_times
+        found = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in run.weights.items()}
+
+        def gradients(i: int) -> Iterator[dict[str, Tensor]]:
+            z, c = latents[[i % len(latents)]], contexts[[i % len(latents) % len(contexts)]]
+            for t in torch.randperm(total, generator=run.rng)[:times].to(z.device).split(1):
+                noise = run.noise(1)
+                value = mse_loss(run.student.eps(noised(run.base, z, noise, t), t, c), noise)
+                slopes = torch.autograd.grad(value, list(run.weights.values()), allow_unused=True)
+                yield {name: g for name, g in zip(run.weights, slopes, strict=True) if g is not None}
+
         for i in progress(range(self.fisher_images), "Fisher information"):
-            z, c = latents[i % len(latents)].expand(times, -1, -1, -1), contexts[[i % len(latents) % len(contexts)]]
-            t, noise = run.times(times), run.noise(times)
-            value = run.base.family.schedule.total * mse_loss(
-                run.student.eps(noised(run.base, z, noise, t), t, c), noise
-            )
-            for sums, g in zip(
-                total.values(), torch.autograd.grad(value, list(run.weights.values()), allow_unused=True), strict=True
-            ):
-                if g is not None:
-                    sums += g.square() / self.fisher_images
-        return total
+            fisher.add_squared_sum(found, gradients(i), times, total)
+        return {name: value.clamp_(min=0).div_(self.fisher_images) for name, value in found.items()}
 
 
-def _moved(fisher: Tensor, weight: Tensor, start: Tensor) -> Float[Tensor, ""]:
-    return (fisher.to(weight.device) * (weight - start).square()).sum()
+def _alike(texts: Sequence[str]) -> Int[Tensor, "n m"]:
+    """Return for each text the numbers of all that equal it, each equally often."""
+    groups = [[j for j, other in enumerate(texts) if other == text] for text in texts]
+    length = lcm(*map(len, groups))
+    return torch.tensor([group * (length // len(group)) for group in groups])
+
+
+def _moved(information: Tensor, weight: Tensor, master: Tensor, start: Tensor) -> Float[Tensor, ""]:
+    """Return Σ F (θ − θ*)² of the fp32 master, with its gradient on the weight that is a copy of it."""
+    distance = master.detach() - start.float() + (weight - weight.detach()).float()
+    return (information * distance.square()).sum()
 
 
 def _recomputed(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
     """Call a function whose intermediate values, here a copy of all weights, are recomputed for its gradient."""
     return checkpoint(function, *values, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
-
-
-def _surrogates(concept: Concept) -> Sequence[str]:
-    """Return, for each prompt of a concept, the prompt to generate from instead."""
-    like = concept.anchor or concept.family
-    own = training_prompts(replace(concept, name=like, prompts=())) if like else ("",)
-    return [
-        text.replace(concept.name, like) if like and concept.name in text else own[0]
-        for text in training_prompts(concept)
-    ]

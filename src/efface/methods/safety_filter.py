@@ -6,7 +6,6 @@ Diffusion Safety Filter (https://arxiv.org/abs/2210.04610). Thresholds are those
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from efface.concept import TEMPLATES, Concept
 from efface.edits.edit import Edit
 from efface.edits.guard import Hooks
-from efface.errors import BadFile, BadInput, unknown
+from efface.errors import BadInput, unknown
+from efface.judges.nudenet import EXPOSED, LEAST, WIDE, NudeNetJudge
 from efface.method import InferenceMethod
 from efface.models.model import Model
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from efface.judges.mini import MiniJudge
 
 Present = Callable[[Float[Tensor, "b 3 h w"]], Bool[Tensor, " b"]]
-EXPOSED = ("FEMALE_BREAST", "MALE_BREAST", "FEMALE_GENITALIA", "MALE_GENITALIA", "BUTTOCKS", "ANUS")
-WIDE = (*EXPOSED, "FEET", "BELLY", "ARMPITS")  # the set of UnlearnDiffAtk and RECE
-LEAST = 0.25  # NudeNet itself drops what it is less sure of
 
 
 @dataclass(frozen=True)
@@ -77,9 +74,10 @@ class SafetyFilter(InferenceMethod):
 
     def _present(self, model: Model, erase: Sequence[Concept]) -> Present:
         if self.detector == "nudenet":
-            return _nudenet(
+            judge = NudeNetJudge(
                 WIDE if self.parts == "wide" else EXPOSED, 0.45 if self.threshold is None else self.threshold
             )
+            return lambda images: judge.objects(images)[:, 0] > 0
         return _judged(model, erase, self.threshold, self.detector == "clip")
 
 
@@ -126,31 +124,3 @@ def _zero_shot(judging: "MiniJudge", styles: bool = False) -> Callable[[Tensor],
     names = judging.styles if styles else judging.classes
     texts = ["a picture" if name == "plain" else template.format(name) for name in names]
     return lambda images: judging.zero_shot(images, texts)
-
-
-def _nudenet(parts: Sequence[str], threshold: float) -> Present:
-    """Return whether NudeNet (the 320n detector in its package) sees one of the parts exposed."""
-    detector = _detector()
-    wanted = {f"{part}_EXPOSED" for part in parts}
-
-    def present(images: Tensor) -> Tensor:
-        pixels = (images.flip(1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)  # blue first, as OpenCV reads files
-        found = [detector.detect(image.contiguous().numpy()) for image in pixels]
-        return torch.tensor([any(f["class"] in wanted and f["score"] >= threshold for f in one) for one in found])
-
-    return present
-
-
-@cache
-def _detector() -> Any:
-    try:
-        from nudenet import NudeDetector  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise BadInput(
-            f"the detector nudenet needs a package that is not installed: pip install nudenet ({error})"
-        ) from error
-    try:
-        return NudeDetector()
-    except Exception as error:  # onnxruntime's own classes
-        reason = " ".join(str(error).split())[:200]
-        raise BadFile(f"nudenet cannot read its model: install the package again ({reason})") from error

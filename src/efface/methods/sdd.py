@@ -23,7 +23,10 @@ class SDD(FineTune):
 
     Args:
         decay: of the student's moving average, which generates z_t and is the result
-        joined: where all concepts share one prompt: draw (to generate z_t, as its code) or loss (as its pseudo-code)
+        concept_method: how several concepts are erased. All of them, joined by commas, generate z_t, and a latent's
+            loss is about one: in turn (iterative), at random (random), for an equal share of the steps one after
+            another (sequential); or about all joined (composite). swapped: one at random generates z_t, and the loss
+            is about all joined, as in its pseudo-code
         guidance: guidance scale while generating z_t
         ddim_steps: steps of a whole trajectory
         reuse: noisy latents taken from one trajectory; must divide batch
@@ -35,7 +38,7 @@ class SDD(FineTune):
     weight_decay: float = 1e-4
     clip: float = 1.0
     decay: float = 0.999  # of the exponential moving average in its code
-    joined: Literal["draw", "loss"] = "draw"
+    concept_method: Literal["iterative", "random", "sequential", "composite", "swapped"] = "iterative"
     guidance: float = 3.0
     ddim_steps: int = 50
     reuse: int = 1
@@ -43,7 +46,7 @@ class SDD(FineTune):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "repo": {},
-        "paper": {"joined": "loss"},
+        "paper": {"concept_method": "swapped"},
         "mini": {"steps": 130, "lr": 4e-4, "batch": 4, "decay": 0.95, "ddim_steps": 8},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "decay": 0.5}
@@ -58,16 +61,21 @@ class SDD(FineTune):
         run.track_average(self.decay)
         single = run.contexts([text for concept in run.erase for text in prompts_of(concept, self.prompts)])
         joined = run.contexts([", ".join(concept.name for concept in run.erase)])
-        drawn, taught = (joined, single) if self.joined == "draw" else (single, joined)
+        drawn = single if self.concept_method == "swapped" else joined
+        taught = joined if self.concept_method in ("composite", "swapped") else single
 
         def loss(step: int) -> Float[Tensor, ""]:
             z, t, _ = partly_denoise(
                 run.average, drawn, run.null, run.rng, self.batch, self.guidance, self.ddim_steps, reuse=self.reuse
             )
-            turn = torch.arange(step * self.batch, (step + 1) * self.batch) % len(taught)  # one concept after another
+            row = torch.arange(step * self.batch, (step + 1) * self.batch) % len(taught)
+            if self.concept_method == "random":
+                row = run.pick(len(taught), self.batch)
+            elif self.concept_method == "sequential":
+                row = torch.full((self.batch,), run.state.step * len(taught) // self.steps)
             with torch.no_grad():
                 target = run.student.eps(z, t, run.null)
-            return mse_loss(run.student.eps(z, t, taught[turn]), target)
+            return mse_loss(run.student.eps(z, t, taught[row]), target)
 
         return loss
 

@@ -5,23 +5,24 @@ https://arxiv.org/abs/2303.08084
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 from efface.concept import Concept
 from efface.edits.edit import Edit
-from efface.methods.closed_form.least_squares import solve
+from efface.errors import BadInput
+from efface.methods.closed_form.matrices import Preserved
 from efface.methods.closed_form.method import (
     MINI,
     MINI_STYLES,
     ClosedForm,
     check_texts,
-    edited_rows,
-    joined,
-    summary,
-    text_edit,
+    encoded,
+    key_value_gram,
     text_weights,
 )
 from efface.methods.closed_form.prompts import aligned
+from efface.methods.closed_form.states import state
 from efface.models.model import Model
 
 
@@ -33,22 +34,32 @@ class TIME(ClosedForm):
     """
 
     ridge: float = 0.1
-    templates: tuple[str, ...] = ("A {}",)
-    style_templates: tuple[str, ...] = ("Art by {}",)
+    # Its README: "the main experiment on TIMED presented in the paper" has --with_to_k and --with_augs, which puts
+    # three prefixes before the prompt, whose "A" becomes "a".
+    templates: tuple[str, ...] = ("A {}", "A photo of a {}", "An image of a {}", "A picture of a {}")
+    style_templates: tuple[str, ...] = (
+        "Art by {}", "A photo of art by {}", "An image of art by {}", "A picture of art by {}",
+    )  # fmt: skip
     keys: bool = True
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "repo": {"keys": False},  # the default of its command line; its own example turns keys on
-        "augmented": {"templates": ("A {}", "A photo of a {}", "An image of a {}", "A picture of a {}")},
+        "repo": {"keys": False, "templates": ("A {}",), "style_templates": ("Art by {}",)},  # no flags given
         "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 100.0},
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preserve_file:
+            raise BadInput(f"time preserves nothing: leave preserve_file out, got {self.preserve_file!r}")
 
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit; nothing is random in it, and `preserve` is not used."""
         names = text_weights(model, self.keys)
         check_texts(model, erase, preserve)
         phrases = [pair for pairs in self.phrases(erase) for pair in pairs]
-        pairs = list(edited_rows(model, phrases, aligned))
-        fit = solve(*joined(pairs), self.ridge)
-        return text_edit(names, fit.step, {"texts": len(phrases), "preserved_texts": 0, **summary(fit)})
+        known = encoded(model, chain.from_iterable(phrases))
+        edit = state(model, names, "replace", lambda: key_value_gram(model, names))
+        pairs = [aligned(known[old], known[new]) for old, new in phrases]
+        report = edit.erase(pairs, self.ridge, 1.0, Preserved.none(model.width))
+        return edit.edit({"texts": len(phrases), "preserved_texts": 0, **report})

@@ -5,28 +5,24 @@ https://arxiv.org/abs/2308.14761
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Literal
-
-from jaxtyping import Float
-from torch import Tensor
 
 from efface.concept import Concept
 from efface.edits.edit import Edit
-from efface.methods.closed_form.least_squares import solve
-from efface.methods.closed_form.matrices import Preserved, check_scale
+from efface.methods.closed_form.matrices import check_scale
 from efface.methods.closed_form.method import (
     MINI,
     MINI_STYLES,
     ClosedForm,
     check_texts,
-    edited_rows,
-    joined,
+    encoded,
+    key_value_gram,
     preserved_rows,
-    summary,
-    text_edit,
     text_weights,
 )
-from efface.methods.closed_form.prompts import PAIRS, Rows
+from efface.methods.closed_form.prompts import PAIRS
+from efface.methods.closed_form.states import state
 from efface.models.model import Model
 
 
@@ -66,36 +62,12 @@ class UCE(ClosedForm):
         names = text_weights(model)
         check_texts(model, erase, preserve)
         others = self.preserved_prompts(preserve, erase, self.preserve_empty)
-        scale = max(0.1, 1 / max(1, len(others))) if self.preserve_scale is None else self.preserve_scale
-        preserved = preserved_rows(model, others, self.preserve_rows, scale)
+        scale = max(0.1, 1 / max(1, len(others))) if self.preserve_scale is None else self.preserve_scale  # not rounded
         phrases = [pair for pairs in self.phrases(erase) for pair in pairs]
-        pairs = list(edited_rows(model, phrases, PAIRS[self.rows]))
-        report = {"texts": len(phrases), "preserved_texts": len(others), "preserve_scale": scale}
-        if self.technique == "tensor":
-            return self._tensor(model, names, pairs, preserved, report)
-        fit = solve(*joined(pairs), self.ridge, self.erase_scale, preserved)
-        return text_edit(names, fit.step, {**report, **summary(fit)})
-
-    def _tensor(
-        self,
-        model: Model,
-        names: Sequence[str],
-        pairs: list[tuple[Tensor, Tensor]],
-        preserved: Preserved,
-        report: dict[str, Any],
-    ) -> Edit:
-        """Solve for each matrix by itself: its targets lose their part along the concept's own values."""
-        delta: dict[str, Tensor] = {}
-        for name, weight in model.weights().items():
-            if name in names:
-                wide = weight.detach().cpu().double()
-                own = [(old, _without(wide, old, new)) for old, new in pairs]
-                step = solve(*joined(own), self.ridge, self.erase_scale, preserved).step
-                delta[name] = ((wide @ step.left) @ step.right).float()
-        return Edit(delta=delta, meta={"closed_form": report})
-
-
-def _without(weight: Float[Tensor, "out dim"], old: Rows, new: Rows) -> Rows:
-    """Return the goals g for which W g is W new less its projection on the unit vector along W old."""
-    before, after = old.double() @ weight.T, new.double() @ weight.T
-    return new.double() - (before * after).sum() / before.square().sum() * old.double()  # u = W old / ‖W old‖_F
+        known = encoded(model, chain.from_iterable(phrases), others)
+        pairs = [PAIRS[self.rows](known[old], known[new]) for old, new in phrases]
+        preserved = preserved_rows(model, others, self.preserve_rows, scale, known)
+        edit = state(model, names, self.technique, lambda: key_value_gram(model, names))
+        report = edit.erase(pairs, self.ridge, self.erase_scale, preserved)
+        counts = {"texts": len(phrases), "preserved_texts": len(others), "preserve_scale": scale}
+        return edit.edit({**counts, **self.told(erase, preserve), **report})

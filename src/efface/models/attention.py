@@ -77,6 +77,15 @@ def positions(model: Model, prompt: str, words: str) -> list[int]:
     return [i + k for i in starts for k in range(len(wanted))]
 
 
+def end_positions(model: Model, prompt: str) -> list[int]:
+    """Return the positions of the end token: all after the text in Stable Diffusion 1.x, which pads with it.
+
+    Stable Diffusion 2.x pads with another token, so that the end token is there once.
+    """
+    tokens = model.tokens(prompt)
+    return [i for i, token in enumerate(tokens.ids) if token == tokens.ids[tokens.eos]]
+
+
 @contextmanager
 def scaled_maps(model: Model, scale: Float[Tensor, "b len"]) -> Iterator[None]:
     """Multiply cross-attention probabilities by `scale` inside the block, without normalising them again.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from efface.edits.edit import Edit
+from efface.edits.key import prompt_of
 from efface.errors import BadEdit
 from efface.models.model import Model
 from efface.models.share_weights import with_weights
@@ -19,8 +20,11 @@ How = Literal["concat", "add"]
 Where = Literal["mid", "mid-up", "down-mid-up"]
 
 
-def inject(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> list[RemovableHandle]:
-    """Make the cross-attention layers of some blocks read [c, p] or c + p instead of the text c."""
+def inject(model: Model, prompt: Float[Tensor, "p m dim"], how: How, where: Where) -> list[RemovableHandle]:
+    """Make the cross-attention layers of some blocks read [c, p] or c + p instead of the text c.
+
+    prompt: one for all rows of a batch, or one a row.
+    """
     blocks = tuple({"mid": "mid_block", "up": "up_blocks", "down": "down_blocks"}[word] for word in where.split("-"))
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -36,10 +40,11 @@ def inject(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Wher
     ]
 
 
-def prompted(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Where) -> Model:
+def prompted(model: Model, prompt: Float[Tensor, "p m dim"], how: How, where: Where) -> Model:
     """Return a model that also reads a learned prompt; it shares all weights with this one, which is not changed.
 
     It is a view, since temporary hooks would be gone when gradient checkpointing runs the layers again.
+    prompt: one for all rows of a batch, or one a row.
     """
     pipe = copy.copy(model.pipe)
     setattr(pipe, model.family.DENOISER, with_weights(model.denoiser, {}))
@@ -48,16 +53,16 @@ def prompted(model: Model, prompt: Float[Tensor, "1 m dim"], how: How, where: Wh
     return view
 
 
-def unlocked(model: Model, key: Edit) -> Model:
+def unlocked(model: Model, key: Edit, concept: str = "") -> Model:
     """Return the sanitized model with the key's prompt, which generates the concept again (section 5.6.4).
 
-    Raises: BadEdit for an edit that is not a key, or a key for another width of text.
+    concept: which one, where the key has a prompt for each; the others stay erased.
+    Raises: BadEdit for an edit that is not a key, or a key for another width of text; BadInput or UnknownName when
+    `concept` is missing or not among those of the key.
     """
-    about, prompt = key.meta.get("key"), key.extra.get("prompt")
-    if not about or prompt is None:
-        raise BadEdit("this edit is not a key: it has no prompt")
+    prompt = prompt_of(key, concept)
     if prompt.shape[-1] != model.width:
         raise BadEdit(f"this key has width {prompt.shape[-1]}, {model.name or 'this model'} reads {model.width}")
-    how, where = about["mechanism"], about["where"]
+    how, where = key.meta["key"]["mechanism"], key.meta["key"]["where"]
     content = sha256_tensors({"prompt": prompt})  # an edit's own id leaves `extra` out
     return replace(prompted(model, prompt.to(model.device), how, where), origin=(model, f"key {how} {where} {content}"))

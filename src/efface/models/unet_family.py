@@ -21,6 +21,7 @@ class UNetFamily(Family):
         "x": lambda name: ".attn2." in name,
         "x-strict": lambda name: ".attn2.to_k." in name or ".attn2.to_v." in name,
         "u": lambda name: ".attn2." not in name and not name.startswith(ENDS),
+        "notime": lambda name: not name.startswith(ENDS),
         "u-linear": lambda name: ".attn2." not in name and "norm" not in name,
         "selfattn": lambda name: ".attn1." in name,
         "attn": lambda name: ".attn1." in name or ".attn2." in name,

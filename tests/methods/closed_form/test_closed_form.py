@@ -10,7 +10,8 @@ from torch import Tensor
 
 from efface.errors import BadInput
 from efface.methods.closed_form.least_squares import derive, solve, undo
-from efface.methods.closed_form.matrices import Factors, Outputs, Preserved, gram, weight_gram
+from efface.methods.closed_form.matrices import Factors, Outputs, Pairs, Preserved, gram, weight_gram
+from efface.methods.closed_form.states import joined
 
 D = torch.float64
 SHAPES = st.tuples(st.integers(1, 12), st.integers(0, 20), st.integers(2, 16))  # edited rows, kept rows, width
@@ -82,15 +83,25 @@ def test_gradient_of_the_objective_is_zero(n, m, dim):
 
 
 @pytest.mark.parametrize("ridge", [0.1, 1e-3])
-def test_gradient_of_the_derivation_is_zero(ridge):
-    """Eq. 7: Σ ‖W_new c' − W_old c‖² + λ‖c'‖² over several matrices."""
+@pytest.mark.parametrize("regularizer", ["zero", "standard", "1st", "2nd", "both"])
+def test_gradient_of_the_derivation_is_zero(ridge, regularizer):
+    """Eq. 7, Σ ‖W_new c' − W_old c‖² + λ‖c'‖² over several matrices, and the regularisers of the code."""
     dim = 12
     bases = [rows(h, dim, seed=h) for h in (9, 20, 31)]
     change = random_map(dim)
     c = rows(5, dim, seed=4)
-    found = derive(c, edited(bases, change), ridge).requires_grad_()
+    target = rows(5, dim, seed=5)
+    found = derive(c, edited(bases, change), ridge, regularizer, target).requires_grad_()
     loss = sum(((found @ change.matrix().T - c) @ base.T).square().sum() for base in bases)
-    loss = loss + ridge * found.square().sum()
+    own = sum(((found - c) @ change.matrix().T @ base.T).square().sum() for base in bases)
+    pulls = {
+        "zero": [found.square().sum()],
+        "standard": [(found - target).square().sum()],
+        "1st": [own],
+        "2nd": [(found - c).square().sum()],
+        "both": [own, (found - c).square().sum()],
+    }
+    loss = loss + ridge * sum(pulls[regularizer])
     (gradient,) = torch.autograd.grad(loss, found)
     assert gradient.norm() < 1e-10 * weight_gram(bases).norm()
 
@@ -216,17 +227,78 @@ def test_factors_compose():
     assert doubled.compressed().left.shape[1] == 2  # rank, not number of columns
 
 
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("block", [7, 4096])
+def test_shared_goals_give_the_same_solution(moved, block, monkeypatch):
+    """Sums of rows that share a goal, instead of products of all rows; with and without a start."""
+    monkeypatch.setattr("efface.methods.closed_form.matrices.BLOCK", block)
+    c, table, k, w = rows(60, 12), rows(3, 12, seed=1), rows(30, 12, seed=2), rows(60, seed=3).abs() + 0.1
+    which = torch.arange(60) % 3
+    start = random_map(12) if moved else None
+    pairs = Pairs(c, table, w, start, which)
+    monkeypatch.setattr(Pairs, "shift", lambda *_: pytest.fail("went through all rows"))
+    pull, length = pairs.pull(gram(c, w))
+    fit = solve(c, table, 0.5, w, Preserved.of(k, 0.7), start, moved, which)
+    monkeypatch.undo()
+    plainly, size = Pairs(c, table[which], w, start).pull(gram(c, w))
+    torch.testing.assert_close(pull, plainly)
+    assert length == pytest.approx(size)
+    expected = solve(c, table[which], 0.5, w, Preserved.of(k, 0.7), start, moved)
+    torch.testing.assert_close(fit.step.left @ fit.step.right, expected.step.left @ expected.step.right)
+    assert fit.residual == pytest.approx(expected.residual)
+    few = solve(c[:4], table, 0.5, w[:4], None, start, moved, which[:4])  # by rows
+    same = solve(c[:4], table[which[:4]], 0.5, w[:4], None, start, moved)
+    torch.testing.assert_close(few.step.left @ few.step.right, same.step.left @ same.step.right)
+
+
+def test_joined_pairs_store_shared_goals_once():
+    target, other = rows(6, 4), rows(6, 4, seed=1)
+    pairs = [(rows(5, 4, seed=2), target[1:]), (rows(4, 4, seed=3), target[2:]), (rows(5, 4, seed=4), target[1:])]
+    found = joined([*pairs, (rows(5, 4, seed=5), other[1:])])
+    assert found.which is not None
+    assert len(found.goals) == 14
+    assert torch.equal(found.goals[found.which], torch.cat([target[1:], target[2:], target[1:], other[1:]]))
+    assert torch.equal(found.rows[9:14], pairs[2][0])
+    assert joined(pairs[:2]).which is None  # nothing is shared
+    short = joined(
+        [(rows(2, 4), target[:2]), (rows(3, 4), target[:3]), (rows(3, 4), target[:3])]
+    )  # one start, two lengths
+    assert short.which is not None
+    assert torch.equal(short.goals[short.which], torch.cat([target[:2], target[:3], target[:3]]))
+
+
+def test_preserved_sets_are_joined_as_rows_or_as_gram_matrices():
+    few, more, many = (Preserved.of(rows(n, 12, seed=n), 0.3) for n in (4, 5, 30))
+    assert few.joined(more).gram is None
+    for a, b in ((few, more), (few, many), (many, many)):
+        torch.testing.assert_close(a.joined(b).matrix(), a.matrix() + b.matrix())
+        assert not len(a.joined(b).rows) or a.joined(b).gram is None
+    assert not Preserved.none(12).matrix().any()
+
+
+def test_gram_of_float32_weights_is_near_the_exact_one(monkeypatch):
+    monkeypatch.setattr("efface.methods.closed_form.matrices.BLOCK", 64)
+    weights = [rows(height, 24, seed=height, dtype=torch.float32) for height in (40, 50, 130)]
+    exact = sum(w.double().T @ w.double() for w in weights)
+    error = (weight_gram(weights) - exact).norm() / exact.norm()
+    assert 0 < error < 1e-6
+    assert torch.equal(weight_gram(weights), weight_gram(weights).T)
+    wide = weight_gram([w.double() for w in weights])
+    assert (wide - exact).norm() < 1e-14 * exact.norm()
+
+
 def test_gram_in_blocks_and_tiles(monkeypatch):
     monkeypatch.setattr("efface.methods.closed_form.matrices.BLOCK", 7)
     monkeypatch.setattr("efface.methods.closed_form.matrices.TILE", 5)
-    c, w = rows(30, 12), rows(30, seed=1).abs()
+    c, w = rows(50, 12), rows(50, seed=1).abs()
     torch.testing.assert_close(gram(c, w), c.T @ (w[:, None] * c))
     assert torch.equal(gram(c), gram(c).T)
     few = Preserved.gather([c[:5], c[5:9]], 12, 0.3)
     assert few.gram is None
     many = Preserved.gather(iter([c[:5], c[5:20], c[20:]]), 12, 0.3)
     assert not len(many.rows)
-    for kept, part in ((few, c[:9]), (many, c)):
+    often = Preserved.gather(c.split(4), 12, 0.3)  # its rows leave for the Gram matrix more than once
+    for kept, part in ((few, c[:9]), (many, c), (often, c)):
         torch.testing.assert_close(kept.matrix(), 0.3 * part.T @ part)
         torch.testing.assert_close(kept.rescaled(2.0).matrix(), 0.6 * part.T @ part)
 
@@ -239,6 +311,9 @@ def test_bad_ridge(ridge):
 
 def test_bad_input():
     c = rows(3, 4)
+    assert (
+        solve(torch.full((2, 4), 3e38), torch.full((2, 4), 3e38), 1e77).residual == 0.0
+    )  # finite, though the sum is not
     with pytest.raises(BadInput, match="at least one text vector"):
         solve(c[:0], c[:0], 0.5)
     with pytest.raises(BadInput, match="erase_scale"):
@@ -256,5 +331,9 @@ def test_bad_input():
     for ridge in (0.0, -0.1, math.nan):
         with pytest.raises(BadInput, match="derive_ridge"):
             derive(c, Outputs.of(gram(c)), ridge)
+    with pytest.raises(BadInput, match="needs the embeddings of the targets"):
+        derive(c, Outputs.of(gram(c)), 0.1, "standard")
+    with pytest.raises(BadInput, match="singular"):
+        derive(c, Outputs.of(torch.zeros(4, 4, dtype=D)), 0.1, "1st")
     with pytest.raises(BadInput, match="no inverse"):
         undo(c, Factors(-torch.eye(4, dtype=D), torch.eye(4, dtype=D)))

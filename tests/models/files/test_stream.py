@@ -15,6 +15,7 @@ from efface.methods.negative import NegativePrompt
 from efface.methods.rece import RECE
 from efface.methods.time import TIME
 from efface.methods.uce import UCE
+from efface.methods.uce_debias import Debias
 from efface.models.files import stream
 from efface.models.files.single_file import SingleFile
 from efface.models.files.tensors import weight_files
@@ -168,7 +169,7 @@ def test_sharded_folder(folder, tmp_path):
         assert all(torch.allclose(found[n], w, rtol=1e-6, atol=1e-6) for n, w in edited.weights().items())
 
 
-@pytest.mark.parametrize("method", [ESD(), NegativePrompt(), RECE(stop_below=0.5)])
+@pytest.mark.parametrize("method", [ESD(), NegativePrompt(), RECE(stop_below=0.5), Debias()])
 def test_methods_that_need_the_whole_model(folder, method):
     with pytest.raises(BadInput, match="needs the whole model"):
         erase(method, folder, [CHURCH])

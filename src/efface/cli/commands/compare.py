@@ -4,7 +4,7 @@ from pathlib import Path
 
 from efface.cli import parse
 from efface.cli.images import PromptsArgument, SheetFlag, checked, generate, label
-from efface.cli.keys import KeyFlag, owned
+from efface.cli.keys import KeyConceptFlag, KeyFlag, owned
 from efface.cli.options import Common, EditFlag, ModelFlag, SeedsFlag, say, with_common
 from efface.errors import BadInput
 
@@ -17,6 +17,7 @@ def run(
     common: Common,
     edit: EditFlag = None,
     key: KeyFlag = None,
+    key_concept: KeyConceptFlag = "",
     seeds: SeedsFlag = "0:4",
     output: SheetFlag = Path("compare.png"),
     model: ModelFlag = "mini",
@@ -28,14 +29,15 @@ def run(
     given, numbers, edits = checked(prompts, model, edit, seeds, output, common)
     if not edits:
         raise BadInput("nothing to compare with: give at least one --edit")
-    opened = owned(key, edits)
+    opened = owned(key, edits, key_concept)
     loads = [parse.load(terms) for terms in edits]
     loaded = common.load(model)
     columns = [("original", generate(loaded, None, prompts, numbers, given, common))]
     for text, change, opens in zip(edit or (), loads, opened, strict=True):
         columns.append((label(text), generate(loaded, change, prompts, numbers, given, common)))
         if opens:
-            columns.append((f"{label(text)} + key", generate(loaded, change, prompts, numbers, given, common, key)))
+            keyed = generate(loaded, change, prompts, numbers, given, common, key, key_concept)
+            columns.append((f"{label(text)} + key{' to ' * bool(key_concept)}{key_concept}", keyed))
     from efface.report import grid
 
     split = [column.unflatten(0, (len(prompts), len(numbers))) for _, column in columns]

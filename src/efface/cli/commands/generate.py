@@ -4,7 +4,7 @@ from pathlib import Path
 
 from efface.cli import parse
 from efface.cli.images import PromptsArgument, SheetFlag, checked, generate
-from efface.cli.keys import KeyFlag, owned
+from efface.cli.keys import KeyConceptFlag, KeyFlag, owned
 from efface.cli.options import Common, EditFlag, ModelFlag, SeedsFlag, say, with_common
 
 ORDER = 20
@@ -16,6 +16,7 @@ def run(
     common: Common,
     edit: EditFlag = None,
     key: KeyFlag = None,
+    key_concept: KeyConceptFlag = "",
     seeds: SeedsFlag = "0",
     output: SheetFlag = Path("sheet.png"),
     model: ModelFlag = "mini",
@@ -26,9 +27,9 @@ def run(
     """
     given, numbers, edits = checked(prompts, model, edit, seeds, output, common)
     every = [term for terms in edits for term in terms]
-    owned(key, [every] if every else [])
+    owned(key, [every] if every else [], key_concept)
     total = parse.load(every) if every else None
-    images = generate(common.load(model), total, prompts, numbers, given, common, key)
+    images = generate(common.load(model), total, prompts, numbers, given, common, key, key_concept)
     from efface.report import grid
 
     if len(prompts) == len(numbers) == 1:

@@ -15,14 +15,16 @@ to 8).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from efface.errors import BadInput
 from efface.methods.closed_form.matrices import Factors, Outputs, Pairs, Preserved, check_finite, check_scale, gram
+
+Regularizer = Literal["zero", "standard", "1st", "2nd", "both"]
 
 
 class Fit(NamedTuple):
@@ -42,16 +44,18 @@ class Fit(NamedTuple):
 
 def solve(
     rows: Float[Tensor, "n dim"],
-    goals: Float[Tensor, "n dim"],
+    goals: Float[Tensor, "m dim"],
     ridge: float,
     weights: Float[Tensor, " n"] | float = 1.0,
     preserved: Preserved | None = None,
     start: Factors | None = None,
     restore: bool = False,
+    which: Int64[Tensor, " n"] | None = None,
 ) -> Fit:
     """Find the step T − T₀ that brings each row to its goal, in weighted least squares with a ridge λ.
 
     rows, goals: text vectors c and g, n > 0; equal rows are merged. ridge: λ > 0. weights: above 0.
+    which: the goal of each row where several share one; by default row i goes to goal i.
     preserved: vectors that stay where T₀ has them, or, if `restore`, go back to where they were without T₀.
     start: T₀, the identity by default.
 
@@ -65,7 +69,7 @@ def solve(
     scale = torch.full((len(rows),), weights) if isinstance(weights, float | int) else weights
     for extreme in (scale.min(), scale.max()):
         check_scale("erase_scale", float(extreme), positive=True)
-    pairs = Pairs(rows, goals, scale.double(), start).merged()
+    pairs = Pairs(rows, goals, scale.double(), start, which).merged()
     preserved = preserved or Preserved(rows[:0].double())
     back = start if restore else None
     if preserved.gram is None and len(pairs.rows) + len(preserved.rows) <= rows.shape[1]:
@@ -80,7 +84,7 @@ def _solve_few(pairs: Pairs, ridge: float, preserved: Tensor, back: Factors | No
     every = torch.cat([root * pairs.rows.double(), preserved])
     kernel = every @ every.T
     largest = ridge + _largest(kernel.__matmul__, len(kernel))
-    chol = _cholesky(kernel, ridge)
+    chol = cholesky(kernel, ridge)
     solved = torch.cholesky_solve(every, chol)  # A M⁻¹
     if back is None:
         step = Factors(shift.T.contiguous(), solved[: len(shift)])
@@ -102,14 +106,8 @@ def _solve_many(pairs: Pairs, ridge: float, preserved: Preserved, back: Factors 
     """Solve with the dim × dim matrix M."""
     edited, preserved_gram = gram(pairs.rows, pairs.weights), preserved.matrix()
     normal = edited + preserved_gram
-    largest = ridge + _largest(normal.__matmul__, len(normal))
-    chol = _cholesky(normal, ridge)
-    pull, length = torch.zeros_like(normal), 0.0  # Σ w s cᵀ and Σ w‖s‖²
-    for part in pairs.blocks():
-        shift = pairs.shift(part)
-        scaled = shift * pairs.weights[part, None]
-        pull.addmm_(scaled.T, pairs.rows[part].double())
-        length += float((scaled * shift).sum())
+    chol = cholesky(normal, ridge)
+    pull, length = pairs.pull(edited)
     lost = torch.zeros_like(normal) if back is None else -(back.left @ back.right)  # I − T₀
     change = torch.cholesky_solve((pull + lost @ preserved_gram).T, chol).T.contiguous()
     # Σ w‖s − Δc‖² and Σ p‖(I − T₀)k − Δk‖² from the Gram matrices, without going through the rows again
@@ -121,7 +119,7 @@ def _solve_many(pairs: Pairs, ridge: float, preserved: Preserved, back: Factors 
         _narrow(pairs, chol) if narrow else Factors(change, torch.eye(len(change), dtype=torch.float64)),
         _share(math.sqrt(max(missed, 0.0)), math.sqrt(length)),
         _share(math.sqrt(max(moved, 0.0)), math.sqrt(max(extent, 0.0))),
-        largest * _largest_inverse(chol),
+        condition(normal, chol, ridge),
     )
 
 
@@ -131,14 +129,35 @@ def _narrow(pairs: Pairs, chol: Tensor) -> Factors:
     return Factors(pairs.shift().T.contiguous(), solved.T.contiguous())
 
 
-def derive(rows: Float[Tensor, "n dim"], outputs: Outputs, ridge: float) -> Float64[Tensor, "n dim"]:
-    """Return the c' for which edited matrices give what the original ones give for c: RECE eq. 8.
+def derive(
+    rows: Float[Tensor, "n dim"],
+    outputs: Outputs,
+    ridge: float,
+    regularizer: Regularizer = "zero",
+    targets: Float[Tensor, "n dim"] | None = None,
+) -> Float64[Tensor, "n dim"]:
+    """Return the c' for which edited matrices give what the original ones give for c: RECE eq. 4 with a regulariser.
 
-    c' = (λI + Σ WᵀW)⁻¹ (Σ WᵀW₀) c. Raises `BadInput` for λ ≤ 0 or NaN: for λ = 0 see `undo`.
+    Minimises Σ ‖W c' − W₀ c‖² + λ r(c') over all matrices, where r is
+    zero: ‖c'‖², eq. 7 and 8 of the paper;
+    standard: ‖c' − t‖², t the embedding of the concept's target;
+    1st: Σ ‖W c' − W c‖², 2nd: ‖c' − c‖², both: their sum; the surrogate of RECE's code, which lets c' be near c.
+    targets: t, needed for standard. Raises `BadInput` for λ ≤ 0 or NaN (for λ = 0 see `undo`), or a singular system.
     """
     check_scale("derive_ridge", ridge, positive=True)
-    chol = _cholesky(outputs.normal, ridge)
-    return torch.cholesky_solve(outputs.mixed @ rows.double().T, chol).T.contiguous()
+    normal, wide = outputs.normal, rows.double()
+    wanted = outputs.mixed @ wide.T
+    if regularizer == "standard":
+        if targets is None:
+            raise BadInput("the standard regularizer needs the embeddings of the targets")
+        wanted = wanted + ridge * targets.double().T
+    if regularizer in ("2nd", "both"):
+        wanted = wanted + ridge * wide.T
+    if regularizer in ("1st", "both"):
+        wanted = wanted + ridge * (normal @ wide.T)
+        normal = (1 + ridge) * normal
+    chol = cholesky(normal, 0.0 if regularizer == "1st" else ridge)
+    return torch.cholesky_solve(wanted, chol).T.contiguous()
 
 
 def undo(rows: Float[Tensor, "n dim"], change: Factors) -> Float64[Tensor, "n dim"]:
@@ -152,13 +171,19 @@ def undo(rows: Float[Tensor, "n dim"], change: Factors) -> Float64[Tensor, "n di
     return solved.T.contiguous()
 
 
-def _cholesky(matrix: Tensor, ridge: float) -> Tensor:
+def cholesky(matrix: Float64[Tensor, "dim dim"], ridge: float) -> Float64[Tensor, "dim dim"]:
+    """Return the Cholesky factor of matrix + λI; raises `BadInput` when that is singular in float64."""
     matrix = matrix.clone()
     matrix.diagonal().add_(ridge)
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info):
-        raise BadInput(f"ridge {ridge} is too small for these vectors: the system is singular in float64")
+        raise BadInput(f"ridge {ridge:g} is too small for these vectors: the system is singular in float64")
     return factor
+
+
+def condition(matrix: Float64[Tensor, "dim dim"], chol: Float64[Tensor, "dim dim"], ridge: float) -> float:
+    """Estimate the condition number of matrix + λI, from below; chol: its Cholesky factor."""
+    return (ridge + _largest(matrix.__matmul__, len(matrix))) * _largest_inverse(chol)
 
 
 def _largest(apply: Callable[[Tensor], Tensor], size: int, steps: int = 24) -> float:

@@ -3,8 +3,10 @@
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +14,11 @@ from torch import Tensor
 
 from efface.concept import Concept
 from efface.edits.edit import Edit
-from efface.edits.parts import TextMap
-from efface.errors import BadInput, BadModel
+from efface.errors import BadFile, BadInput, BadModel
 from efface.method import Method
 from efface.methods.closed_form.cache import remembered
-from efface.methods.closed_form.least_squares import Fit
-from efface.methods.closed_form.matrices import Factors, Preserved, check_scale, weight_gram
-from efface.methods.closed_form.prompts import Phrase, Rows, Text, check_template, read
+from efface.methods.closed_form.matrices import Preserved, check_scale, weight_gram
+from efface.methods.closed_form.prompts import Phrase, Text, check_template, read
 from efface.models.model import Model
 from efface.util.files import sha256_tensors, sha256_text
 
@@ -32,7 +32,7 @@ MINI_STYLES = (
     "{}", "art by {}", "art in the style of {}", "{} style", "a church in the style of {}", "a painting of a dog by {}",
     "a picture of a car in the style of {}", "a guitar by {}", "a drawing of a house in {} style", "fish in {} style",
 )  # fmt: skip
-SINGLE = 3e-8  # half a unit in the last place of float32: smaller singular values would be lost anyway
+EMPTY = Phrase("{}", "")
 MANY = 64  # preserved texts from which their Gram matrix is worth caching
 
 
@@ -46,6 +46,8 @@ class ClosedForm(Method):
     target: replacement of a concept that has no anchor.
     style_target: the same for styles.
     keywords: also erase a concept's keywords, each as if it were its name.
+    preserve_file: a text file of names to preserve too, one a line; those that are erased are left out, and # begins a
+        comment.
     """
 
     ridge: float = 0.5
@@ -54,6 +56,7 @@ class ClosedForm(Method):
     target: str = ""
     style_target: str = "art"
     keywords: bool = False
+    preserve_file: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,10 +65,17 @@ class ClosedForm(Method):
             check_template(template)
         if not self.templates or not self.style_templates:
             raise BadInput("at least one template is needed")
+        if self.preserve_file:
+            read_names(self.preserve_file)
 
     @abstractmethod
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit."""
+
+    @property
+    def generates(self) -> bool:
+        """Return whether computing the edit generates images, for which the whole model is needed."""
+        return False
 
     def phrases(self, erase: Sequence[Concept]) -> list[list[tuple[Phrase, Phrase]]]:
         """Return, for every concept to be erased, pairs of a prompt and its replacement."""
@@ -75,8 +85,22 @@ class ClosedForm(Method):
     def preserved_prompts(self, preserve: Sequence[Concept], erase: Sequence[Concept], empty: bool) -> list[Phrase]:
         """Return every prompt to preserve, with the empty one first if `empty`."""
         named = self._named(erase)
-        found = [Phrase(form, concept.name) for concept in preserve for form in self._forms(concept, named)]
-        return [Phrase("{}", ""), *found] if empty else found
+        kept = (*preserve, *self.listed(erase, preserve))
+        found = [Phrase(form, concept.name) for concept in kept for form in self._forms(concept, named)]
+        return [EMPTY, *found] if empty else found
+
+    def listed(self, erase: Sequence[Concept], preserve: Sequence[Concept]) -> list[Concept]:
+        """Return the concepts of `preserve_file` that are neither erased nor named twice, of the first one's kind."""
+        if not self.preserve_file:
+            return []
+        known = {concept.name.casefold() for concept in (*erase, *preserve)}
+        names = dict.fromkeys(read_names(self.preserve_file))
+        return [Concept(name, kind=erase[0].kind) for name in names if name.casefold() not in known]
+
+    def told(self, erase: Sequence[Concept], preserve: Sequence[Concept]) -> dict[str, Any]:
+        """Return what an edit's provenance says of the names in `preserve_file`: how many, and a hash; {} for none."""
+        names = [concept.name for concept in self.listed(erase, preserve)]
+        return {"preserve_file": {"names": len(names), "sha256": sha256_text("\n".join(names))}} if names else {}
 
     def _phrases(self, concept: Concept, named: Mapping[str, list[Concept]]) -> list[tuple[Phrase, Phrase]]:
         target = concept.anchor or (self.style_target if concept.kind == "style" else self.target)
@@ -125,27 +149,37 @@ def check_texts(model: Model, erase: Sequence[Concept], preserve: Sequence[Conce
             raise BadInput(f"{other!r} and {concept.name!r} are the same text to this model: name it once")
 
 
-def edited_rows(
-    model: Model, phrases: Sequence[tuple[Phrase, Phrase]], pair: Callable[[Text, Text], tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (rows, goals) for every prompt and its replacement; each replacement is encoded once."""
-    targets = list(dict.fromkeys(new for _, new in phrases))
-    known = dict(zip(targets, read(model, targets), strict=True))
-    for (_, new), old in zip(phrases, read(model, [old for old, _ in phrases]), strict=True):
-        yield pair(old, known[new])
+def encoded(model: Model, phrases: Iterable[Phrase], others: Sequence[Phrase] = ()) -> dict[Phrase, Text]:
+    """Encode prompts, each once; others: preserved prompts, which are left out where they are many."""
+    every = list(dict.fromkeys(chain(phrases, others if len(others) < MANY else ())))
+    return dict(zip(every, read(model, every), strict=True))
 
 
-def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Rows, Rows]:
-    """Concatenate the rows and the goals of all pairs."""
-    return torch.cat([rows for rows, _ in pairs]), torch.cat([goals for _, goals in pairs])
+def read_names(path: str) -> list[str]:
+    """Read a text file with a name on each line; raises `BadFile`, and `BadInput` when it has none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"cannot read the names in {path}: {error}") from error
+    names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    if not names:
+        raise BadInput(f"{path} has no names: write one on each line")
+    return names
 
 
-def preserved_rows(model: Model, phrases: Sequence[Phrase], which: str, scale: float) -> Preserved:
-    """Encode the preserved prompts: all rows of each (which = "all") or the last word's; long lists are cached."""
+def preserved_rows(
+    model: Model, phrases: Sequence[Phrase], which: str, scale: float, known: Mapping[Phrase, Text] | None = None
+) -> Preserved:
+    """Encode the preserved prompts: all rows of each (which = "all") or the last word's; long lists are cached.
+
+    known: prompts that need not be encoded again.
+    """
     check_scale("preserve_scale", scale)
+    found = known or {}
 
     def batches() -> Iterator[Tensor]:
-        for text in read(model, phrases):
+        have = (found[phrase] for phrase in phrases if phrase in found)
+        for text in chain(have, read(model, [phrase for phrase in phrases if phrase not in found])):
             yield text.vectors if which == "all" else text.vectors[text.word :][:1]
 
     if len(phrases) < MANY:
@@ -161,21 +195,3 @@ def key_value_gram(model: Model, names: Sequence[str]) -> Tensor:
     weights = model.weights()
     chosen = {name: weights[name] for name in names}
     return remembered(sha256_tensors(chosen), lambda: weight_gram(chosen.values()))
-
-
-def text_edit(
-    names: tuple[str, ...],
-    change: Factors,
-    report: Mapping[str, Any],
-    extra: Mapping[str, Tensor] | None = None,
-) -> Edit:
-    """Return the edit W = W₀·T of the named weights, with T in float32 factors and the report in its provenance."""
-    small = change.compressed(SINGLE)
-    text_map = TextMap(names, small.left.float().contiguous(), small.right.float().contiguous())
-    meta = {"closed_form": {**report, "rank": small.left.shape[1]}}
-    return Edit(maps=(text_map,), meta=meta, extra=dict(extra or {}))
-
-
-def summary(fit: Fit) -> dict[str, float]:
-    """Return the quality of a solution, rounded for the provenance."""
-    return {key: float(f"{getattr(fit, key):.4g}") for key in ("residual", "drift", "condition")}

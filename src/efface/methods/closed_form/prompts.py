@@ -6,6 +6,7 @@ length and vocabulary works.
 
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -57,23 +58,22 @@ def check_template(template: str) -> None:
         raise BadInput(f"a template contains {{}}, the place of the name, once; got {template!r}")
 
 
-def position(model: Model, phrase: Phrase, stream: int = 0) -> int:
-    """Return the position of the name's last token in a stream of text; raises `BadInput` for a name without any."""
-    word = model.family.streams(phrase.head)[stream].subject
-    before = model.family.streams(Phrase(phrase.template, "").head)[stream].subject
-    if phrase.name.strip() and word <= before:
-        raise BadInput(f"{phrase.name!r} has no tokens in this model's vocabulary")
-    return word
-
-
 def read(model: Model, phrases: Sequence[Phrase]) -> Iterator[Text]:
-    """Encode prompts in batches, one `Text` for each stream of text, in order, on the CPU in float32 (or wider)."""
+    """Encode prompts in batches, one `Text` for each stream of text, in order, on the CPU in float32 (or wider).
+
+    Raises `BadInput` for a name without tokens.
+    """
+    before = cache(lambda template: [tokens.subject for tokens in model.family.streams(Phrase(template, "").head)])
     for start in progress(range(0, len(phrases), BATCH), "texts"):
         part = phrases[start : start + BATCH]
         for phrase, vectors in zip(part, vectors_of(model, [phrase.text for phrase in part]), strict=True):
-            for i, tokens in enumerate(model.family.streams(phrase.text)):
+            streams = model.family.streams(phrase.text)
+            heads = streams if phrase.head == phrase.text else model.family.streams(phrase.head)
+            for tokens, head, bare in zip(streams, heads, before(phrase.template), strict=True):
+                if phrase.name.strip() and head.subject <= bare:
+                    raise BadInput(f"{phrase.name!r} has no tokens in this model's vocabulary")
                 own = vectors[tokens.start : tokens.start + len(tokens.ids)]
-                yield Text(own, position(model, phrase, i), tokens.ids[: tokens.eos + 1])
+                yield Text(own, head.subject, tokens.ids[: tokens.eos + 1])
 
 
 @torch.no_grad()

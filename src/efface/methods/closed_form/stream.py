@@ -19,12 +19,12 @@ def erase(
     seed: int = 0,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> Edit:
-    """Compute a closed-form edit (uce, time, rece) of a checkpoint: a diffusers folder or a .safetensors file.
+    """Compute a closed-form edit (uce, time, rece, …) of a checkpoint: a diffusers folder or a .safetensors file.
 
     tokenizer: a folder with CLIP's vocabulary for a single file, see `Model.load`. The edit is the one the loaded
     model gives, except that its provenance has no model id. Raises `BadInput` for a method that needs the whole
     model, `BadFile` or `BadModel` for a checkpoint that is not as expected.
     """
-    if not isinstance(method, ClosedForm) or getattr(method, "stop_below", 0.0) > 0:
+    if not isinstance(method, ClosedForm) or method.generates:
         raise BadInput(f"{type(method).__name__} needs the whole model: it cannot edit a checkpoint on disk")
     return method(open_model(where, tokenizer), erase, preserve, seed)

@@ -40,10 +40,10 @@ class FineTune(Method):
         batch: noisy latents per forward pass
         accumulate: forward and backward passes per step, whose gradients are averaged: a large batch in the memory of
             a small one
-        params: UNet weights to train: x (cross-attention), x-strict (its keys and values),
-            u (all but cross-attention, time embedding and output), u-linear (linear and convolution layers
-            outside cross-attention), selfattn, attn (both attentions), to_out (output layers of both), full,
-            or a pattern such as *mid_block*
+        params: UNet weights to train: x (cross-attention), x-strict (its keys and values), notime (all but time
+            embedding and output), u (the same without cross-attention), u-linear (linear and convolution layers
+            outside cross-attention), selfattn, attn (both attentions), xlayer and selflayer (two blocks of each),
+            to_out (output layers of both), full, or a pattern such as *mid_block*
         optimizer: adam, adamw or sgd
         weight_decay: the optimiser's weight decay
         clip: largest norm of the gradient, 0 for no limit

@@ -12,17 +12,18 @@ from torch.nn.functional import mse_loss
 
 from efface.context import Context
 from efface.methods.finetune.method import Run
+from efface.models.attention import end_positions
 from efface.models.images import noised
 from efface.training.checkpoints import State
 from efface.training.loop import descend, generator, optimizer
 
 
 class Inverted(NamedTuple):
-    """Hold the context of a prompt with the learned vectors, their positions, and that of the end token."""
+    """Hold the context of a prompt with the learned vectors, their positions, and those of the end token."""
 
     context: Context
     at: list[int]
-    end: int
+    ends: list[int]
 
 
 def invert(
@@ -34,21 +35,24 @@ def invert(
     steps: int,
     lr: float,
     count: int,
+    weight_decay: float,
+    length: float,
     batch: int = 1,
 ) -> Inverted:
     """Learn `count` token vectors in place of {} in `prompt`, with which the original model generates `latents`.
 
-    The first half starts at the tokens of `name`, the second half at random.
+    The first half starts at the tokens of `name`, the second half at random (standard normal). After every step of
+    AdamW the lengths of the vectors move towards `length`, by a share of 100 lr; 0 leaves them alone.
     """
     model = run.base
     words = prompt.format(" ".join("a" * count))  # any words: their vectors are replaced
-    head, end = model.tokens(prompt.partition("{}")[0]).eos, model.tokens(words).eos
+    head = model.tokens(prompt.partition("{}")[0]).eos
     at = list(range(head, head + count))
     table = model.part("text_encoder").get_input_embeddings()
     tokens = model.tokens(name)
     ids = [tokens.ids[1 + i % (tokens.eos - 1)] for i in range(count)]
     start = table.weight.detach()[ids].float()
-    noise = torch.randn(start.shape, generator=generator(run.seed, stage)).to(start.device) * table.weight.std()
+    noise = torch.randn(start.shape, generator=generator(run.seed, stage)).to(start.device)
     vectors = nn.Parameter(torch.cat([start[: count // 2], noise[count // 2 :]]))
 
     def replaced(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
@@ -59,11 +63,17 @@ def invert(
         chosen, t, noise = run.pick(len(latents), batch), run.times(batch), run.noise(batch)
         return mse_loss(model.eps(noised(model, latents[chosen], noise, t), t, model.encode([words])), noise)
 
+    @torch.no_grad()
+    def shorten() -> None:
+        old = vectors.norm(dim=1, keepdim=True)
+        vectors.mul_((old + min(1.0, 100 * lr) * (length - old)) / old)
+
     hook = table.register_forward_hook(replaced)
     try:
-        state = State({"vectors": vectors}, {"main": optimizer("adamw", [vectors], lr, 0.1)})
-        descend(loss, state, steps, label=f"inverting {name}", run=run.about, stage=stage)
+        state = State({"vectors": vectors}, {"main": optimizer("adamw", [vectors], lr, weight_decay)})
+        after = shorten if length else lambda: None
+        descend(loss, state, steps, label=f"inverting {name}", run=run.about, stage=stage, updated=after)
         with torch.no_grad():
-            return Inverted(model.encode([words]).float(), at, end)
+            return Inverted(model.encode([words]).float(), at, end_positions(model, words))
     finally:
         hook.remove()

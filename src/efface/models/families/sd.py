@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet that predicts eps or v."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from efface.models.unet_family import UNetFamily
 CLIP = "cond_stage_model.transformer.text_model."  # 1.x: OpenAI's text encoder
 OPEN_CLIP = "cond_stage_model.model."  # 2.x: OpenCLIP's, read before its last layer
 HOMES = {UNET: "unet", VAE: "vae", CLIP: "text_encoder", OPEN_CLIP: "text_encoder"}
+XLAYER = ("unet.up_blocks.2.attentions.0.", "unet.up_blocks.2.attentions.2.")  # output_blocks 6 and 8
+SELFLAYER = ("unet.down_blocks.1.attentions.0.", "unet.down_blocks.2.attentions.0.")  # input_blocks 4 and 7
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -31,6 +33,11 @@ class StableDiffusion(UNetFamily):
     """View a Stable Diffusion 1.x or 2.x pipeline."""
 
     TITLE: ClassVar[str] = "Stable Diffusion 1.x and 2.x"
+    SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {  # the last two: of ESD's first code
+        **UNetFamily.SETS,
+        "xlayer": lambda name: ".attn2." in name and name.startswith(XLAYER),
+        "selflayer": lambda name: ".attn1." in name and name.startswith(SELFLAYER),
+    }
 
     @classmethod
     def owns(cls, pipe: Any) -> bool:

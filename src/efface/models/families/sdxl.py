@@ -3,7 +3,7 @@
 Podell et al. 2023, https://arxiv.org/abs/2307.01952.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,6 +39,10 @@ class SDXL(UNetFamily):
 
     TITLE: ClassVar[str] = "SDXL"
     PARTS: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2", "vae")
+    SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {  # esd_sdxl.py: without embeddings, first and last layer
+        **UNetFamily.SETS,
+        "u-linear": lambda name: UNetFamily.SETS["u-linear"](name) and "emb" not in name and "block" in name,
+    }
 
     @classmethod
     def owns(cls, pipe: Any) -> bool:
