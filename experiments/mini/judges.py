@@ -15,12 +15,13 @@ from experiments.mini.grounds import GROUNDS
 from experiments.mini.nouns import NAMES
 from experiments.mini.scenes import STYLE_NAMES, Scenes, pool
 
+COUNT = 20_480  # scenes
 SEEN = {art.name for art in SETS} - set(HELD_OUT)
 
 
-def learning_pool(folder: Path, count: int = 20_480) -> Scenes:
+def learning_pool(folder: Path) -> Scenes:
     """Return scenes by the artists the judges may see, tinted widely."""
-    return pool(folder / "art", count, 11, sets=SEEN, jitter=0.4, store=folder / "scenes")
+    return pool(folder / "art", COUNT, 11, sets=SEEN, jitter=0.4, store=folder / "scenes")
 
 
 def _noise(x: Tensor, g: torch.Generator, recolour: bool) -> Tensor:
@@ -82,7 +83,7 @@ def train_clip(scenes: Scenes, folder: Path, steps: int, batch: int = 128) -> St
         chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
         images = _noise(chosen.pixels.float() / 255, g, recolour=False)
         with network.bfloat16():
-            image, text = clip.image(images), clip.text(words(captions(chosen, g, empty=0)))
+            image, text = clip.image(images), clip.text(words(captions(chosen, g, empty=0.0)))
         logits, own = clip.scale.exp().clamp(max=50) * text @ image.T, torch.arange(batch)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

@@ -104,7 +104,7 @@ def held(texts: list[str], known: dict[str, int]) -> Float[Tensor, "n vocabulary
 def train(scenes: Scenes, folder: Path, steps: int, batch: int = 128, lr: float = 7e-4) -> State:
     """Train both towers, one picture to one caption; resumes from `folder`/clip.safetensors."""
     g = torch.Generator().manual_seed(3)
-    texts = captions(scenes.rows(torch.arange(min(20_000, len(scenes)))), g, empty=0)
+    texts = captions(scenes.rows(torch.arange(min(20_000, len(scenes)))), g, empty=0.0)
     words = train_tokenizer(folder / "tokenizer", texts)
     known = {word: i for i, word in enumerate(vocabulary())}
     torch.manual_seed(1)
@@ -112,7 +112,7 @@ def train(scenes: Scenes, folder: Path, steps: int, batch: int = 128, lr: float 
 
     def loss(g: torch.Generator) -> Tensor:
         chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
-        texts = captions(chosen, g, empty=0)
+        texts = captions(chosen, g, empty=0.0)
         ids = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with network.bfloat16():
             logits, read = towers(ids, chosen.pixels.float() / 127.5 - 1)

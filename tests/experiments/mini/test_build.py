@@ -12,7 +12,7 @@ from efface.judges.mini import MiniJudge
 from efface.models.model import Model, Query
 from efface.training.checkpoints import read
 from experiments.mini import __main__ as build
-from experiments.mini import artwork, export, judges, pictures
+from experiments.mini import artwork, export, scenes
 from experiments.mini.card import card
 from experiments.mini.nouns import NAMES
 
@@ -49,19 +49,20 @@ def drawings(folder: Path) -> None:
         for j, art in enumerate(("noto", "emojione-monotone")):
             drawing = np.zeros((artwork.SIZE, artwork.SIZE, 4), np.uint8)
             drawing[10 : 60 + i, 10 : 60 + i] = (5 * i, 100 * j, 200, 255)
-            found[f"{name}|{art}"] = drawing
+            found[f"{name}|{art}|0"] = drawing
     folder.mkdir(parents=True)
     np.savez_compressed(folder / "drawings.npz", **found)
 
 
 @pytest.mark.slow
 def test_every_part_runs_and_goes_on_from_what_is_there(tmp_path, monkeypatch):
-    make = pictures.make
-    for module in (pictures, judges):  # one picture a drawing and style
-        monkeypatch.setattr(module, "make", lambda drawn, copies, seed, *a, **k: make(drawn, 1, seed, *a, **k))
+    monkeypatch.setattr(scenes, "CHUNK", 128)
+    monkeypatch.setattr(build, "SCENES", 128)
+    monkeypatch.setattr(build.judges, "COUNT", 128)
+    monkeypatch.setattr(build.judges, "SEEN", {"noto", "emojione-monotone"})
     folder, into, steps = tmp_path / "run", tmp_path / "package", dict.fromkeys(build.STEPS, 1)
     drawings(folder / "art")
-    for part in ("vae", "text", "latents"):
+    for part in ("scenes", "vae", "text", "latents"):
         build.run(part, folder, into, steps)
     build._unet_worker(0, 1, "", folder, 1)  # in this process; two meet in test_network.py
     for part in ("judges", "export"):
