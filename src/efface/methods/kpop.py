@@ -113,12 +113,12 @@ class KPOP(FineTune):
                 e_e, e_n = run.base.eps(z, t, c), run.base.eps(z, t, c_n)
             restored = e_e.new_zeros(())
             for _ in range(self.prompt_steps):  # knowledge transfer, eq. 5 and 6
-                restored = mse_loss(keyed(torch.cat(prompts)[own[row]]).eps(z, t, c), e_e)
+                restored = mse_loss(keyed(torch.cat([*prompts])[own[row]]).eps(z, t, c), e_e)
                 for p, gradient in zip(prompts, torch.autograd.grad(restored, prompts), strict=True):
                     mean = run.mean(gradient)
                     p.grad = mean if mean.any() else None  # a prompt whose concept is not in the batch stays
                 run.state.optimizers["prompt"].step()
-            p = torch.cat(prompts).detach()
+            p = torch.cat([*prompts]).detach()
             value = mse_loss(run.student.eps(z, t, c), e_n)  # L1
             value = value + self.lam * mse_loss(keyed(p[own[row]]).eps(z, t, c), e_e)  # L2
             if c_k is not None:
