@@ -1,4 +1,4 @@
-"""What a killed process leaves behind is removed by the next writer; what is being written stays."""
+"""What a killed process leaves behind is removed by the next writer in the folder; what is being written stays."""
 
 import os
 import signal
@@ -21,24 +21,25 @@ import sys, time
 from efface.util.files import writing
 with writing(sys.argv[1]) as path:
     path.write_text("half")
-    print(path, flush=True)
+    print(path.parent, flush=True)
     time.sleep(60)
 """
-FOLDER = """
+SAVING = """
 import sys, time
 from pathlib import Path
-from efface.util.temporary import beside
-with beside(Path(sys.argv[1]), folder=True) as path:
-    (path / "unet").mkdir()
-    (path / "unet" / "weights").write_text("half")
-    print(path, flush=True)
+import torch
+from efface.util import files
+def fsync(_):  # safetensors is done, and the file is not yet in its place
+    print(next(Path(sys.argv[1]).parent.iterdir()), flush=True)
     time.sleep(60)
+files.os.fsync = fsync
+files.save_safetensors(sys.argv[1], {"a": torch.ones(3)})
 """
 
 
 @contextmanager
 def writer(code: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Start a process that stops in the middle of writing; yield it and its temporary file or folder."""
+    """Start a process that stops in the middle of writing; yield it and its temporary folder."""
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     with process:
         try:
@@ -48,7 +49,7 @@ def writer(code: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]
             process.kill()
 
 
-@pytest.fixture(params=[FILE, FOLDER], ids=["file", "folder"])
+@pytest.fixture(params=[FILE, SAVING], ids=["writing", "saving"])
 def killed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Return what a process that was killed with -9 in the middle of writing left behind."""
     with writer(request.param, tmp_path / "out.safetensors") as (process, left):
@@ -71,7 +72,7 @@ def test_a_resumed_training_removes_it(killed: Path, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("code", [FILE, FOLDER], ids=["file", "folder"])
+@pytest.mark.parametrize("code", [FILE, SAVING], ids=["writing", "saving"])
 def test_what_another_process_is_writing_stays(code: str, tmp_path: Path):
     with writer(code, tmp_path / "out.safetensors") as (process, other):
         for _ in range(3):
@@ -93,12 +94,13 @@ def test_what_this_process_is_writing_stays(tmp_path: Path):
 
 
 def test_what_is_not_ours_stays(tmp_path: Path):
-    names = ("out.tmp", ".out.safetensors.abcdefgh.tmp", ".out.efface-abcdefgh.tmp.txt", "x.efface-abcdefgh.tmp")
+    names = ("out.tmp", ".out.safetensors.abcdefgh.tmp", ".out.efface-abcdefgh.tmp.old", "x.efface-abcdefgh.tmp")
     for name in names:
-        (tmp_path / name).write_text("somebody's")
+        (tmp_path / name).mkdir()
+    (tmp_path / ".file.efface-abcdefgh.tmp").write_text("somebody's")
     (tmp_path / ".link.efface-abcdefgh.tmp").symlink_to(tmp_path / "out.tmp")
     temporary.sweep(tmp_path)
-    assert len(list(tmp_path.iterdir())) == len(names) + 1
+    assert len(list(tmp_path.iterdir())) == len(names) + 2
 
 
 def test_without_locks_it_must_be_a_day_old(killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -114,7 +116,7 @@ def test_without_locks_it_must_be_a_day_old(killed: Path, tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_file_that_another_process_took_away_before_it_was_locked_is_made_again(
+def test_a_folder_that_another_process_took_away_before_it_was_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     lock, taken = temporary._locked, []
@@ -122,12 +124,12 @@ def test_a_file_that_another_process_took_away_before_it_was_locked_is_made_agai
     def late(descriptor: int, wait: bool = False) -> bool | None:
         if wait and not taken:
             taken.extend(tmp_path.iterdir())
-            taken[0].unlink()
+            taken[0].rmdir()
         return lock(descriptor, wait)
 
     monkeypatch.setattr(temporary, "_locked", late)
     with writing(tmp_path / "a") as path:
-        assert path != taken[0]
+        assert path.parent != taken[0]
         path.write_text("whole")
     assert (tmp_path / "a").read_text() == "whole"
 

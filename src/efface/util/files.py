@@ -33,16 +33,17 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
+    """Yield a path in a temporary folder beside `path`; on success it becomes `path`, on any failure it is removed.
 
     First removes what killed processes left in the folder, see `efface.util.temporary`.
     Raises `WriteError` when the folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
     try:
-        with temporary.beside(path) as own:
+        with temporary.beside(path) as folder:
+            own = folder / path.name
             yield own
-            os.chmod(own, 0o666 & ~umask())  # it was made private
+            os.chmod(own, 0o666 & ~umask())  # some libraries make files private
             os.replace(own, path)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error

@@ -2,7 +2,6 @@
 
 import struct
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ DAMAGED = (  # what PIL raises for damaged files of these formats; a broken chun
 )  # fmt: skip
 
 
-def read(path: str | Path, formats: Sequence[str] = FORMATS) -> "Image":
+def read(path: str | Path, formats: tuple[str, ...] = FORMATS) -> "Image":
     """Return an image as RGB; of an animation, the first frame.
 
     The size is known from the header, before any pixel is decoded. PIL would try some fifty formats, of which some

@@ -1,7 +1,8 @@
-"""Temporary files and folders beside what is written. Those of a killed process are removed by the next writer.
+"""Temporary folders beside what is written. Those of a killed process are removed by the next writer.
 
-A writer holds a lock on what it writes, which the system releases when the process ends, however it ends. So a file
-with our name that can be locked has no writer any more. Where files cannot be locked, it must be a day old as well.
+A writer holds a lock on its folder, which the system releases when the process ends, however it ends. So a folder with
+our name that can be locked has no writer any more. Where folders cannot be locked, it must be a day old as well. A
+folder holds whatever other libraries put beside a file while they write it: safetensors writes a file of its own first.
 """
 
 import os
@@ -23,41 +24,34 @@ DAY = 24 * 3600.0  # seconds
 
 
 @contextmanager
-def beside(path: Path, folder: bool = False) -> Iterator[Path]:
-    """Yield a new, locked file or folder in the folder of `path`; it is removed unless the block has renamed it.
+def beside(path: Path) -> Iterator[Path]:
+    """Yield a new, locked folder in the folder of `path`, in which to write it; it is removed with what is left in it.
 
     First removes what killed processes left there. Raises `OSError`.
     """
     sweep(path.parent)
-    own, lock = _new(path, folder)
+    own, lock = _new(path)
     try:
         yield own
     finally:
-        _remove(own)
+        shutil.rmtree(own, ignore_errors=True)
         if lock is not None:
             os.close(lock)
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files and folders of killed processes in a folder; those being written stay."""
+    """Remove the temporary folders of killed processes in a folder; those in use stay."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if NAME.fullmatch(entry.name) and (
-                entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
-            ):
+            if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 _remove_if_left(Path(entry.path))
 
 
-def _new(path: Path, folder: bool) -> tuple[Path, int | None]:
-    """Return a new file or folder and the descriptor that holds its lock, None where it cannot be locked."""
-    options = {"prefix": f".{path.name[:40]}.efface-", "suffix": ".tmp", "dir": path.parent}
+def _new(path: Path) -> tuple[Path, int | None]:
+    """Return a new folder and the descriptor that holds its lock, None where it cannot be locked."""
     while True:
-        if folder:
-            own = Path(tempfile.mkdtemp(**options))
-            lock = _open(own)
-        else:
-            lock, name = tempfile.mkstemp(**options)
-            own = Path(name)
+        own = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.efface-", suffix=".tmp", dir=path.parent))
+        lock = _open(own)
         if lock is not None and not _locked(lock, wait=True):
             os.close(lock)
             return own, None
@@ -70,9 +64,9 @@ def _new(path: Path, folder: bool) -> tuple[Path, int | None]:
 def _remove_if_left(path: Path) -> None:
     lock = _open(path)
     try:
-        free = lock is not None and _locked(lock)
+        free = None if lock is None else _locked(lock)
         if free or (free is None and time.time() - path.stat().st_mtime > DAY):
-            _remove(path)
+            shutil.rmtree(path, ignore_errors=True)
     except OSError:
         return
     finally:
@@ -82,13 +76,13 @@ def _remove_if_left(path: Path) -> None:
 
 def _open(path: Path) -> int | None:
     try:
-        return os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        return os.open(path, os.O_RDONLY)
     except OSError:
         return None
 
 
 def _locked(descriptor: int, wait: bool = False) -> bool | None:
-    """Lock a file; return whether it is locked now, None where files cannot be locked."""
+    """Lock a folder; return whether it is locked now, None where folders cannot be locked."""
     if fcntl is None:
         return None
     try:
@@ -98,10 +92,3 @@ def _locked(descriptor: int, wait: bool = False) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

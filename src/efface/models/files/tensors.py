@@ -17,7 +17,7 @@ from torch import Tensor
 
 from efface.errors import BadFile, WriteError
 from efface.util import temporary, untrusted
-from efface.util.files import check_safetensors, opened, umask, writing
+from efface.util.files import check_safetensors, opened, writing
 
 BLOCK = 1 << 24  # bytes copied at once
 
@@ -87,10 +87,9 @@ def write_copy(where: Path, out: Path, at: Mapping[str, Place], value: Value, me
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WriteError(f"cannot write {out}: it exists already")
     try:
-        with temporary.beside(out, folder=True) as own:
-            _copy_folder(where, own, at, value, meta)
-            os.chmod(own, 0o777 & ~umask())
-            os.replace(own, out)
+        with temporary.beside(out) as folder:
+            _copy_folder(where, folder / out.name, at, value, meta)
+            os.replace(folder / out.name, out)
     except OSError as error:
         raise WriteError(f"cannot write {out}: {error.strerror or error}") from error
 
