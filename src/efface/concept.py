@@ -1,6 +1,5 @@
 """Concept: what to erase, the prompts that ask for it, and its anchor."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efface.errors import BadFile, BadInput, unknown
+from efface.util import untrusted
 from efface.util.shipped import SHIPPED
 
 Kind = Literal["object", "style", "identity", "unsafe"]
@@ -102,7 +102,7 @@ def table(model: str) -> dict[str, Concept]:
 @cache
 def _read(path: Path, _modified: int) -> dict[str, Concept]:
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
+        groups = untrusted.read(path)
         items = [item for group in ("objects", "styles") for item in groups.get(group, [])]
         known = {f.name for f in fields(Concept)}  # the table has further keys (labels, held-out words)
         found = [Concept.from_json({key: item[key] for key in item if key in known}) for item in items]

@@ -80,8 +80,13 @@ class Family(ABC):
 
     @classmethod
     def part_of(cls, key: str, configs: Configs) -> str:
-        """Return the part a stored tensor is a weight of; "" for averages, schedules and others that are not read."""
+        """Return the part a stored tensor is a weight of, "" for one of no part."""
         return ""
+
+    @classmethod
+    def unread(cls, key: str, configs: Configs) -> bool:
+        """Return whether a stored tensor is a weight of a part that this family does not read; see also `unused`."""
+        return False
 
     # --- text ---
     @abstractmethod
