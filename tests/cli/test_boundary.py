@@ -26,6 +26,7 @@ from efface.errors import BadEdit, BadInput
         (BadEdit("pass any_base=True"), "pass --any-base=True", 2),
         (OSError(errno.ENOSPC, "No space left on device", "x.png"), "No space left on device: x.png", 2),
         (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 5000), f"File name too long: {'a' * 200}", 2),
+        (BadInput("a" * 5000), "a" * 900 + "…", 2),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "", 141),
         (MemoryError(), "out of memory: ask for less at once", 2),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory: ask for less", 2),

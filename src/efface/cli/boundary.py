@@ -17,6 +17,7 @@ from efface.errors import EffaceError, unknown
 
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub", "accelerate", "torch", "PIL", "urllib3", "httpx")
 VERBOSITY = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")  # read when each is imported
+LONGEST = 900  # characters of a line
 FULL = ("not enough memory", "can't allocate memory", "out of memory", "Unable to allocate")
 
 
@@ -34,7 +35,8 @@ class Terminated(KeyboardInterrupt):
 def ending(error: BaseException) -> Ending:
     """Return the line and the exit code for what a command raised."""
     if isinstance(error, EffaceError):
-        return Ending(str(error).replace("any_base", "--any-base"), 2)  # the flag instead of the argument
+        said = str(error).replace("any_base", "--any-base")  # the flag instead of the argument
+        return Ending(said if len(said) <= LONGEST else f"{said[:LONGEST]}…", 2)
     if isinstance(error, Terminated):
         return Ending("stopped", 143)
     if isinstance(error, KeyboardInterrupt):
