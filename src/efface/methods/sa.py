@@ -70,7 +70,7 @@ class SA(FineTune):
     RANGES: ClassVar[Ranges] = {
         "images": COUNT, "replay_images": COUNT, "image_steps": SOLVER_STEPS, "guidance": GUIDANCE,
         "image_batch": ROWS, "replay": WEIGHT_OR_NONE, "penalty": WEIGHT_OR_NONE, "fisher_images": COUNT,
-        "fisher_times": "[2, 1000]",
+        "fisher_times": "[2, 100000]",
     }  # fmt: skip
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
