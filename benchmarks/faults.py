@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--checkpoint-every", "1", "-o", "out.safetensors"),
     ),
     "generate": ("generate", "a church", "a dog", "--seeds", "0:4", "--steps", "4", "--batch", "2", "-o", "out.png"),
-    "evaluate": ("evaluate", "edit.safetensors", *FEW, "--steps", "1", "--json", "out.json"),
+    "evaluate": ("evaluate", "edit.safetensors", *FEW, "--steps", "2", "--json", "out.json"),
 }
 
 
