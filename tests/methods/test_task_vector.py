@@ -172,8 +172,8 @@ def test_bad_input(tiny, tmp_path, album):
         ({"folder": str(tmp_path / "none"), "real": 1}, "no images in"),
         ({"folder": str(album), "real": 1}, "cannot read the image .*broken.png"),
         ({"folder": str(album), "real": 3}, r"real must be 1 to 2 \(images\), got 3"),
-        ({"images": 0}, "images must be at least 1"),
-        ({"image_batch": 0}, "image_batch must be at least 1"),
+        ({"images": 0}, "images must be from 1 to 1000000, got 0"),
+        ({"image_batch": 0}, "image_batch must be from 1 to 4096, got 0"),
         ({"only": ("no_such_block",)}, "no_such_block"),
     ]:
         with pytest.raises(BadInput, match=message):

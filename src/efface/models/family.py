@@ -153,6 +153,9 @@ class Family(ABC):
         """Return the test for membership in a named set of parameters, None for an unknown set."""
         return self.SETS.get(name)
 
+    def check(self) -> None:  # noqa: B027
+        """Check that the parts' configurations fit each other; by default nothing. Raises `BadModel`."""
+
     def prepare(self) -> None:  # noqa: B027
         """Bring the pipeline's parts, as they were loaded, to the precision that they need; by default nothing."""
 
@@ -195,10 +198,15 @@ def known_families() -> list[type[Family]]:
 
 
 def family_of(pipe: Any) -> Family:
-    """Return a view of the pipeline by the family that owns it; raises `BadModel` when none does."""
+    """Return a view of the pipeline by the family that owns it.
+
+    Raises `BadModel` when none does, or when its parts do not fit each other.
+    """
     families = known_families()
     for family in families:
         if family.owns(pipe):
-            return family(pipe)
+            found = family(pipe)
+            found.check()
+            return found
     known = ", ".join(family.TITLE for family in families)
     raise BadModel(f"a {type(pipe).__name__} is of no model family that efface knows (known: {known})")

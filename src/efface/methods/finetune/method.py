@@ -26,6 +26,7 @@ from efface.methods.finetune.parameters import select
 from efface.models.model import Model
 from efface.training.checkpoints import State, checkpoints, current
 from efface.training.loop import descend, generator, optimizer
+from efface.util.ranges import COUNT, DECAY, RATE, ROWS, WEIGHT_OR_NONE, Ranges
 
 Loss = Callable[[int], Tensor]  # number of the draw -> a number
 
@@ -62,17 +63,15 @@ class FineTune(Method):
     gradient_checkpointing: bool = False
     bf16: bool = False
 
+    RANGES: ClassVar[Ranges] = {
+        "steps": COUNT, "batch": ROWS, "accumulate": COUNT, "lr": RATE, "weight_decay": DECAY,
+        "clip": WEIGHT_OR_NONE,
+    }  # fmt: skip
+
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise BadInput(f"lr must be above 0, got {self.lr}")
-        if self.clip < 0 or self.weight_decay < 0:
-            raise BadInput(f"clip and weight_decay must be 0 or more, got {self.clip}, {self.weight_decay}")
 
     @abstractmethod
     def objective(self, run: "Run") -> Loss:
