@@ -293,6 +293,7 @@ def run_all() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="update only these")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets background jobs ignore it
     Model.load("mini")  # so that every library is imported before the first fork
     about = {"kills": given.kills, "seed": given.seed, "versions": versions(), "git": git()}
     old = RECORD.is_file() and len(given.commands) < len(COMMANDS)

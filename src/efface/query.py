@@ -6,10 +6,10 @@ from typing import Any
 
 from efface.context import Context
 from efface.errors import BadInput, unknown
-from efface.models.solvers import SOLVERS
 from efface.util.files import sha256_tensors
 from efface.util.ranges import GUIDANCE, check, short
 from efface.util.seeds import check_seed
+from efface.util.solvers import SOLVERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Query:
     steps: of the solver, 1 or more.
     guidance: classifier-free guidance scale, -1000 to 1000; 1 means none.
     context: one row, used in place of the encoded prompt; without a pooled vector the prompt's own is used.
-    solver: "" for the model's own, else a name in `efface.models.solvers.SOLVERS`.
+    solver: "" for the model's own, else a name in `efface.util.solvers.SOLVERS`.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
     """

@@ -96,6 +96,11 @@ def test_other_libraries_are_silent_unless_debugging(capsys: pytest.CaptureFixtu
     assert logger.level == level
 
 
+def heard() -> None:
+    """Let a child hear Ctrl-C, also where these tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def program(code: str, *, after: float | None = None, number: int = 0, **more: Any) -> tuple[int, str, str]:
     """Run `main` on a command that is replaced by `code`; send a signal `after` it has begun."""
     script = (
@@ -104,7 +109,12 @@ def program(code: str, *, after: float | None = None, number: int = 0, **more: A
         "listing.registered = work\napp.main(['list', 'methods'])\n"
     )
     done = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
+        **more,
     )
     begun = ""
     if after is not None:
@@ -123,6 +133,17 @@ def test_signals_end_in_one_line_and_unwind(number: int, code: int, tmp_path: Pa
     work = f"\n    try: time.sleep(60)\n    finally: __import__('os').unlink({str(left)!r})"
     assert program(work, after=0.1, number=number) == (code, "begun\n", "efface: stopped\n")
     assert not left.exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_inside_a_destructor_is_not_lost(number: int, code: int):
+    """Python drops what a destructor raises; without a second signal the command would go on."""
+    strike = f"__import__('signal').raise_signal({int(number)}); list(range(9))"
+    work = (
+        f"\n    class Struck:\n        def __del__(self): {strike}"
+        "\n    Struck()\n    for _ in range(600): time.sleep(0.1)"
+    )
+    assert program(work) == (code, "begun\n", "efface: stopped\n")
 
 
 def test_a_reader_that_leaves_is_no_error():

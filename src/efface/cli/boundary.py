@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, NoReturn
 
@@ -99,10 +99,29 @@ def prepare() -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, stop)
+    if hasattr(signal, "setitimer"):
+        sys.unraisablehook = _strike_again(sys.unraisablehook)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             with suppress(OSError):  # a descriptor that another program replaced
                 stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _strike_again(others: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Return a hook that repeats a signal which struck inside a destructor, where Python drops the exception.
+
+    others: the hook for everything else.
+    """
+
+    def hook(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            others(dropped)
+            return
+        number = signal.SIGTERM if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.02)  # when the destructor is over
+
+    return hook
 
 
 def leave(code: int) -> NoReturn:

@@ -12,7 +12,7 @@ import typer.core
 
 from efface.cli import parse
 from efface.errors import BadInput, unknown
-from efface.models.solvers import SOLVERS
+from efface.util.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit

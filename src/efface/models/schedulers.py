@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from efface.errors import BadInput, unknown
-from efface.models.solvers import SOLVERS
+from efface.util.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
