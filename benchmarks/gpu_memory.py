@@ -166,7 +166,7 @@ def count(name: str, preset: str, precision: str, tokenizer: Path) -> dict[str, 
 
 
 def main() -> None:
-    """Count the chosen methods, print a table and write the record."""
+    """Count the chosen methods and write the record after each."""
     import tempfile
 
     from _sd14 import make_vocabulary
@@ -180,18 +180,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=trained, choices=trained, metavar="METHOD")
     parser.add_argument("--no-record", action="store_true")
     given = parser.parse_args()
-    rows = []
+    old = json.loads(RECORD.read_text())["rows"] if RECORD.exists() else []
+    rows = [row for row in old if row["method"] not in given.only]
     with tempfile.TemporaryDirectory() as folder:
         make_vocabulary(tokenizer := Path(folder) / "tokenizer")
-        for name in given.only:
-            presets = [p for p in registry.get("methods", name).PRESETS if not p.startswith("mini")]
-            for preset in presets:
-                for precision in PRECISIONS:
-                    rows.append(count(name, preset, precision, tokenizer))
-                    print(json.dumps(rows[-1]), flush=True)
-    if not given.no_record:
-        record = {"benchmark": "gpu_memory", **surroundings(1), "rows": rows}
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        for name, preset, precision in cases(given.only):
+            rows.append(count(name, preset, precision, tokenizer))
+            print(json.dumps(rows[-1]), flush=True)
+            if not given.no_record:
+                record = {"benchmark": "gpu_memory", **surroundings(1), "rows": rows}
+                RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def cases(names: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (method, preset, precision): every preset but mini's in float32, the default one in bfloat16 too."""
+    from efface import registry
+
+    for name in names:
+        cls = registry.get("methods", name)
+        for preset in (p for p in cls.PRESETS if not p.startswith("mini")):
+            yield name, preset, "fp32"
+            if cls.preset(preset) == cls():
+                yield name, preset, "bf16"
 
 
 if __name__ == "__main__":

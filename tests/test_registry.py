@@ -117,7 +117,7 @@ class Worded:
     free: str = "any"
 
     def __post_init__(self) -> None:
-        registry.check_choices(self)
+        registry.check_fields(self)
 
 
 def test_choices_are_checked_at_construction():

@@ -10,8 +10,10 @@ from efface import concept as concepts
 from efface import registry
 from efface.concept import Concept
 from efface.edits.edit import Edit
+from efface.errors import BadInput
 from efface.models.files.single_file import Prediction
 from efface.models.model import Model
+from efface.util.ranges import short
 
 
 def load(
@@ -27,6 +29,10 @@ def load(
     >>> model = efface.load("mini")
     >>> images = model.generate([efface.Query("a picture of a church", seed=0)])
     """
+    if not isinstance(where, str | os.PathLike):
+        raise BadInput(f"a model is a name or a path, got {short(where)}")
+    if not isinstance(dtype, torch.dtype):
+        raise BadInput(f"dtype is a torch.dtype such as torch.float32, got {short(dtype)}")
     return Model.load(where, device, dtype, tokenizer, prediction)
 
 
@@ -34,14 +40,15 @@ def erase(
     model: Model,
     erase: str | Concept | Sequence[str | Concept],
     method: str = "uce",
-    preserve: Sequence[str | Concept] = (),
+    preserve: str | Concept | Sequence[str | Concept] = (),
     seed: int = 0,
     preset: str = "",
     **fields: Any,
 ) -> Edit:
     """Erase one or more concepts and return the edit; the model stays as it is.
 
-    Names are looked up in the model's concept table when it has one. `fields` are the method's hyper-parameters.
+    erase, preserve: a concept or its name, or several. Names are looked up in the model's concept table when it has
+    one. `fields` are the method's hyper-parameters.
     Raises `UnknownName` (method, preset, field, concept) or `BadInput`.
 
     >>> edit = efface.erase(model, "church", method="uce", preserve=["house"])
@@ -50,9 +57,10 @@ def erase(
     ...     images = edited.generate([efface.Query("a picture of a church", seed=0)])
     """
     chosen = registry.get("methods", method).preset(preset, **fields)
-    erased = [erase] if isinstance(erase, str | Concept) else list(erase)
-    return chosen(model, [_find(c, model) for c in erased], [_find(c, model) for c in preserve], seed)
-
-
-def _find(value: str | Concept, model: Model) -> Concept:
-    return value if isinstance(value, Concept) else concepts.find(value, model.name)
+    if not isinstance(model, Model):
+        raise BadInput(f"erase needs a Model, as efface.load returns it, got {short(model)}")
+    erased, preserved = (
+        Concept.all_of(values, what, lambda name: concepts.find(name, model.name))
+        for what, values in (("erase", erase), ("preserve", preserve))
+    )
+    return chosen(model, erased, preserved, seed)

@@ -15,6 +15,7 @@ from efface.errors import BadInput, unknown
 from efface.judge import Judge
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.ranges import Ranges, short
 from efface.util.seeds import check_seed
 
 A = TypeVar("A", bound="Attack")
@@ -62,16 +63,18 @@ class Finding:
 class Attack(ABC):
     """Base class of attacks: calling one searches an edited model and returns a `Finding`. Fields are hyper-parameters.
 
-    PRESETS and QUICK are as in `Method`: named sets of field values, and values that make it quick enough for tests.
+    PRESETS, RANGES and QUICK are as in `Method`: named sets of field values, the range of every number, and values
+    that make it quick enough for tests.
     """
 
     KIND: ClassVar[str] = "attacks"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    RANGES: ClassVar[Ranges] = {}
     QUICK: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        """Check the choices of fields; a subclass that checks more calls this first. Raises `UnknownName`."""
-        registry.check_choices(self)
+        """Check the fields; a subclass that checks more calls this first. Raises `BadInput` or `UnknownName`."""
+        registry.check_fields(self)
 
     def __call__(
         self, target: Target, concept: Concept | str, queries: Sequence[Query] | Query, seed: int = 0
@@ -80,10 +83,12 @@ class Attack(ABC):
 
         The models are left as they were. Raises `BadInput` without a query, or for a bad seed.
         """
-        asked = (queries,) if isinstance(queries, Query) else tuple(queries)
-        if not asked:
+        given: Any = (queries,) if isinstance(queries, Query) else queries
+        if not isinstance(given, Sequence) or not all(isinstance(query, Query) for query in given):
+            raise BadInput(f"an attack starts from a Query or several, got {short(given)}")
+        if not given:
             raise BadInput("an attack needs at least one query to start from")
-        return self.search(target, Concept.of(concept), asked, check_seed(seed))
+        return self.search(target, Concept.of(concept), tuple(given), check_seed(seed))
 
     @abstractmethod
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
@@ -93,10 +98,10 @@ class Attack(ABC):
     def preset(cls: type[A], name: str = "", **override: Any) -> A:
         """Build the attack from a named preset ("" = the defaults) with some fields overridden.
 
-        Raises `UnknownName` for a preset or a field that does not exist.
+        Raises `UnknownName` for a preset or a field that does not exist, `BadInput` for a value out of range.
         """
-        if name and name not in cls.PRESETS:
-            raise unknown(f"preset of {registry.name_of(cls)}", name, cls.PRESETS)
+        if name != "" and name not in cls.PRESETS:
+            raise unknown(f"preset of {registry.name_of(cls)}", str(name), cls.PRESETS)
         return registry.build(cls, **{**(cls.PRESETS[name] if name else {}), **override})
 
 

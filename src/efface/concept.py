@@ -1,13 +1,14 @@
 """Concept: what to erase, the prompts that ask for it, and its anchor."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from efface.errors import BadFile, BadInput, unknown
+from efface.util import untrusted
+from efface.util.ranges import short
 from efface.util.shipped import SHIPPED
 
 Kind = Literal["object", "style", "identity", "unsafe"]
@@ -44,6 +45,7 @@ class Concept:
     keywords: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_texts(vars(self))
         if not self.name.strip():
             raise BadInput("a concept needs a name, got an empty one")
 
@@ -54,8 +56,27 @@ class Concept:
 
     @classmethod
     def of(cls, value: "str | Concept") -> "Concept":
-        """Return a concept as it is, or make one from its name."""
+        """Return a concept as it is, or make one from its name. Raises `BadInput` for anything else."""
+        if not isinstance(value, str | Concept):
+            raise BadInput(f"a concept is a name or a Concept, got {short(value)}")
         return value if isinstance(value, Concept) else cls(value)
+
+    @classmethod
+    def all_of(
+        cls,
+        values: "str | Concept | Iterable[str | Concept]",
+        what: str = "erase",
+        look_up: "Callable[[str], Concept] | None" = None,
+    ) -> "tuple[Concept, ...]":
+        """Return the concepts of one or several names or concepts, each once.
+
+        look_up: makes a concept from a name. Raises `BadInput`, which begins with `what`, for anything else.
+        """
+        given: Any = (values,) if isinstance(values, str | Concept) else values
+        if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+            raise BadInput(f"{what} takes a concept, a name, or several of them, got {short(given)}")
+        found = (look_up(one) if look_up and isinstance(one, str) else cls.of(one) for one in given)
+        return tuple(dict.fromkeys(found))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are not at their default, as plain JSON values."""
@@ -70,19 +91,22 @@ class Concept:
             if key not in known:
                 raise unknown("field of a concept", str(key), known)
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
-        if not isinstance(values.get("name"), str):
-            raise BadInput(f"a concept needs a name, got {dict(value)!r}")
-        for key, found in values.items():
-            many = isinstance(getattr(cls, key, ""), tuple)
-            if not (
-                isinstance(found, tuple) and all(isinstance(v, str) for v in found) if many else isinstance(found, str)
-            ):
-                raise BadInput(
-                    f"{key} of the concept {values['name']!r} should be {'texts' if many else 'text'}, got {found!r}"
-                )
-        if values.get("kind", "object") not in TEMPLATES:
-            raise unknown("kind of concept", values["kind"], TEMPLATES)
+        _check_texts(values)
         return cls(**values)
+
+
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Check that every field is text, or texts, and the kind a known one. Raises `BadInput` or `UnknownName`."""
+    if not isinstance(values.get("name"), str):
+        raise BadInput(f"a concept needs a name, got {short(values.get('name'))}")
+    for key, found in values.items():
+        many = isinstance(getattr(Concept, key, ""), tuple)
+        parts = found if many and isinstance(found, tuple | list) else (found,)
+        if (many and parts is not found) or not all(isinstance(part, str) for part in parts):
+            named = f"{key} of the concept {short(values['name'])}"
+            raise BadInput(f"{named} should be {'texts' if many else 'text'}, got {short(found)}")
+    if values.get("kind", "object") not in TEMPLATES:
+        raise unknown("kind of concept", values["kind"], TEMPLATES)
 
 
 def table_path(model: str) -> Path:
@@ -102,7 +126,7 @@ def table(model: str) -> dict[str, Concept]:
 @cache
 def _read(path: Path, _modified: int) -> dict[str, Concept]:
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
+        groups = untrusted.read(path)
         items = [item for group in ("objects", "styles") for item in groups.get(group, [])]
         known = {f.name for f in fields(Concept)}  # the table has further keys (labels, held-out words)
         found = [Concept.from_json({key: item[key] for key in item if key in known}) for item in items]

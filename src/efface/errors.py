@@ -35,6 +35,7 @@ class WriteError(EffaceError):
 def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:
     """Return an `UnknownName` error that gives the nearest match and, when they are few, all known names."""
     names = sorted(set(known))
+    given = given if len(given) <= 200 else f"{given[:200]}…"
     near = get_close_matches(given, names, n=1, cutoff=0.5) or [n for n in names if n.lower() == given.lower()]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if not names:

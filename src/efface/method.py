@@ -13,6 +13,7 @@ from efface.edits.guard import Guard, Hooks
 from efface.edits.provenance import stamp
 from efface.errors import BadInput, unknown
 from efface.models.model import Model
+from efface.util.ranges import Ranges, short
 from efface.util.seeds import check_seed
 
 M = TypeVar("M", bound="Method")
@@ -24,24 +25,26 @@ class Method(ABC):
     """Base class of erasure methods: calling one returns an `Edit` with its provenance.
 
     PRESETS: named sets of field values, one for the paper and one for the official code where they differ.
+    RANGES: the range of every number among a class's own fields, such as "[0, 1]" (`efface.util.ranges`).
     QUICK: field values that make a costly method fast enough for tests. BY_PRODUCTS: names of what it returns
     besides the edit.
     """
 
     KIND: ClassVar[str] = "methods"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    RANGES: ClassVar[Ranges] = {}
     QUICK: ClassVar[dict[str, Any]] = {}
     BY_PRODUCTS: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Check the choices of fields; a subclass that checks more calls this first. Raises `UnknownName`."""
-        registry.check_choices(self)
+        """Check the fields; a subclass that checks more calls this first. Raises `BadInput` or `UnknownName`."""
+        registry.check_fields(self)
 
     def __call__(
         self,
         model: Model,
         erase: Sequence[Concept | str] | Concept | str,
-        preserve: Sequence[Concept | str] = (),
+        preserve: Sequence[Concept | str] | Concept | str = (),
         seed: int = 0,
     ) -> Edit:
         """Return an edit that erases concepts; the model itself is not changed.
@@ -54,21 +57,22 @@ class Method(ABC):
         self,
         model: Model,
         erase: Sequence[Concept | str] | Concept | str,
-        preserve: Sequence[Concept | str] = (),
+        preserve: Sequence[Concept | str] | Concept | str = (),
         seed: int = 0,
     ) -> tuple[Edit, dict[str, Edit]]:
         """Return the edit and the method's by-products by name (KPOP's "key"), which are not part of the edit.
 
         Raises `BadInput` when nothing is to be erased, when a concept is both erased and preserved, or for a bad seed.
         """
-        erased = _concepts([erase] if isinstance(erase, str | Concept) else erase)
-        preserved = _concepts([preserve] if isinstance(preserve, str | Concept) else preserve)
+        erased, preserved = Concept.all_of(erase, "erase"), Concept.all_of(preserve, "preserve")
         if not erased:
             raise BadInput("nothing to erase: give at least one concept")
         both = sorted({c.name for c in erased} & {c.name for c in preserved})
         if both:
             raise BadInput(f"cannot both erase and preserve {', '.join(both)}")
         check_seed(seed)
+        if not isinstance(model, Model):
+            raise BadInput(f"a method needs a Model, as efface.load returns it, got {short(model)}")
         began = time.perf_counter()
         fitted = self.fit(model, erased, preserved, seed)
         edit, by_products = fitted if isinstance(fitted, tuple) else (fitted, {})
@@ -84,10 +88,10 @@ class Method(ABC):
     def preset(cls: type[M], name: str = "", **override: Any) -> M:
         """Build the method from a named preset ("" = the defaults) with some fields overridden.
 
-        Raises `UnknownName` for a preset or a field that does not exist.
+        Raises `UnknownName` for a preset or a field that does not exist, `BadInput` for a value out of range.
         """
-        if name and name not in cls.PRESETS:
-            raise unknown(f"preset of {registry.name_of(cls)}", name, cls.PRESETS)
+        if name != "" and name not in cls.PRESETS:
+            raise unknown(f"preset of {registry.name_of(cls)}", str(name), cls.PRESETS)
         return registry.build(cls, **{**(cls.PRESETS[name] if name else {}), **override})
 
     @property
@@ -106,10 +110,6 @@ class InferenceMethod(Method):
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Return an edit that is one guard; `preserve` and `seed` are not used."""
         return Edit(guards=(Guard(self, tuple(erase)),))
-
-
-def _concepts(values: Sequence[Concept | str]) -> tuple[Concept, ...]:
-    return tuple(dict.fromkeys(Concept.of(value) for value in values))
 
 
 __all__ = ["Guard", "Hooks", "InferenceMethod", "Method"]

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from efface import registry
 from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.judge import Judge, Judged
 from efface.models.model import Model
+from efface.util.ranges import Ranges
 
 Need = Literal["images", "original", "reference", "texts", "labels", "judge", "model", "edit"]
 Better = Literal["high", "low", "as its group"]  # the last: low for what should go, high for what should stay
@@ -80,15 +82,21 @@ class Metric(ABC):
 
     NEEDS: what it asks of `Samples`. RANGE: the lowest and the highest value. BETTER: which end is good.
     PER_IMAGE: whether it returns one number per image. PACKAGE: an optional package that it needs, or "".
+    RANGES: the range of every number among its fields, as in `Method`.
     """
 
     KIND: ClassVar[str] = "metrics"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    RANGES: ClassVar[Ranges] = {}
     NEEDS: ClassVar[tuple[Need, ...]] = ("images",)
     RANGE: ClassVar[tuple[float, float]] = (0.0, 1.0)
     BETTER: ClassVar[Better] = "high"
     PER_IMAGE: ClassVar[bool] = True
     PACKAGE: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields; a subclass that checks more calls this first. Raises `BadInput` or `UnknownName`."""
+        registry.check_fields(self)
 
     def __call__(self, samples: Samples) -> Float[Tensor, " n"] | Float[Tensor, ""]:
         """Return the scores, fp32. Raises `BadInput` when something it needs is missing."""

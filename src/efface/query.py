@@ -1,14 +1,15 @@
 """Query: the prompt, seed and sampling settings of one image."""
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from efface.context import Context
-from efface.errors import BadInput
+from efface.errors import BadInput, unknown
 from efface.util.files import sha256_tensors
+from efface.util.ranges import GUIDANCE, check, short
 from efface.util.seeds import check_seed
+from efface.util.solvers import SOLVERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,9 +19,9 @@ class Query:
     prompt: the text; "" is the unconditional prompt.
     seed: of its initial noise, 0 to 2^63 - 1.
     steps: of the solver, 1 or more.
-    guidance: classifier-free guidance scale; 1 means none.
+    guidance: classifier-free guidance scale, -1000 to 1000; 1 means none.
     context: one row, used in place of the encoded prompt; without a pooled vector the prompt's own is used.
-    solver: "" for the model's own, else a name in `efface.models.solvers.SOLVERS`.
+    solver: "" for the model's own, else a name in `efface.util.solvers.SOLVERS`.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
     """
@@ -34,12 +35,17 @@ class Query:
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
-            raise BadInput(f"a prompt is a string, got {self.prompt!r}")
+            raise BadInput(f"a prompt is a string, got {short(self.prompt)}")
         check_seed(self.seed)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
-            raise BadInput(f"steps is a whole number from 1 to 1000, got {self.steps!r}")
-        if not math.isfinite(self.guidance):
-            raise BadInput(f"guidance is a finite number, got {self.guidance!r}")
+            raise BadInput(f"steps is a whole number from 1 to 1000, got {short(self.steps)}")
+        if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float):
+            raise BadInput(f"guidance is a finite number, got {short(self.guidance)}")
+        check(self.guidance, GUIDANCE, "guidance")
+        if not isinstance(self.solver, str) or (self.solver and self.solver not in SOLVERS):
+            raise unknown("solver", str(self.solver), SOLVERS)
+        if self.context is not None and not isinstance(self.context, Context):
+            raise BadInput(f"the context of a query is a Context, got {short(self.context)}")
         if self.context is not None and len(self.context) != 1:
             raise BadInput(f"the context of a query is one row, got {len(self.context)}")
 

@@ -5,6 +5,7 @@ Listing reads file names and docstrings only; torch is imported when a class is 
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from efface.concept import Concept
 from efface.errors import BadInput, unknown
+from efface.util import ranges
 
 KINDS = ("methods", "attacks", "metrics", "judges", "families")
 ROOT = Path(__file__).parent
@@ -26,8 +28,8 @@ PLAIN = (float, int, bool, str)
 class Field:
     """Describe one hyper-parameter, read from a class or from its source (`efface.cli.fields`).
 
-    type: float, int, bool or str, of one element when `many`. default: None where there is none.
-    choices: the allowed values, when they are listed (`Literal`).
+    type: float, int, bool or str, of one element when `many`; object for anything else. default: None where there is
+    none. choices: the allowed values, when they are listed (`Literal`). range: the allowed numbers, such as "[0, 1)".
     """
 
     name: str
@@ -37,6 +39,7 @@ class Field:
     choices: tuple[str, ...] = ()
     many: bool = False
     optional: bool = False
+    range: str = ""
 
     @property
     def flag(self) -> str:
@@ -68,8 +71,8 @@ def get(kind: str, name: str) -> type[Any]:
 
     Raises `UnknownName` with the nearest match.
     """
-    if name not in names(kind):
-        raise unknown(kind.removesuffix("s"), name, names(kind))
+    if not isinstance(name, str) or name not in names(kind):
+        raise unknown(kind.removesuffix("s"), str(name), names(kind))
     module = import_module(".".join(("efface", *_folder(kind).relative_to(ROOT).parts, name)))
     found = [
         value
@@ -109,35 +112,74 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise BadInput(f"{name} must be a finite number, got {ranges.short(value)}") from None
     if hint in PLAIN and (type(value) is not hint):
-        raise BadInput(f"{name} should be {hint.__name__}, got {value!r}")
+        raise BadInput(f"{name} should be {hint.__name__}, got {ranges.short(value)}")
     return value
 
 
 @cache
 def describe(cls: type[Any]) -> tuple[Field, ...]:
     """Return every field of a registered class that its constructor takes."""
-    hints, texts = get_type_hints(cls), _helps(cls)
-    return tuple(_field(f, hints[f.name], texts.get(f.name, "")) for f in fields(cls) if f.init)
+    hints, texts, spans = get_type_hints(cls), _helps(cls), ranges_of(cls)
+    return tuple(_field(f, hints[f.name], texts.get(f.name, ""), spans.get(f.name, "")) for f in fields(cls) if f.init)
 
 
-def check_choices(value: Any) -> None:
-    """Check that every field with listed choices has one of them. Raises `UnknownName`."""
-    for field in describe(type(value)):
-        check_choice(field, getattr(value, field.name), field.name)
+@cache
+def ranges_of(cls: type[Any]) -> dict[str, str]:
+    """Return the ranges that a class and its bases declare, by the name of a field or of a product of fields."""
+    found: dict[str, str] = {}
+    for parent in reversed(cls.__mro__):
+        found |= parent.__dict__.get("RANGES", {})
+    return found
 
 
-def check_choice(field: Field, given: Any, called: str) -> None:
-    """Check that a value, or each of several, is among a field's choices. Raises `UnknownName`."""
-    if not field.choices or (field.optional and given is None):
+def check_fields(value: Any) -> None:
+    """Check the type, choices and range of every field. Raises `UnknownName` or `BadInput`."""
+    cls = type(value)
+    for field in describe(cls):
+        check_field(field, getattr(value, field.name), field.name)
+    check_products({f.name: getattr(value, f.name) for f in describe(cls)}, ranges_of(cls))
+
+
+def check_products(values: Mapping[str, Any], spans: Mapping[str, str]) -> None:
+    """Check the products of fields that have a range. Raises `BadInput`."""
+    for names, span in spans.items():
+        factors = [one for name in names.split(" * ") if isinstance(one := values.get(name), int | float)]
+        if len(factors) > 1:
+            ranges.check(math.prod(factors), span, names)
+
+
+def check_field(field: Field, given: Any, called: str) -> None:
+    """Check that a value, or each of several, has a field's type, choices and range.
+
+    Raises `UnknownName` or `BadInput`, which begin with what the field is `called`.
+    """
+    if field.optional and given is None:
         return
-    for word in given if field.many and isinstance(given, tuple | list) else [given]:
-        if word not in field.choices:
-            raise unknown(f"value of {called}", str(word), field.choices)
+    if field.many and not isinstance(given, tuple | list):
+        raise BadInput(f"{called} should be several values, got {ranges.short(given)}")
+    for one in given if field.many else (given,):
+        if field.choices:
+            if one not in field.choices:
+                raise unknown(f"value of {called}", str(one)[:60], field.choices)
+        elif not _is(one, field.type):
+            raise BadInput(f"{called} should be {field.type.__name__}, got {ranges.short(one)}")
+        elif field.type in (int, float):
+            ranges.check(one, field.range, called)
 
 
-def _field(field: Any, hint: Any, text: str) -> Field:
+def _is(value: Any, kind: type) -> bool:
+    """Return whether a value has a field's type; a whole number is a float, a truth value is no number."""
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _field(field: Any, hint: Any, text: str, span: str) -> Field:
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     default = None if default is MISSING else default
     optional = get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
@@ -146,7 +188,8 @@ def _field(field: Any, hint: Any, text: str) -> Field:
     many = get_origin(hint) in (tuple, list, Sequence)
     hint = get_args(hint)[0] if many else hint
     choices = tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
-    return Field(field.name, hint if hint in PLAIN else str, default, text, choices, many, optional)
+    kind = str if choices else hint if hint in PLAIN else object
+    return Field(field.name, kind, default, text, choices, many, optional, span)
 
 
 def _helps(cls: type[Any]) -> dict[str, str]:

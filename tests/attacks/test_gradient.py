@@ -63,9 +63,9 @@ def test_through_eps_it_attacks_stable_diffusion(tiny):
 
 def test_bad_settings(lamp):
     for fields, message in [
-        ({"restarts": 0}, "restarts must be at least 1"),
-        ({"lr": 0.0}, "lr is above 0"),
-        ({"radius": -1.0}, "radius at least 0"),
+        ({"restarts": 0}, "restarts must be from 1 to 4096, got 0"),
+        ({"lr": 0.0}, "lr must be above 0 and at most 100, got 0"),
+        ({"radius": -1.0}, "radius must be from 0 to"),
     ]:
         with pytest.raises(BadInput, match=message):
             Gradient(**fields)

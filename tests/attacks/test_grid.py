@@ -73,8 +73,8 @@ def test_bad_settings(lamp, tiny):
     for fields, message in [
         ({"survivors": (4, 8, 2)}, "must not grow"),
         ({"images": (1,)}, "one number a round"),
-        ({"images": (1, 0, 1)}, "at least 1"),
-        ({"values": 1}, "values is at least 2"),
+        ({"images": (1, 0, 1)}, "images must be from 1 to 1000000, got 0"),
+        ({"values": 1}, "values must be from 2 to 127, got 1"),
     ]:
         with pytest.raises(BadInput, match=message):
             Grid(**fields)

@@ -7,7 +7,7 @@ import pytest
 
 from efface import registry
 from efface.cli.commands.erase import OWN, command
-from efface.cli.fields import check_choices, check_preset, sheet
+from efface.cli.fields import check_preset, check_values, sheet
 from efface.errors import BadInput, UnknownName
 
 METHODS = registry.names("methods")
@@ -69,4 +69,4 @@ def test_wrong_preset_and_choice() -> None:
     with pytest.raises(BadInput, match="no presets"):
         check_preset(sheet("methods", "negative"), "paper")
     with pytest.raises(UnknownName, match="concept"):
-        check_choices(esd, {"around": "concpt"})
+        check_values(esd, {"around": "concpt"})

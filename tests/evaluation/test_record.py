@@ -70,8 +70,8 @@ def test_a_record_is_frozen_and_knows_its_fields() -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda text: text[: len(text) // 2], "Invalid JSON"),
-        (lambda text: "", "Invalid JSON"),
+        (lambda text: text[: len(text) // 2], "not valid JSON"),
+        (lambda text: "", "not valid JSON"),
         (lambda text: "[1, 2]", "not a record of format 2"),
         (lambda text: json.dumps({"groups": {}, "concept": "church"}), "not a record of format 2"),
         (lambda text: text.replace('"format": 2', '"format": 3'), "format"),

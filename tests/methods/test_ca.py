@@ -201,9 +201,9 @@ def test_seed_and_bad_input(tiny):
     assert fast()(tiny, [CHURCH]) == fast()(tiny, [CHURCH])
     assert fast()(tiny, [CHURCH]) != fast()(tiny, [CHURCH], seed=1)
     for fields, message in (
-        ({"images": 0}, "images must be at least 1"),
-        ({"image_batch": 0}, "image_batch must be at least 1"),
-        ({"prior": -1.0}, "prior must be 0 or more, got -1.0"),
+        ({"images": 0}, "images must be from 1 to 1000000, got 0"),
+        ({"image_batch": 0}, "image_batch must be from 1 to 4096, got 0"),
+        ({"prior": -1.0}, r"prior must be from 0 to 1e\+09, got -1.0"),
         ({"templates": ()}, "at least one text"),
     ):
         with pytest.raises(BadInput, match=message):

@@ -185,8 +185,8 @@ def test_seed_presets_and_bad_input(tiny, tmp_path):
         fast(folder=str(tmp_path))(tiny, ["church"])
     for fields, message in [
         ({"images": 0}, "nothing to train on"),
-        ({"inversion_length": -1.0}, "inversion_length must be 0 or more, got -1.0"),
-        ({"image_batch": 0}, "image_batch must be at least 1"),
+        ({"inversion_length": -1.0}, "inversion_length must be from 0 to 1e\\+09, got -1.0"),
+        ({"image_batch": 0}, "image_batch must be from 1 to 4096, got 0"),
     ]:
         with pytest.raises(BadInput, match=message):
             fast(**fields)

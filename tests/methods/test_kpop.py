@@ -306,9 +306,10 @@ def test_seed_presets_and_bad_input(tiny):
     assert KPOP.preset("paper") == KPOP()
     assert (KPOP().size, KPOP().lam, KPOP().where, KPOP().steps) == (10, 0.1, "mid", 1000)
     for fields in ({"size": 0}, {"prompt_steps": 0}, {"lam": -1.0}, {"init": -1.0}):
-        with pytest.raises(BadInput, match="or more"):
+        (name,) = fields
+        with pytest.raises(BadInput, match=f"{name} must be from [01] to"):
             fast(**fields)
-    with pytest.raises(BadInput, match="prompt_lr must be above 0"):
+    with pytest.raises(BadInput, match=r"prompt_lr must be above 0 and at most 100, got 0\.0"):
         fast(prompt_lr=0.0)
     with pytest.raises(BadInput, match="reuse must divide batch 2, got 4"):
         fast(reuse=4)

@@ -120,5 +120,5 @@ def test_seed_presets_and_bad_input(tiny):
     assert SDD.preset("repo") == SDD()
     assert SDD().concept_method == "iterative"
     assert SDD.preset("paper").concept_method == "swapped"
-    with pytest.raises(BadInput, match="decay must be between 0 and 1"):
+    with pytest.raises(BadInput, match="decay must be from 0 to 1"):
         fast(decay=1.5)

@@ -86,7 +86,7 @@ def test_the_moving_average_is_that_of_the_training_script(tiny, monkeypatch):
     for weights in steps:
         script.step(weights)
     for (name, start), mean in zip(old.items(), script.shadow_params, strict=True):
-        torch.testing.assert_close(edit.delta[name], mean - start, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(edit.delta[name], mean - start, rtol=1e-3, atol=2.4e-7)  # 2 ulp of a weight of 1
     assert fast(steps=4, alpha=-1.0)(tiny, ["church"]) != edit
     assert [round(task_vector.growing_decay(n), 3) for n in (0, 1, 199, 10**6)] == [0, 0.182, 0.957, 1.0]
 
@@ -156,7 +156,8 @@ def test_prompts_presets_and_seed(tiny):
     assert TaskVector.preset("paper") == TaskVector()
     assert (TaskVector().images, TaskVector().real) == (30, 15)
     code = TaskVector.preset("repo-2025")
-    assert (code.steps, code.batch, code.lr, code.clip, code.images, code.real) == (200, 16, 1e-5, 1.0, 200, 0)
+    assert (code.steps, code.batch * code.accumulate, code.lr, code.clip) == (200, 16, 1e-5, 1.0)
+    assert (code.images, code.real) == (200, 0)
     assert code.ema
     assert code.flip
     assert code.gradient_checkpointing
@@ -171,8 +172,8 @@ def test_bad_input(tiny, tmp_path, album):
         ({"folder": str(tmp_path / "none"), "real": 1}, "no images in"),
         ({"folder": str(album), "real": 1}, "cannot read the image .*broken.png"),
         ({"folder": str(album), "real": 3}, r"real must be 1 to 2 \(images\), got 3"),
-        ({"images": 0}, "images must be at least 1"),
-        ({"image_batch": 0}, "image_batch must be at least 1"),
+        ({"images": 0}, "images must be from 1 to 1000000, got 0"),
+        ({"image_batch": 0}, "image_batch must be from 1 to 4096, got 0"),
         ({"only": ("no_such_block",)}, "no_such_block"),
     ]:
         with pytest.raises(BadInput, match=message):

@@ -112,7 +112,7 @@ def test_presence_is_the_first_k_names(whole: Samples) -> None:
     assert Presence()(style).tolist() == [0, 1, 1, 1]
     with pytest.raises(UnknownName, match="class of the judge 'church'"):
         Presence()(Samples(whole.images, labels=["church"] * N, judge=Bright()))
-    with pytest.raises(BadInput, match="k is at least 1"):
+    with pytest.raises(BadInput, match="k must be from 1 to 1000, got 0"):
         Presence(k=0)
 
 

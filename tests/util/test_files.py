@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_writable_is_a_write_error(tmp_path: Path, monkeypa
     def refuse(*_args, **_kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)  # chmod does not stop root, who may run the tests
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # chmod does not stop root, who may run the tests
     with pytest.raises(WriteError, match="Permission denied"):
         files.save_safetensors(tmp_path / "x.safetensors", TENSORS)
 

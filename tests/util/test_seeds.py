@@ -20,7 +20,7 @@ def test_what_is_no_seed_is_refused(seed):
 
 def test_solvers_and_seeds_are_known_without_torch():
     code = (
-        "import sys; from efface.models.solvers import SOLVERS; from efface.util.seeds import MAX_SEED; "
+        "import sys; from efface.util.solvers import SOLVERS; from efface.util.seeds import MAX_SEED; "
         "assert SOLVERS; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,6 +19,7 @@ from efface.errors import BadInput
 from efface.query import Query
 from efface.training.loop import generator
 from efface.util.progress import progress
+from efface.util.ranges import COUNT, RATE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,17 @@ class Gradient(Attack):
     images: int = 256
     ranking: int = 16
 
+    RANGES: ClassVar[Ranges] = {
+        "restarts": ROWS, "iterations": COUNT, "noises": ROWS, "restarts * noises": ROWS,
+        "steps": SOLVER_STEPS, "lr": RATE, "radius": WEIGHT_OR_NONE, "images": COUNT, "ranking": COUNT,
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "inversion": {"through": "eps", "restarts": 8, "iterations": 120, "noises": 16, "lr": 0.05},
     }
     QUICK: ClassVar[dict[str, Any]] = {
         "restarts": 2, "iterations": 2, "noises": 1, "steps": 2, "images": 2, "ranking": 1,
     }  # fmt: skip
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("restarts", "iterations", "noises", "steps", "images", "ranking"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0 or (self.radius or 0) < 0:
-            raise BadInput(f"lr is above 0 and radius at least 0, got {self.lr}, {self.radius}")
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return one query for each start, ranked by new images; raises `BadInput` when eps has no original model."""

@@ -23,6 +23,7 @@ from efface.training.checkpoints import current
 from efface.training.loop import generator
 from efface.util.files import sha256_tensors
 from efface.util.progress import progress
+from efface.util.ranges import COUNT, WEIGHT_OR_NONE, Ranges
 
 MAX_POINTS = 4_000_000
 
@@ -50,15 +51,17 @@ class Grid(Attack):
     survivors: tuple[int, ...] = (4096, 256, 16)
     chunk: int = 16384
 
+    RANGES: ClassVar[Ranges] = {
+        "values": "[2, 127]", "radius": WEIGHT_OR_NONE, "steps": "[0, 1000]", "images": COUNT,
+        "survivors": COUNT, "chunk": COUNT,
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"steps": (0,), "images": (32,), "survivors": (16,)}}
     QUICK: ClassVar[dict[str, Any]] = {"values": 2, "steps": (1, 2), "images": (1, 2), "survivors": (8, 2)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rounds(self.steps, self.images, self.survivors)
-        if self.values < 2 or self.chunk < 1 or (self.radius or 0) < 0:
-            given = f"{self.values}, {self.chunk}, {self.radius}"
-            raise BadInput(f"values is at least 2, chunk 1, radius 0; got {given}")
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return the best contexts of the last round.

@@ -1,8 +1,6 @@
-"""The program: its commands, and every expected error as one line with exit code 2."""
+"""The program: its commands, and every error as one line with exit code 2."""
 
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
@@ -12,9 +10,10 @@ import typer
 import typer.core
 
 from efface import __version__
-from efface.cli import commands
+from efface.cli import boundary, commands
 from efface.cli.options import Variadic
-from efface.errors import EffaceError, unknown
+
+DEBUG = "--debug"
 
 
 def names() -> list[str]:
@@ -66,21 +65,11 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show where an error came from, and what other libraries say.")
+    ] = False,
 ) -> None:
     pass
-
-
-class Fallback(logging.Filter):
-    """Drop the warning of transformers that torchvision is missing, which efface does not need."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "ImageProcessor` requires torchvision (not installed); falling back" not in record.getMessage()
-
-
-def quiet_libraries() -> None:
-    """Silence warnings of other libraries that users cannot act on."""
-    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub)\b")
-    logging.getLogger("transformers.utils.import_utils").addFilter(Fallback())
 
 
 def main(args: Sequence[str] | None = None, other: typer.Typer | None = None, name: str = "efface") -> None:
@@ -88,43 +77,33 @@ def main(args: Sequence[str] | None = None, other: typer.Typer | None = None, na
 
     other, name: another program and its name, with the same handling of errors.
     """
-    quiet_libraries()
-    sys.exit(run(list(sys.argv[1:] if args is None else args), other, name))
+    boundary.prepare()
+    boundary.leave(run(list(sys.argv[1:] if args is None else args), other, name))
 
 
 def run(args: list[str], other: typer.Typer | None = None, name: str = "efface") -> int:
-    """Run one command and return its exit code; prints at most one line when it fails."""
-    command = typer.main.get_command(other or program())
+    """Run one command and return its exit code; prints at most one line when it fails.
+
+    With --debug anywhere among the flags, what went wrong is raised instead.
+    """
+    flags = args[: args.index("--")] if "--" in args else args
+    debug = DEBUG in flags
+    rest = [arg for arg in flags if arg != DEBUG] + args[len(flags) :]
     try:
-        result = command.main(args, prog_name=name, standalone_mode=False)
-    except EffaceError as error:
-        return _fail(str(error).replace("any_base", "--any-base"))  # the flag instead of the argument
-    except OSError as error:  # a full disk, a removed file
-        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
-    except typer.Abort:
-        return _fail("stopped", 130)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
-    except Exception as error:  # click's usage errors; typer may have its own copy of click
-        if not hasattr(error, "format_message"):
-            raise
+        with boundary.quiet_libraries(debug):
+            command = typer.main.get_command(other or program())
+            with command.make_context(name, rest) as context:  # click's own `main` has its own ends
+                command.invoke(context)
+    except (Exception, KeyboardInterrupt) as error:
+        if type(error).__name__ == "Exit":
+            return error.exit_code  # type: ignore[union-attr]
         if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(error.format_message())  # type: ignore[attr-defined]
+            typer.echo(error.format_message())  # type: ignore[union-attr]
             return 2
-        return _fail(_usage(error))
-    return result if isinstance(result, int) else 0
-
-
-def _usage(error: Any) -> str:
-    """Return what was wrong with the command line, and the command with more help."""
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "efface"
-    if type(error).__name__ == "NoSuchOption" and context is not None:
-        flags = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
-        return f"{unknown(f'flag of {path}', error.option_name, flags)}"
-    return f"{error.format_message().rstrip('.')} (see {path} --help)"
-
-
-def _fail(message: str, code: int = 2) -> int:
-    typer.echo("efface: " + " ".join(message.split()), err=True)
-    return code
+        if debug and not hasattr(error, "format_message"):
+            raise
+        line, code = boundary.ending(error)
+        if line:
+            typer.echo("efface: " + " ".join(line.split()), err=True)
+        return code
+    return 0

@@ -45,7 +45,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"cannot make the folder {path}: {error.strerror}; choose another one") from error
+        raise WriteError(f"cannot make the folder {str(path)[:200]}: {error.strerror}; choose another one") from error
     folder(path)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 from efface import registry
 from efface.cli import literals
 from efface.errors import BadInput, unknown
-from efface.registry import Field, check_choice
+from efface.registry import Field, check_field, check_products
+from efface.util import ranges
 
 PACKAGE = Path(__file__).parent.parent
+RANGES = Path(ranges.__file__)
 PLAIN = {"float": float, "int": int, "bool": bool, "str": str}
 
 
@@ -20,7 +22,7 @@ PLAIN = {"float": float, "int": int, "bool": bool, "str": str}
 class Sheet:
     """Describe a registered class, from its source file: summary, fields in order, presets, base classes.
 
-    by_products: names of what the method returns besides its edit.
+    by_products: names of what the method returns besides its edit. products: ranges of products of fields.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Sheet:
     source: str = ""
     bases: tuple[str, ...] = ()
     by_products: tuple[str, ...] = ()
+    products: dict[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -47,6 +50,7 @@ def sheet(kind: str, name: str) -> Sheet:
     found: dict[str, Field] = {}
     presets: dict[str, dict[str, Any]] = {}
     by_products: tuple[str, ...] = ()
+    spans: dict[str, str] = {}
     for cls, module in lineage:  # most distant base first
         known = literals.names(module, PACKAGE / kind)
         for item in cls.body:
@@ -54,6 +58,8 @@ def sheet(kind: str, name: str) -> Sheet:
                 continue
             if item.target.id == "PRESETS":
                 presets = literals.value(item.value, known) or {}
+            elif item.target.id == "RANGES":
+                spans |= literals.value(item.value, literals.names(literals.tree(RANGES), PACKAGE)) or {}
             elif item.target.id == "BY_PRODUCTS":
                 by_products = literals.value(item.value, known) or ()
             elif "ClassVar" not in ast.unparse(item.annotation) and not item.target.id.startswith("_"):
@@ -66,10 +72,11 @@ def sheet(kind: str, name: str) -> Sheet:
     helps: dict[str, str] = {}
     for cls, _ in lineage:
         helps |= registry.helps(ast.get_docstring(cls) or "", found)
-    fields = tuple(replace(f, help=helps.get(f.name, "")) for f in found.values())
+    fields = tuple(replace(f, help=helps.get(f.name, ""), range=spans.get(f.name, "")) for f in found.values())
+    products = {name: span for name, span in spans.items() if " * " in name}
     summaries = _first_line(ast.get_docstring(node)), _first_line(ast.get_docstring(tree))
     bases = tuple(cls.name for cls, _ in lineage)
-    return Sheet(name, summaries[0], fields, presets, summaries[1], bases, by_products)
+    return Sheet(name, summaries[0], fields, presets, summaries[1], bases, by_products, products)
 
 
 def check_preset(method: Sheet, preset: str) -> None:
@@ -80,11 +87,12 @@ def check_preset(method: Sheet, preset: str) -> None:
         raise BadInput(f"{method.name} has no presets; leave --preset out")
 
 
-def check_choices(method: Sheet, values: dict[str, Any]) -> None:
-    """Raise UnknownName for a value that is not among a field's choices."""
+def check_values(method: Sheet, values: dict[str, Any]) -> None:
+    """Check values against the choices and ranges of their fields. Raises UnknownName or BadInput."""
     for f in method.fields:
         if f.name in values:
-            check_choice(f, values[f.name], f.flag)
+            check_field(f, values[f.name], f.flag)
+    check_products({f.name: f.default for f in method.fields} | values, method.products)
 
 
 def _registered(tree: ast.Module) -> list[ast.ClassDef]:

@@ -1,6 +1,5 @@
 """`--key`: the key of an edit, with which the model generates the erased concept again (KPOP, section 5.6.4)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ import typer
 from efface.cli.parse import Term
 from efface.errors import BadEdit, BadInput
 from efface.util.files import safetensors_meta
+from efface.util.untrusted import parse
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit
@@ -67,8 +67,4 @@ def made_with(key: "Edit", edit: "Edit") -> "Edit":
 
 
 def _header(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(safetensors_meta(path).get("efface", "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return parse(safetensors_meta(path).get("efface", "{}"), f"{path} is not a valid edit: its header", BadEdit)

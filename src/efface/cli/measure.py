@@ -66,11 +66,12 @@ def evaluate(
     check_judged(targets, known, judging)
     plan = Plan(**numbers, batch=common.batch, **(check.sampling(where) | given))
     record = run(common.load(where), loaded_edit, targets, known, judging, plan, any_base=common.any_base)
+    if json_file:  # before anything is printed: the reader of the output may have left
+        record.save(json_file)
     typer.echo(tables.plain(tables.accuracy([record], ["after"])))
     for verdict in verdicts(record):
         typer.echo(f"{verdict.text}: {verdict.numbers}")
     if json_file:
-        record.save(json_file)
         say("", json_file)
 
 

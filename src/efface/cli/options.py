@@ -12,12 +12,13 @@ import typer.core
 
 from efface.cli import parse
 from efface.errors import BadInput, unknown
-from efface.models.solvers import SOLVERS
+from efface.util.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit
     from efface.models.model import Model, Query
 
+MAX_BATCH = 4096  # images in memory at once
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 ModelFlag = Annotated[
@@ -79,8 +80,8 @@ class Common:
             raise BadInput(f"--steps {self.steps}: from 1 to 1000")
         if self.guidance is not None and not 0 <= self.guidance <= 100:
             raise BadInput(f"--guidance {self.guidance}: from 0 to 100")
-        if self.batch < 1:
-            raise BadInput(f"--batch {self.batch}: at least 1")
+        if not 1 <= self.batch <= MAX_BATCH:
+            raise BadInput(f"--batch {self.batch}: from 1 to {MAX_BATCH}")
         if self.solver and self.solver not in SOLVERS:
             raise unknown("solver", self.solver, SOLVERS)
         check_dtype(self.dtype)

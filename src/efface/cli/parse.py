@@ -1,5 +1,6 @@
 """Parsers of the command line: ranges of seeds, expressions of edits, flags with several values."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from efface.edits.edit import Edit
 
 MAX_SEEDS = 100_000
+MAX_SCALE = 1e6  # of an edit in an expression
+MAX_DEPTH, MAX_TERMS = 50, 500  # brackets and minus signs of an expression
 
 HOW_SEEDS = "write 0:8 for 0 to 7, or 0,3,5"
 HOW_EDITS = 'write a file, or a sum such as "0.5*a.safetensors + b.safetensors"'
@@ -67,11 +70,18 @@ def terms(text: str) -> list[Term]:
     "(" sum ")". A text that names an existing file is that file, whatever characters it contains.
     Raises BadInput for anything else, and for a product of two files.
     """
-    if Path(text).is_file():
+    if _is_file(text):
         return [Term(1.0, Path(text))]
     if not re.search(r"\.safetensors\b", text) and not re.search(r"['\"]", text):
-        raise BadInput(f"--edit {text!r}: no such file: {HOW_EDITS}")
+        raise BadInput(f"--edit {text[:200]!r}: no such file: {HOW_EDITS}")
     return _Expression(text).parse()
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a name can be
+        return False
 
 
 class _Expression:
@@ -81,7 +91,8 @@ class _Expression:
         self.text, self.at = text, 0
 
     def error(self, what: str) -> BadInput:
-        return BadInput(f"edit expression {self.text!r}: {what}: {HOW_EDITS}")
+        shown = self.text if len(self.text) <= 120 else f"{self.text[:120]}…"
+        return BadInput(f"edit expression {shown!r}: {what}: {HOW_EDITS}")
 
     def left(self) -> str:
         return self.text[self.at :].strip()
@@ -95,11 +106,15 @@ class _Expression:
         return self.read(re.compile(rf"\s*([{re.escape(signs)}])"))
 
     def parse(self) -> list[Term]:
+        if self.text.count("(") > MAX_DEPTH or self.text.count("-") > MAX_TERMS:
+            raise self.error("it is nested too deep, or has too many terms")
         found = self.sum()
         if self.left():
-            raise self.error(f"{self.left()!r} is out of place")
+            raise self.error(f"{self.left()[:60]!r} is out of place")
         if not isinstance(found, list):
             raise self.error("it names no file")
+        if not all(math.isfinite(term.scale) and abs(term.scale) <= MAX_SCALE for term in found):
+            raise self.error(f"a scale must be from -{MAX_SCALE:g} to {MAX_SCALE:g}")
         return found
 
     def sum(self) -> "list[Term] | float":
@@ -139,7 +154,7 @@ class _Expression:
             return float(value)
         if path := self.read(PATH):
             return [Term(1.0, Path(path.strip("\"'")))]
-        raise self.error(f"cannot read {self.left()!r}" if self.left() else "it ends too early")
+        raise self.error(f"cannot read {self.left()[:60]!r}" if self.left() else "it ends too early")
 
 
 def _scaled(scale: float, value: "list[Term] | float") -> "list[Term] | float":

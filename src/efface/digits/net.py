@@ -97,8 +97,9 @@ class DigitUNet(ModelMixin, ConfigMixin):
         return (F.pixel_shuffle(self.leave(F.silu(self.norm(h))), 2),)
 
     def _run(self, block: Block, h: Tensor, emb: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, h, emb)
+        recompute = self._gradient_checkpointing_func if self.gradient_checkpointing else None
+        if recompute is not None and torch.is_grad_enabled():
+            return recompute(block, h, emb)
         return block(h, emb)
 
 

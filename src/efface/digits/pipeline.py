@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from efface.digits.classes import classes
-from efface.digits.net import SIDE, DigitUNet
+from efface.digits.net import SIDE, WIDTH, DigitUNet
 from efface.digits.prompts import Passing, Reader
 from efface.errors import BadModel
 from efface.util.files import load_safetensors
+from efface.util.untrusted import some
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -71,10 +72,19 @@ def assemble(
 def load(path: Path, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
     """Load a file of networks, the UNet in a dtype. Raises `BadFile`, `BadModel` when it is not whole."""
     tensors, meta = load_safetensors(path)
-    unet = DigitUNet()
-    try:
-        unet.load_state_dict({key[5:]: t.float() for key, t in tensors.items() if key.startswith("unet.")})
-        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of every change of the dtype
-        return assemble(unet, classes(meta["dataset"]), tensors["codes"])
-    except (RuntimeError, KeyError) as error:
-        raise BadModel(f"{path} is not a whole digits model: {str(error).splitlines()[0]}") from error
+    names, unet = classes(meta["dataset"]), DigitUNet()
+    own = {name.removeprefix("unet."): t for name, t in tensors.items() if name.startswith("unet.")}
+    own |= {name: t for name, t in tensors.items() if name == "codes"}
+    shapes = {name: list(t.shape) for name, t in unet.state_dict().items()} | {"codes": [len(names), WIDTH]}
+    for found, text in (
+        ([name for name in shapes if name not in own], "it has no"),
+        ([name for name in own if name not in shapes], "its UNet has no weight"),
+        ([name for name in own if name in shapes and list(own[name].shape) != shapes[name]], "of another shape:"),
+        ([name for name, t in own.items() if not bool(t.isfinite().all())], "values that are not finite numbers:"),
+    ):
+        if found:
+            raise BadModel(f"{path} is not a whole digits model: {text} {some(found)}")
+    codes = own.pop("codes").float()
+    unet.load_state_dict({name: t.float() for name, t in own.items()})
+    nn.Module.to(unet, dtype)  # diffusers' own `to` warns of every change of the dtype
+    return assemble(unet, names, codes)

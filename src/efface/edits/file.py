@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from efface import registry
 from efface.concept import Concept
+from efface.edits.check import check_provenance
 from efface.edits.guard import Guard, InferenceTime, MapGuard
 from efface.edits.parts import Parts, TextMap
 from efface.edits.provenance import FORMAT
 from efface.errors import BadEdit, BadInput, UnknownName
+from efface.util import untrusted
 from efface.util.files import load_safetensors, save_safetensors, sha256_tensors, sha256_text
+from efface.util.untrusted import shorten
 
 
 def content_id(edit: Parts) -> str:
@@ -40,11 +44,16 @@ def pack(edit: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save(edit: Parts, path: str | os.PathLike[str]) -> None:
-    """Write an edit to one file; raises `WriteError` and leaves no partial file."""
+    """Write an edit to one file; raises `WriteError` and leaves no partial file.
+
+    Raises `BadEdit` for a combination of so many edits that its provenance is nested deeper than is read.
+    """
     tensors, description = pack(edit)
     if not tensors:  # some versions of safetensors refuse a file without tensors
         tensors = {"empty": torch.zeros(1)}
     header = {**edit.meta, "format": FORMAT, **description, "id": content_id(edit)}
+    if untrusted.depth(header) > untrusted.MAX_DEPTH:
+        raise BadEdit(f"cannot write {path}: it combines too many edits; add them up in groups, then the groups")
     save_safetensors(path, tensors, {"efface": json.dumps(header)})
 
 
@@ -56,42 +65,75 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     tensors, meta = load_safetensors(path)
     if "efface" not in meta:
         raise BadEdit(f"{path} is a safetensors file but not an efface edit (a model? pass it as the model)")
+    header = untrusted.parse(meta["efface"], f"{path} is not a valid edit: its header", BadEdit)
     try:
-        header = json.loads(meta["efface"])
         number = header["format"]
         if number != FORMAT:
-            raise BadEdit(f"{path} has edit format {number!r}; this version reads {FORMAT}: update efface")
+            raise BadEdit(f"{path} has edit format {shorten(repr(number))}; this version reads {FORMAT}: update efface")
         fields = _unpack(tensors, header)
+        check_provenance(fields["meta"])
         same = header.get("id") == content_id(Parts(**fields))
-    except (ValueError, KeyError, TypeError, AttributeError, BadInput, UnknownName) as error:
-        raise BadEdit(f"{path} is not a valid edit: {type(error).__name__}: {error}") from error
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        BadInput,
+        UnknownName,
+    ) as error:
+        raise BadEdit(f"{path} is not a valid edit: {type(error).__name__}: {shorten(str(error), 300)}") from error
     if not same:
         raise BadEdit(f"{path} is damaged: its content does not match its id")
     return fields
 
 
 def _unpack(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:
-    maps = tuple(
-        TextMap(tuple(map(str, names)), tensors[f"maps.{i}.left"], tensors[f"maps.{i}.right"])
-        for i, names in enumerate(header["maps"])
-    )
+    if not all(isinstance(header[name], list) for name in ("maps", "guards")):
+        raise ValueError("its maps and guards are no lists")
+    maps = tuple(TextMap(_names(names), *_factors(tensors, f"maps.{i}")) for i, names in enumerate(header["maps"]))
     guards: list[Guard | MapGuard] = []
     for i, item in enumerate(header["guards"]):
         if item.get("map") is True:
-            guards.append(MapGuard(tensors[f"guards.{i}.left"], tensors[f"guards.{i}.right"]))
+            guards.append(MapGuard(*_factors(tensors, f"guards.{i}")))
             continue
         method = registry.from_json(item["method"])
         if not isinstance(method, InferenceTime):
-            raise ValueError(f"{item['method']!r} is not an inference-time method")
+            raise ValueError(f"{shorten(str(item['method']))} is not an inference-time method")
         guards.append(Guard(method, tuple(Concept.from_json(concept) for concept in item["erase"])))
     own = {"maps", "guards", "id"}
+    delta = _under("delta.", tensors)
+    for name, tensor in delta.items():
+        _check_finite(name, tensor)
     return {
-        "delta": _under("delta.", tensors),
+        "delta": delta,
         "maps": maps,
         "guards": tuple(guards),
         "meta": {key: value for key, value in header.items() if key not in own},
         "extra": _under("extra.", tensors),
     }
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if not untrusted.is_texts(names):
+        raise ValueError("a map names no weights")
+    return tuple(names)
+
+
+def _factors(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Return the factors of a map, (dim r) and (r dim)."""
+    left, right = tensors[f"{name}.left"], tensors[f"{name}.right"]
+    if left.dim() != 2 or right.shape != left.mT.shape:
+        raise ValueError(f"{name} has factors of shape {list(left.shape)} and {list(right.shape)}")
+    _check_finite(name, left, right)
+    return left, right
+
+
+def _check_finite(name: str, *tensors: Tensor) -> None:
+    for tensor in tensors:
+        if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
+            raise ValueError(f"{shorten(name)} has values that are not finite numbers")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from efface.concept import Concept
 from efface.context import Context
+from efface.errors import BadEdit
 
 Images = Float[Tensor, "b 3 h w"]
 Latents = Float[Tensor, "b ch h w"]
@@ -73,7 +74,12 @@ class MapGuard:
     right: Float[Tensor, "r dim"]
 
     def start(self, model: Any) -> Hooks:
-        """Return hooks that map the conditional and the unconditional context alike."""
+        """Return hooks that map the conditional and the unconditional context alike.
+
+        Raises `BadEdit` for a model of another width.
+        """
+        if self.left.shape[0] != model.width:
+            raise BadEdit(f"this edit maps texts of width {self.left.shape[0]}, this model reads {model.width}")
         left = self.left.to(model.device)
         right = self.right.to(model.device)
 

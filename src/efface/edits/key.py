@@ -11,8 +11,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from efface.edits.check import check_key
 from efface.edits.edit import Edit
 from efface.errors import BadEdit, BadInput, unknown
+from efface.util.untrusted import shorten
 
 
 def tensor_names(concepts: Sequence[str], each: bool) -> tuple[str, ...]:
@@ -36,11 +38,10 @@ def chosen(about: Any, concept: str = "") -> str:
     """Return the name of the prompt that opens a concept, among a key's tensors.
 
     about: "key" in the edit's `meta`, None for an edit that is no key. concept: may be "" where one prompt opens all.
-    Raises: BadEdit for an edit that is no key, UnknownName for a concept that the key does not open, BadInput when
-    one must be chosen.
+    Raises: BadEdit for an edit that is no key or a damaged one, UnknownName for a concept that the key does not open,
+    BadInput when one must be chosen.
     """
-    if not isinstance(about, Mapping) or not {"mechanism", "where", "concepts", "each"} <= about.keys():
-        raise BadEdit("this edit is not a key: it has no prompt")
+    check_key(about)
     known = about["concepts"]
     if concept and concept not in known:
         raise unknown("concept of this key", concept, known)
@@ -50,11 +51,16 @@ def chosen(about: Any, concept: str = "") -> str:
 
 
 def prompt_of(key: Edit, concept: str = "") -> Float[Tensor, "1 m dim"]:
-    """Return the prompt that opens a concept. Raises what `chosen` does, and BadEdit for one that is missing."""
+    """Return the prompt that opens a concept. Raises what `chosen` does, and BadEdit for one missing or damaged."""
     name = chosen(key.meta.get("key"), concept)
     if name not in key.extra:
-        raise BadEdit(f"this key is incomplete: it has no {name}")
-    return key.extra[name]
+        raise BadEdit(f"this key is incomplete: it has no {shorten(name)}")
+    prompt = key.extra[name]
+    if prompt.dim() != 3 or len(prompt) != 1 or not prompt.numel():
+        raise BadEdit(f"this key is damaged: {shorten(name)} is {list(prompt.shape)}, expected [1, tokens, width]")
+    if not prompt.is_floating_point() or not bool(prompt.float().isfinite().all()):
+        raise BadEdit(f"this key is damaged: {shorten(name)} has values that are not finite numbers")
+    return prompt
 
 
 def only(key: Edit, concept: str) -> Edit:

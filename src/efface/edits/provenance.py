@@ -77,6 +77,11 @@ def preserved(meta: Mapping[str, Any]) -> tuple[str, ...]:
     An edit that was combined, scaled or pruned preserves what its parts do. Edit files written before efface said
     "preserve" have these concepts under "keep".
     """
-    if "op" in meta:  # a pruning written then has patterns of weights under "keep"
-        return tuple(dict.fromkeys(name for part in meta.get("parts", ()) for name in preserved(part)))
-    return tuple(concept["name"] for concept in meta.get("preserve", meta.get("keep", ())))
+    names, left = [], [meta]  # a sum of many edits is nested too deep for recursion
+    while left:
+        part = left.pop()
+        if "op" in part:  # a pruning written then has patterns of weights under "keep"
+            left += reversed(part.get("parts", ()))
+        else:
+            names += [concept["name"] for concept in part.get("preserve", part.get("keep", ()))]
+    return tuple(dict.fromkeys(names))

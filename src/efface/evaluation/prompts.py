@@ -1,6 +1,5 @@
 """Prompts and seeds of an evaluation: groups of prompts, and the plan that makes them from a concept table."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -8,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from efface.concept import TEMPLATES, Concept, table_path
 from efface.errors import BadFile, BadInput
 from efface.judge import Judged
+from efface.util import untrusted
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def held_out(model: str) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         return {}
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
+        groups = untrusted.read(path)
         items = [item for group in groups.values() if isinstance(group, list) for item in group]
         return {item["name"]: tuple(map(str, item.get("held_out_keywords", ()))) for item in items}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:

@@ -12,7 +12,9 @@ from efface.errors import BadFile, BadInput, WriteError
 from efface.evaluation.prompts import GROUPS
 from efface.evaluation.summary import Change, ConceptSummary, Mean, Share, Summary
 from efface.judge import Judged, Profile
+from efface.util import untrusted
 from efface.util.files import writing
+from efface.util.untrusted import shorten
 from efface.util.values import Value
 
 FORMAT = 2
@@ -39,7 +41,7 @@ class Row(Value):
     """
 
     made_by: Maker
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = Field(min_length=1)
     concept: str
     label: str
     judged: Judged
@@ -210,21 +212,19 @@ READER: TypeAdapter[Record | Aggregate] = TypeAdapter(Annotated[Record | Aggrega
 
 def read(path: Path) -> list[Record | Aggregate]:
     """Read one record (.json), or one per line (.jsonl). Raises `BadFile`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    text = untrusted.read_text(path)
     if path.suffix != ".jsonl":
         return [_parse(text, str(path))]
     return [_parse(line, f"line {i} of {path}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
 def _parse(text: str, where: str) -> Record | Aggregate:
+    untrusted.parse(text, f"{where} is not a record of format {FORMAT}: it")
     try:
         return READER.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "it"
+        place = shorten(".".join(map(str, first["loc"])) or "it")
         raise BadFile(
             f"{where} is not a record of format {FORMAT}: {place}: {' '.join(first['msg'].split())}"
         ) from error

@@ -17,9 +17,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from efface.errors import WriteError
+from efface.errors import BadInput, WriteError
 from efface.models import sampling
 from efface.query import Query
+from efface.util import image_file
 from efface.util.files import cache_folder, writing
 from efface.util.progress import progress
 
@@ -57,9 +58,10 @@ class Store:
         """
         keys = [self.key(model, edit_id, query) for query in queries]
         found: dict[str, Tensor] = {}
-        for key in dict.fromkeys(keys):
-            image = self._read(key)
-            if image is not None:
+        size = model.family.image_size
+        for key, query in dict(zip(keys, queries, strict=True)).items():
+            image = self._read(key, query)
+            if image is not None and image.shape[1:] == (size, size):
                 found[key] = image
         missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in found}
         wanted = list(missing.items())
@@ -79,13 +81,19 @@ class Store:
         found = self._read(key)
         return None if found is None else found.float() / 255
 
-    def _read(self, key: str) -> UInt8[Tensor, "3 h w"] | None:
-        try:
-            with Image.open(self.path(key)) as image:
-                known, pixels = image.info.get("sha256"), np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError):  # missing or damaged; PIL reports a broken chunk as SyntaxError
+    def _read(self, key: str, query: Query | None = None) -> UInt8[Tensor, "3 h w"] | None:
+        """Return an image, None for one that is missing, damaged, or of another query."""
+        path = self.path(key)
+        if not path.is_file():
             return None
-        if known != _digest(pixels):  # PIL does not check the pixels' checksum
+        try:
+            image = image_file.read(path, formats=("PNG",))
+        except BadInput:
+            return None
+        pixels = np.array(image)
+        if image.info.get("sha256") != _digest(pixels):  # PIL does not check the pixels' checksum
+            return None
+        if query is not None and image.info.get("efface") != query.key:
             return None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
-from efface.methods.finetune.images import check_counts, generated_latents
+from efface.methods.finetune.images import generated_latents
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.parameters import detach_start, only_tokens
 from efface.methods.finetune.resize import WORDS, masked_error, resized
 from efface.models.images import noised
+from efface.util.ranges import COUNT, GUIDANCE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
 Contexts = Callable[[Tensor], Context]  # (numbers of prompts) -> their contexts
 
@@ -62,6 +63,11 @@ class CA(FineTune):
     templates: tuple[str, ...] = ("a picture of a {}", "a photo of a {}", "a drawing of a {}", "a {}", "{}")
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
 
+    RANGES: ClassVar[Ranges] = {
+        "images": COUNT, "image_steps": SOLVER_STEPS, "image_batch": ROWS, "guidance": GUIDANCE,
+        "prior": WEIGHT_OR_NONE,
+    }  # fmt: skip
+
     # with_prior_preservation doubles the rate that scale_lr gives. Its prior_loss_weight of 1 is 1/4 here: its main
     # loss is summed over the four channels of the latents, its prior is a mean.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -91,9 +97,6 @@ class CA(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(images=self.images, image_batch=self.image_batch)
-        if not self.prior >= 0:
-            raise BadInput(f"prior must be 0 or more, got {self.prior}")
         if not self.templates or not self.contents:
             raise BadInput("templates and contents need at least one text each")
 

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
 from efface.models.trajectory import partly_denoise
+from efface.util.ranges import GUIDANCE, ROWS, SOLVER_STEPS, Ranges
 
 REPO_2025: dict[str, Any] = {  # esd_sd.py: cross-attention (esd-x)
     "steps": 200,
@@ -53,6 +54,8 @@ class ESD(FineTune):
     reuse: int = 1
     prompts: Literal["name", "all"] = "name"
 
+    RANGES: ClassVar[Ranges] = {"eta": "[-1000, 1000]", "guidance": GUIDANCE, "ddim_steps": SOLVER_STEPS, "reuse": ROWS}
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},  # ESD-x: 1,000 steps of Adam at 1e-5, one latent each: the defaults of FineTune
         "paper-u": {"params": "u", "gradient_checkpointing": True},  # ESD-u, "noxattn" of its code
@@ -67,6 +70,8 @@ class ESD(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.batch % self.reuse:
+            raise BadInput(f"reuse must divide batch {self.batch}, got {self.reuse}")
         if self.erase_from and self.around != "concept":
             raise BadInput(f"erase_from needs around = concept (as in the preset repo-2025), got {self.around}")
 

@@ -18,6 +18,7 @@ from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.textual_inversion import invert
 from efface.models.attention import end_positions, positions, record
 from efface.models.images import folder_latents, noised
+from efface.util.ranges import DECAY, GUIDANCE, OR_NONE, RATE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class FMN(FineTune):
     tokens: int = 4
     pooler: bool = False
 
+    RANGES: ClassVar[Ranges] = {
+        "images": OR_NONE, "image_steps": SOLVER_STEPS, "image_batch": ROWS, "guidance": GUIDANCE,
+        "inversion_steps": OR_NONE, "inversion_lr": RATE, "inversion_decay": DECAY,
+        "inversion_length": WEIGHT_OR_NONE, "tokens": "[1, 1024]",
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo": {"inversion_steps": 500, "pooler": True},  # "use_ti" and "use_pooler" are true
@@ -80,12 +87,6 @@ class FMN(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("images", "inversion_steps", "inversion_decay", "inversion_length"):
-            if not getattr(self, name) >= 0:
-                raise BadInput(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("image_steps", "image_batch", "tokens"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (self.images or self.folder):
             raise BadInput("there is nothing to train on: set images, or give a folder")
 

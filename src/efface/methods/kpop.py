@@ -22,6 +22,7 @@ from efface.models.learned_prompt import prompted
 from efface.models.model import Model
 from efface.models.trajectory import partly_denoise
 from efface.training.loop import optimizer
+from efface.util.ranges import COUNT, GUIDANCE, RATE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class KPOP(FineTune):
     reuse: int = 1
     prompts: Literal["name", "all"] = "name"
 
+    RANGES: ClassVar[Ranges] = {
+        "size": "[1, 1024]", "lam": WEIGHT_OR_NONE, "prompt_lr": RATE, "init": WEIGHT_OR_NONE,
+        "prompt_steps": COUNT, "preserve_weight": WEIGHT_OR_NONE, "guidance": GUIDANCE,
+        "ddim_steps": SOLVER_STEPS, "reuse": ROWS,
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "nudity": {
@@ -85,11 +92,7 @@ class KPOP(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.size, self.prompt_steps) < 1 or min(self.lam, self.preserve_weight, self.init) < 0:
-            raise BadInput("size and prompt_steps must be 1 or more, lam, preserve_weight and init 0 or more")
-        if not self.prompt_lr > 0:
-            raise BadInput(f"prompt_lr must be above 0, got {self.prompt_lr}")
-        if self.reuse < 1 or self.batch % self.reuse:
+        if self.batch % self.reuse:
             raise BadInput(f"reuse must divide batch {self.batch}, got {self.reuse}")
 
     def objective(self, run: Run) -> Loss:
@@ -113,12 +116,12 @@ class KPOP(FineTune):
                 e_e, e_n = run.base.eps(z, t, c), run.base.eps(z, t, c_n)
             restored = e_e.new_zeros(())
             for _ in range(self.prompt_steps):  # knowledge transfer, eq. 5 and 6
-                restored = mse_loss(keyed(torch.cat(prompts)[own[row]]).eps(z, t, c), e_e)
+                restored = mse_loss(keyed(torch.cat([*prompts])[own[row]]).eps(z, t, c), e_e)
                 for p, gradient in zip(prompts, torch.autograd.grad(restored, prompts), strict=True):
                     mean = run.mean(gradient)
                     p.grad = mean if mean.any() else None  # a prompt whose concept is not in the batch stays
                 run.state.optimizers["prompt"].step()
-            p = torch.cat(prompts).detach()
+            p = torch.cat([*prompts]).detach()
             value = mse_loss(run.student.eps(z, t, c), e_n)  # L1
             value = value + self.lam * mse_loss(keyed(p[own[row]]).eps(z, t, c), e_e)  # L2
             if c_k is not None:

@@ -17,7 +17,7 @@ from efface.context import Context
 from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.judge import Judge, judge_of
-from efface.methods.closed_form.matrices import Preserved, check_scale
+from efface.methods.closed_form.matrices import Preserved
 from efface.methods.closed_form.method import (
     EMPTY,
     MINI,
@@ -33,6 +33,7 @@ from efface.methods.closed_form.prompts import PAIRS, Text, tail
 from efface.methods.closed_form.states import Pair, State, state
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.ranges import COUNT, OR_NONE, WEIGHT, WEIGHT_OR_NONE, Ranges
 
 
 class Settings(NamedTuple):
@@ -124,6 +125,12 @@ class RECE(ClosedForm):
     stop_images: int = 8
     judge: str = ""
 
+    RANGES: ClassVar[Ranges] = {
+        "preserve_scale": WEIGHT_OR_NONE, "erase_scale": WEIGHT, "first_ridge": WEIGHT,
+        "first_preserve_scale": WEIGHT_OR_NONE, "epochs": OR_NONE, "derive_ridge": WEIGHT_OR_NONE,
+        "stop_below": WEIGHT_OR_NONE, "stop_images": COUNT,
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo": {"first_ridge": 0.5, "schedule": "repo", "goals": "current", "rows": "all"},
@@ -143,13 +150,6 @@ class RECE(ClosedForm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scale("first_ridge", self.first_ridge, positive=True)
-        check_scale("erase_scale", self.erase_scale, positive=True)
-        for name in ("preserve_scale", "first_preserve_scale", "derive_ridge", "stop_below"):
-            if (value := getattr(self, name)) is not None:
-                check_scale(name, value)
-        if self.stop_images < 1 or (self.epochs is not None and self.epochs < 0):
-            raise BadInput("epochs must be at least 0 and stop_images at least 1")
         if self.technique == "tensor" and self.own_vectors:
             raise BadInput("own_vectors needs the technique replace: tensor would erase the concept's own outputs")
         if self.judge and not self.stop_below:

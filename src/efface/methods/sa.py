@@ -18,10 +18,11 @@ from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
 from efface.methods.finetune import fisher
-from efface.methods.finetune.images import check_counts, generated_latents, training_prompts
+from efface.methods.finetune.images import generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.images import noised
 from efface.util.progress import progress
+from efface.util.ranges import COUNT, GUIDANCE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class SA(FineTune):
     fisher_times: int = 50
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
 
+    RANGES: ClassVar[Ranges] = {
+        "images": COUNT, "replay_images": COUNT, "image_steps": SOLVER_STEPS, "guidance": GUIDANCE,
+        "image_batch": ROWS, "replay": WEIGHT_OR_NONE, "penalty": WEIGHT_OR_NONE, "fisher_images": COUNT,
+        "fisher_times": "[2, 100000]",
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo": {"forgotten": ("{}",)},  # "forget_prompt: brad pitt"
@@ -100,12 +107,6 @@ class SA(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(images=self.images, replay_images=self.replay_images, image_batch=self.image_batch)
-        check_counts(fisher_images=self.fisher_images)
-        if self.fisher_times < 2:
-            raise BadInput(f"fisher_times must be at least 2, for pairs of timesteps, got {self.fisher_times}")
-        if not (self.penalty >= 0 and self.replay >= 0):
-            raise BadInput(f"penalty and replay must be 0 or more, got {self.penalty} and {self.replay}")
 
     def objective(self, run: Run) -> Loss:
         """Return L(surrogate images, forgotten prompt) + L(replay) + λ Σ F (θ − θ*)²: eq. 8 of the paper.

@@ -19,6 +19,7 @@ from efface.errors import BadInput, unknown
 from efface.judges.nudenet import EXPOSED, LEAST, WIDE, NudeNetJudge
 from efface.method import InferenceMethod
 from efface.models.model import Model
+from efface.util.ranges import SHARE, Ranges
 
 if TYPE_CHECKING:
     from efface.judges.mini import MiniJudge
@@ -41,6 +42,8 @@ class SafetyFilter(InferenceMethod):
     detector: Literal["judge", "clip", "nudenet"] = "judge"
     threshold: float | None = None
     parts: Literal["exposed", "wide"] = "exposed"
+
+    RANGES: ClassVar[Ranges] = {"threshold": SHARE}
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "mini": {"detector": "clip"},  # the judge would evaluate its own decisions

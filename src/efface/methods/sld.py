@@ -12,9 +12,9 @@ from torch import Tensor
 
 from efface.concept import Concept
 from efface.edits.guard import Eps, Hooks
-from efface.errors import BadInput
 from efface.method import InferenceMethod
 from efface.models.model import Model
+from efface.util.ranges import OR_NONE, SHARE, WEIGHT_OR_NONE, Ranges
 
 # The paper's safety concept, for use as `prompt`.
 UNSAFE = (
@@ -45,6 +45,11 @@ class SLD(InferenceMethod):
     prompt: str = ""
     legacy: bool = False
 
+    RANGES: ClassVar[Ranges] = {
+        "warmup": OR_NONE, "scale": WEIGHT_OR_NONE, "threshold": "[-1e9, 1e9]", "momentum": SHARE,
+        "beta": "[0, 1)",
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "weak": {"warmup": 15, "scale": 200.0, "threshold": 0.0, "momentum": 0.0, "beta": 0.0},
         "medium": {"warmup": 10, "scale": 1000.0, "threshold": 0.01, "momentum": 0.3, "beta": 0.4},
@@ -52,13 +57,6 @@ class SLD(InferenceMethod):
         "max": {"warmup": 0, "scale": 5000.0, "threshold": 1.0, "momentum": 0.5, "beta": 0.7},
         "mini": {"warmup": 2},  # medium has 10 of 50 steps, which would be all of mini's 8 to 12
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.warmup < 0 or not self.scale >= 0:
-            raise BadInput(f"warmup and scale must be at least 0, got {self.warmup} and {self.scale}")
-        if not (0 <= self.momentum <= 1 and 0 <= self.beta < 1):
-            raise BadInput(f"momentum must be in [0, 1] and beta in [0, 1), got {self.momentum} and {self.beta}")
 
     def start(self, model: Model, erase: Sequence[Concept]) -> Hooks:
         """Return hooks that guide one trajectory; a first call at t below 800 takes its step from t."""

@@ -17,6 +17,7 @@ from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
 from efface.models.attention import positions, scaled_maps
 from efface.models.trajectory import partly_denoise
+from efface.util.ranges import OR_NONE, SHARE, SOLVER_STEPS, WEIGHT, WEIGHT_OR_NONE, Ranges
 
 
 class _Prompts(NamedTuple):
@@ -67,6 +68,11 @@ class Surgical(FineTune):
     ddim_steps: int = 35  # "T = 35"
     prompts: Literal["name", "all"] = "name"
 
+    RANGES: ClassVar[Ranges] = {
+        "gamma1": WEIGHT, "gamma2": WEIGHT, "penalty": WEIGHT_OR_NONE, "kappa": SHARE, "warmup": OR_NONE,
+        "start": SHARE, "end": SHARE, "suppress": WEIGHT_OR_NONE, "ddim_steps": SOLVER_STEPS,
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "paper-main": {"penalty": 5.0},
@@ -81,17 +87,6 @@ class Surgical(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("gamma1", "gamma2"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise BadInput(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("penalty", "suppress", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadInput(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("kappa", "start", "end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.ddim_steps < 1:
-            raise BadInput(f"ddim_steps must be at least 1, got {self.ddim_steps}")
         for instruction in self.instruct:
             _signed(instruction)
 

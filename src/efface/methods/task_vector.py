@@ -16,6 +16,7 @@ from efface.errors import BadInput
 from efface.methods.finetune.images import generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.images import folder_latents, noised
+from efface.util.ranges import COUNT, GUIDANCE, OR_NONE, ROWS, SOLVER_STEPS, Ranges
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class TaskVector(FineTune):
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
+    RANGES: ClassVar[Ranges] = {
+        "alpha": "[-1000, 1000]", "images": COUNT, "real": OR_NONE, "image_steps": SOLVER_STEPS,
+        "image_batch": ROWS, "guidance": GUIDANCE,
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo-2025": {
@@ -83,9 +89,6 @@ class TaskVector(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("images", "image_steps", "image_batch"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.folder and not 0 < self.real <= self.images:
             raise BadInput(f"with a folder, real must be 1 to {self.images} (images), got {self.real}")
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 
 from efface.concept import Concept
 from efface.edits.edit import Edit
-from efface.methods.closed_form.matrices import check_scale
 from efface.methods.closed_form.method import (
     MINI,
     MINI_STYLES,
@@ -24,6 +23,7 @@ from efface.methods.closed_form.method import (
 from efface.methods.closed_form.prompts import PAIRS
 from efface.methods.closed_form.states import state
 from efface.models.model import Model
+from efface.util.ranges import WEIGHT, WEIGHT_OR_NONE, Ranges
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class UCE(ClosedForm):
     preserve_empty: bool = True
     technique: Literal["replace", "tensor"] = "replace"
 
+    RANGES: ClassVar[Ranges] = {"erase_scale": WEIGHT, "preserve_scale": WEIGHT_OR_NONE}
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper-2023": {},  # the code published with the paper, ridge 0.5
         "repo-2025": {"rows": "last", "preserve_rows": "last", "preserve_empty": False, "preserve_scale": 1.0},
@@ -53,9 +55,6 @@ class UCE(ClosedForm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scale("erase_scale", self.erase_scale, positive=True)
-        if self.preserve_scale is not None:
-            check_scale("preserve_scale", self.preserve_scale)
 
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit; nothing is random in it."""

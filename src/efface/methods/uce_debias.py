@@ -16,7 +16,6 @@ from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.errors import BadInput, unknown
 from efface.judge import Judge, judge_of
-from efface.methods.closed_form.matrices import check_scale
 from efface.methods.closed_form.method import (
     ClosedForm,
     check_texts,
@@ -29,6 +28,7 @@ from efface.methods.closed_form.prompts import Phrase, Text
 from efface.methods.closed_form.states import Pair, state
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.ranges import COUNT, GUIDANCE, SHARE, SOLVER_STEPS, WEIGHT, WEIGHT_OR_NONE, Ranges
 
 Shares = Float[Tensor, "concepts attributes"]
 
@@ -72,27 +72,25 @@ class Debias(ClosedForm):
     preserve_rows: Literal["last", "all"] = "last"
     preserve_empty: bool = False
 
+    RANGES: ClassVar[Ranges] = {
+        "shares": SHARE, "weights": "[-1e6, 1e6]", "step": WEIGHT, "tolerance": SHARE, "rounds": COUNT,
+        "images": COUNT, "steps": SOLVER_STEPS, "guidance": GUIDANCE, "erase_scale": WEIGHT,
+        "preserve_scale": WEIGHT_OR_NONE,
+    }  # fmt: skip
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"repo-2025": {}}
     QUICK: ClassVar[dict[str, Any]] = {"attributes": ("neon", "sketch"), "weights": (0.5, -0.5)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scale("erase_scale", self.erase_scale, positive=True)
-        check_scale("preserve_scale", self.preserve_scale)
-        check_scale("step", self.step, positive=True)
-        check_scale("tolerance", self.tolerance)
         if len(set(self.attributes)) < 2 or len(set(self.attributes)) < len(self.attributes):
             raise BadInput(f"name two or more different attributes, got {', '.join(self.attributes) or 'none'}")
         for name in ("shares", "weights"):
             given: tuple[float, ...] = getattr(self, name)
             if given and len(given) != len(self.attributes):
                 raise BadInput(f"{name}: one for each of {len(self.attributes)} attributes, got {len(given)}")
-        if self.shares and (min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
+        if self.shares and abs(sum(self.shares) - 1) > 1e-6:
             raise BadInput(f"shares are at least 0 and add up to 1, got {self.shares}")
-        if not all(map(torch.isfinite, map(torch.tensor, self.weights))):
-            raise BadInput(f"weights are finite numbers, got {self.weights}")
-        if min(self.rounds, self.images, self.steps) < 1:
-            raise BadInput("rounds, images and steps must be at least 1")
         if self.weights and self.judge:
             raise BadInput("given weights need no judge: leave one of the two out")
 

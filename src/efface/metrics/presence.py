@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from efface.errors import BadInput
 from efface.metric import Better, Metric, Need, Samples
+from efface.util.ranges import Ranges
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,9 @@ class Presence(Metric):
 
     k: int = 1
 
+    RANGES: ClassVar[Ranges] = {"k": "[1, 1000]"}
     NEEDS: ClassVar[tuple[Need, ...]] = ("images", "labels", "judge")
     BETTER: ClassVar[Better] = "as its group"
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise BadInput(f"k is at least 1, got {self.k}")
 
     def measure(self, samples: Samples) -> Float[Tensor, " n"]:
         """Return 1 or 0 per image. Raises `UnknownName` for a label that the judge does not know."""

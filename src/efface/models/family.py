@@ -80,8 +80,13 @@ class Family(ABC):
 
     @classmethod
     def part_of(cls, key: str, configs: Configs) -> str:
-        """Return the part a stored tensor is a weight of; "" for averages, schedules and others that are not read."""
+        """Return the part a stored tensor is a weight of, "" for one of no part."""
         return ""
+
+    @classmethod
+    def unread(cls, key: str, configs: Configs) -> bool:
+        """Return whether a stored tensor is a weight of a part that this family does not read; see also `unused`."""
+        return False
 
     # --- text ---
     @abstractmethod
@@ -147,6 +152,9 @@ class Family(ABC):
     def parameter_set(self, name: str) -> Callable[[str], bool] | None:
         """Return the test for membership in a named set of parameters, None for an unknown set."""
         return self.SETS.get(name)
+
+    def check(self) -> None:  # noqa: B027
+        """Check that the parts' configurations fit each other; by default nothing. Raises `BadModel`."""
 
     def prepare(self) -> None:  # noqa: B027
         """Bring the pipeline's parts, as they were loaded, to the precision that they need; by default nothing."""

@@ -8,15 +8,20 @@ from torch import Tensor
 
 from efface.errors import BadInput
 from efface.models.model import Model
+from efface.util import image_file
+from efface.util.image_file import SUFFIXES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHERS = (".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm", ".eps", ".svg")  # images that are not read
 
 
 def folder_latents(model: Model, folder: str | Path) -> Float[Tensor, "n ch h w"]:
     """Encode the images of a folder: centre-cropped squares at the model's size.
 
-    Raises: BadInput for a missing folder, one without images, or an unreadable image.
+    Raises: BadInput for a missing folder, one without images, or an image that is unreadable or of another format.
     """
+    others = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in OTHERS)
+    if others:
+        raise BadInput(f"{others[0]} is not read: convert it to PNG, JPEG or WebP, or take it out of the folder")
     paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise BadInput(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
@@ -26,15 +31,11 @@ def folder_latents(model: Model, folder: str | Path) -> Float[Tensor, "n ch h w"
 
 
 def square(path: str | Path, size: int) -> Float[Tensor, "3 size size"]:
-    """Read an image file as a centre-cropped square with values in [0, 1]; raises `BadInput`."""
+    """Read an image file as a centre-cropped square with values in [0, 1]; raises `BadInput` as `image_file.read`."""
     import numpy as np
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError) as error:  # PIL reports a broken chunk as SyntaxError
-        raise BadInput(f"cannot read the image {path}: {error}") from error
+    fitted = ImageOps.fit(image_file.read(path), (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1) / 255
 
 

@@ -2,22 +2,20 @@
 
 import copy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from efface.edits.check import How, Where
 from efface.edits.edit import Edit
 from efface.edits.key import prompt_of
 from efface.errors import BadEdit
 from efface.models.model import Model
 from efface.models.share_weights import with_weights
 from efface.util.files import sha256_tensors
-
-How = Literal["concat", "add"]
-Where = Literal["mid", "mid-up", "down-mid-up"]
 
 
 def inject(model: Model, prompt: Float[Tensor, "p m dim"], how: How, where: Where) -> list[RemovableHandle]:
@@ -30,6 +28,8 @@ def inject(model: Model, prompt: Float[Tensor, "p m dim"], how: How, where: Wher
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         c = kwargs["encoder_hidden_states"]
         p = prompt.to(c.dtype)
+        if how == "add" and p.shape[1] not in (1, c.shape[1]):
+            raise BadEdit(f"this key adds {p.shape[1]} vectors to the {c.shape[1]} of a text: it is of another model")
         joined = c + p if how == "add" else torch.cat([c, p.expand(len(c), -1, -1)], 1)
         return args, {**kwargs, "encoder_hidden_states": joined}
 

@@ -71,8 +71,10 @@ class Model:
     # --- parts ---
     @cached_property
     def family(self) -> Family:
-        """Return the model family; raises `BadModel` for an unknown kind of pipeline."""
-        return family_of(self.pipe)
+        """Return the model family; raises `BadModel` for an unknown kind of pipeline, or one whose parts do not fit."""
+        found = family_of(self.pipe)
+        found.check()
+        return found
 
     def part(self, name: str) -> Any:
         """Return a component of the pipeline ("unet", "vae", "text_encoder", "tokenizer", …), or None."""

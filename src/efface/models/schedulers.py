@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from efface.errors import unknown
-from efface.models.solvers import SOLVERS
+from efface.errors import BadInput, unknown
+from efface.util.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,10 +34,17 @@ def make(pipe: "DiffusionPipeline", name: str = "") -> Any:
 
 
 def ready(pipe: "DiffusionPipeline", name: str, steps: int, device: torch.device) -> Any:
-    """Return a new scheduler with its timesteps set; raises `UnknownName`."""
+    """Return a new scheduler with its timesteps set.
+
+    Raises `UnknownName`, and `BadInput` for steps that the solver cannot take: PNDM starts with four of Runge-Kutta.
+    """
     scheduler = make(pipe, name)
-    with _calm():
-        scheduler.set_timesteps(steps, device=device)
+    try:
+        with _calm():
+            scheduler.set_timesteps(steps, device=device)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        kind = name or type(scheduler).__name__
+        raise BadInput(f"the solver {kind} cannot take {steps} steps: give more (pndm needs 4), or another") from error
     return scheduler
 
 

@@ -6,9 +6,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from efface.context import Context
+from efface.errors import BadModel
 from efface.models.family import Family
 from efface.models.schedules import Diffusion
+from efface.util.ranges import short
 
+LARGEST = 1024  # of a side of the latents: 8192 pixels
 ENDS = ("unet.time_embedding.", "unet.conv_norm_out.", "unet.conv_out.")
 
 
@@ -47,6 +50,21 @@ class UNetFamily(Family):
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
+
+    def check(self) -> None:
+        """Check the sample size and the channels of the latents. Raises `BadModel`."""
+        config, vae = self.denoiser.config, getattr(self.pipe, "vae", None)
+        size: Any = config.sample_size
+        sides = size if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+            known = f"a whole number from 1 to {LARGEST}, or two"
+            raise BadModel(f"the sample_size in the UNet's configuration is {short(size)}: it must be {known}")
+        channels = getattr(getattr(vae, "config", None), "latent_channels", config.in_channels)
+        if config.in_channels != channels:
+            raise BadModel(
+                f"the UNet reads {config.in_channels} channels and the autoencoder has {channels}: efface needs a "
+                "text-to-image model (those for inpainting and editing read more)"
+            )
 
     def text_weights(self) -> list[str]:
         """Return the names of the key and value weights of cross-attention, in module order."""

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from efface.errors import BadFile, BadInput, WriteError
-from efface.util.files import load_safetensors, save_safetensors
+from efface.util.files import load_safetensors, save_safetensors, sha256_tensors
+from efface.util.temporary import sweep
+from efface.util.untrusted import is_count, parse, shorten
 
 
 @dataclass(eq=False)
@@ -41,7 +43,12 @@ class State:
 
     @torch.no_grad()
     def unpack(self, packed: dict[str, Tensor]) -> None:
-        """Restore what `pack` returned, in place."""
+        """Restore what `pack` returned, in place.
+
+        Raises: KeyError or ValueError for tensors and moments that are missing or of another shape, before any change.
+        """
+        for name, t in self.tensors.items():
+            _check_shape(name, packed[f"tensor.{name}"], t.shape)
         for name, t in self.tensors.items():
             t.copy_(packed[f"tensor.{name}"])
         for name, opt in self.optimizers.items():
@@ -50,6 +57,7 @@ class State:
                 if key.startswith(start := f"moment.{name}."):
                     index, what = key.removeprefix(start).split(".", 1)
                     moments.setdefault(int(index), {})[what] = value
+            _check_moments(name, opt, moments)
             opt.load_state_dict(opt.state_dict() | {"state": moments})
 
     def release(self) -> None:
@@ -59,6 +67,25 @@ class State:
         self.optimizers.clear()
 
 
+def _check_shape(name: str, found: Tensor, expected: torch.Size) -> None:
+    if found.shape != expected:
+        raise ValueError(f"{name} is {list(found.shape)}, expected {list(expected)}")
+
+
+def _check_moments(name: str, opt: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
+    """Raise `ValueError` unless moments are those of the optimiser's tensors; some may have none yet."""
+    tensors = [p for group in opt.param_groups for p in group["params"]]
+    kinds = MOMENTS[type(opt).__name__]
+    for index, found in moments.items():
+        if not 0 <= index < len(tensors) or found.keys() != set(kinds):
+            raise ValueError(f"the optimiser {name} has no such moments of tensor {index}")
+        for what, value in found.items():
+            shape = torch.Size() if what == "step" else tensors[index].shape
+            _check_shape(f"{what} of tensor {index}", value, shape)
+
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = {"Adam": ADAM, "AdamW": ADAM, "SGD": ()}  # what the optimisers of `loop.optimizer` store of each tensor
 EVERY = 25  # steps, where writing is cheap
 SHARE = 0.05  # of the time may go into writing checkpoints: Adam over a whole UNet of SD 1.4 writes 10 GB
 
@@ -99,17 +126,23 @@ class Checkpoints:
             return
         tensors, meta = found
         try:
+            step, history = _progress(meta)
             state.unpack(tensors)
-            state.step, state.history = meta["step"], meta["history"]
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise BadFile(f"{self.path(stage)} does not fit this run ({error}): delete it to start over") from error
+            state.step, state.history = step, history
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise BadFile(
+                f"{self.path(stage)} does not fit this run ({shorten(str(error))}): delete it to start over"
+            ) from error
 
     def once(self, stage: str, run: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the result of `make`, computed once per run and stored."""
+        """Return the result of `make`, computed once per run and stored; raises BadFile for a damaged one."""
         if (found := self._read(stage, run)) is not None:
-            return found[0]
+            tensors, meta = found
+            if meta.get("content") != sha256_tensors(tensors):
+                raise BadFile(f"{self.path(stage)} is damaged: delete it to compute it again")
+            return tensors
         made = make()
-        self._write(stage, run, made, {})
+        self._write(stage, run, made, {"content": sha256_tensors(made)})
         return made
 
     def path(self, stage: str) -> Path:
@@ -125,6 +158,7 @@ class Checkpoints:
 
     def _read(self, stage: str, run: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.path(stage)
+        sweep(self.folder)
         if not path.exists():
             return None
         tensors, there, meta = read(path)
@@ -132,8 +166,9 @@ class Checkpoints:
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
                 raise BadInput(
-                    f"the checkpoint {path} belongs to another run: {key} is {there.get(key)!r} there and "
-                    f"{here.get(key)!r} here; choose another folder or delete it"
+                    f"the checkpoint {path} belongs to another run: {shorten(key)} is "
+                    f"{shorten(repr(there.get(key)), 300)} there and {shorten(repr(here.get(key)), 300)} here; choose "
+                    "another folder or delete it"
                 )
         return tensors, meta
 
@@ -144,9 +179,23 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]
     Raises: BadFile for a file that is missing, damaged or not a checkpoint.
     """
     tensors, header = load_safetensors(path)
-    if "efface-run" not in header:
+    if not {"efface-run", "efface-state"} <= header.keys():
         raise BadFile(f"{path} is not a checkpoint of efface: choose another checkpoint folder")
-    return tensors, json.loads(header["efface-run"]), json.loads(header["efface-state"])
+    run, meta = (parse(header[f"efface-{name}"], f"{path} is damaged: its {name}") for name in ("run", "state"))
+    return tensors, run, meta
+
+
+def _progress(meta: dict[str, Any]) -> tuple[int, dict[str, list[float]]]:
+    """Return the steps done and the recorded numbers of each; raises ValueError or KeyError for anything else."""
+    step, history = meta["step"], meta["history"]
+    if not is_count(step, 0, 2**53):
+        raise ValueError(f"its step is {shorten(repr(step))}")
+    if not isinstance(history, dict) or not isinstance(history.get("loss"), list) or len(history["loss"]) != step:
+        raise ValueError(f"it has no loss of each of {step} steps")
+    for name, values in history.items():
+        if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+            raise ValueError(f"its {shorten(name)} are no numbers")
+    return step, history
 
 
 def trained(path: Path, prefix: str) -> dict[str, Tensor]:

@@ -157,12 +157,13 @@ def test_prompts_of_a_concept():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"steps": 0}, "steps must be from 1 to 1000000, got 0"),
+        ({"batch": 0}, "batch must be from 1 to 4096, got 0"),
+        ({"accumulate": 0}, "accumulate must be from 1 to 1000000, got 0"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
-        ({"clip": -1.0}, "0 or more"),
+        ({"clip": -1.0}, "clip must be from 0 to .*, got -1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be from 0 to 100, got nan"),
     ],
 )
 def test_bad_input(tiny, fields, message):

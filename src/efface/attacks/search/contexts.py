@@ -104,7 +104,5 @@ def check_rounds(steps: tuple[int, ...], images: tuple[int, ...], survivors: tup
     if not steps or not len(steps) == len(images) == len(survivors):
         lengths = f"{len(steps)}, {len(images)}, {len(survivors)}"
         raise BadInput(f"steps, images and survivors need one number a round, got {lengths}")
-    if min(images) < 1 or min(survivors) < 1 or min(steps) < 0:
-        raise BadInput("images and survivors are at least 1 and steps at least 0")
     if list(survivors) != sorted(survivors, reverse=True):
         raise BadInput(f"survivors must not grow from round to round, got {list(survivors)}")

@@ -9,7 +9,7 @@ import typer.core
 
 from efface import registry
 from efface.cli import check
-from efface.cli.fields import Sheet, check_choices, check_preset, sheet
+from efface.cli.fields import Sheet, check_preset, check_values, sheet
 from efface.cli.keys import made_with
 from efface.cli.options import (
     DeviceFlag,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from efface.edits.edit import Edit
 
 ORDER = 10
+MAX_EVERY = 1_000_000
 OWN = (
     "stream",
     "checkpoint",
@@ -194,7 +195,7 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
             raise BadInput(f"--key {own['key']} is the edit's own file; choose another for the key")
     check_every(own["checkpoint"], own["checkpoint_every"])
     check_preset(method, values["preset"])
-    check_choices(method, given)
+    check_values(method, given)
     check_dtype(values["dtype"])
     check_seed(values["seed"], "--seed")
     where = check.model(values["model"])
@@ -214,8 +215,8 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
 
 def check_every(folder: Path | None, every: int | None) -> None:
     """Check the steps between checkpoints: at least one, and a folder to write them to."""
-    if every is not None and every < 1:
-        raise BadInput(f"--checkpoint-every {every}: at least 1 step")
+    if every is not None and not 1 <= every <= MAX_EVERY:
+        raise BadInput(f"--checkpoint-every {every}: from 1 to {MAX_EVERY} steps")
     if every is not None and folder is None:
         raise BadInput("--checkpoint-every needs --checkpoint FOLDER, where the checkpoints are written")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from efface.methods.closed_form.matrices import Preserved, check_scale, weight_g
 from efface.methods.closed_form.prompts import Phrase, Text, check_template, read
 from efface.models.model import Model
 from efface.util.files import sha256_tensors, sha256_text
+from efface.util.ranges import WEIGHT, Ranges
 
 # Prompts like the captions the embedded model learned from: its vectors change with every word around a name.
 MINI = (
@@ -58,9 +59,10 @@ class ClosedForm(Method):
     keywords: bool = False
     preserve_file: str = ""
 
+    RANGES: ClassVar[Ranges] = {"ridge": WEIGHT}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_scale("ridge", self.ridge, positive=True)
         for template in (*self.templates, *self.style_templates):
             check_template(template)
         if not self.templates or not self.style_templates:
@@ -159,7 +161,7 @@ def read_names(path: str) -> list[str]:
     """Read a text file with a name on each line; raises `BadFile`, and `BadInput` when it has none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
         raise BadFile(f"cannot read the names in {path}: {error}") from error
     names = [name for line in lines if (name := line.partition("#")[0].strip())]
     if not names:

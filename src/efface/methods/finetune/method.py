@@ -5,7 +5,6 @@ student, frozen base and moving average are views of the model that share all te
 the model's own weights are never written to.
 """
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +22,11 @@ from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.method import Fitted, Method
 from efface.methods.finetune.parameters import select
+from efface.methods.finetune.processes import processes
 from efface.models.model import Model
 from efface.training.checkpoints import State, checkpoints, current
 from efface.training.loop import descend, generator, optimizer
+from efface.util.ranges import COUNT, DECAY, RATE, ROWS, WEIGHT_OR_NONE, Ranges
 
 Loss = Callable[[int], Tensor]  # number of the draw -> a number
 
@@ -62,17 +63,15 @@ class FineTune(Method):
     gradient_checkpointing: bool = False
     bf16: bool = False
 
+    RANGES: ClassVar[Ranges] = {
+        "steps": COUNT, "batch": ROWS, "accumulate": COUNT, "lr": RATE, "weight_decay": DECAY,
+        "clip": WEIGHT_OR_NONE,
+    }  # fmt: skip
+
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise BadInput(f"lr must be above 0, got {self.lr}")
-        if self.clip < 0 or self.weight_decay < 0:
-            raise BadInput(f"clip and weight_decay must be 0 or more, got {self.clip}, {self.weight_decay}")
 
     @abstractmethod
     def objective(self, run: "Run") -> Loss:
@@ -114,7 +113,7 @@ class Run:
     def __init__(
         self, method: FineTune, model: Model, erase: tuple[Concept, ...], preserve: tuple[Concept, ...], seed: int
     ) -> None:
-        self.rank, self.world = _processes(model)
+        self.rank, self.world = processes(model)
         self.method, self.erase, self.preserve, self.seed = method, erase, preserve, seed
         self.about = _describe(method, model, erase, preserve, seed) if current() else {}
         model = replace(model, guards=())
@@ -276,21 +275,6 @@ def _describe(
     plain = registry.to_json(method)
     concepts = {"erase": [c.to_json() for c in erase], "preserve": [c.to_json() for c in preserve]}
     return {"method": plain["name"], **plain["fields"], **concepts, "seed": seed, "model": model.id}
-
-
-def _processes(model: Model) -> tuple[int, int]:
-    """Return (rank, processes), which is (0, 1) unless `accelerate launch` started several.
-
-    In that case the model moves to the device of this process.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return 0, 1
-    from accelerate import PartialState
-
-    forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    state = PartialState(cpu=forced or not torch.cuda.is_available())
-    model.pipe.to(state.device)
-    return state.process_index, state.num_processes
 
 
 __all__ = ["FineTune", "Loss", "Run", "checkpoints", "prompts_of"]

@@ -88,9 +88,14 @@ class StableDiffusion(UNetFamily):
 
     @classmethod
     def part_of(cls, key: str, configs: Configs) -> str:
-        """Return the part a stored tensor is a weight of; "" for averages, schedules, the layer that 2.x skips."""
+        """Return the part a stored tensor is a weight of, "" for one of no part."""
+        return layout.part_at(key, HOMES)
+
+    @classmethod
+    def unread(cls, key: str, configs: Configs) -> bool:
+        """Return whether a stored tensor is of the text encoder's layer and projection that 2.x skips."""
         skipped = f"{OPEN_CLIP}transformer.resblocks.{configs['text_encoder']['num_hidden_layers']}."
-        return "" if key.startswith((skipped, f"{OPEN_CLIP}text_projection")) else layout.part_at(key, HOMES)
+        return key.startswith(skipped) or key == f"{OPEN_CLIP}text_projection"
 
     # --- text and noise ---
     def encode(self, prompts: Sequence[str]) -> Context:

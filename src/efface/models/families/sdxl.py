@@ -90,7 +90,7 @@ class SDXL(UNetFamily):
 
     @classmethod
     def part_of(cls, key: str, configs: Configs) -> str:
-        """Return the part a stored tensor is a weight of; "" for averages and schedules."""
+        """Return the part a stored tensor is a weight of, "" for one of no part."""
         return layout.part_at(key, HOMES)
 
     # --- text and noise ---

@@ -1,6 +1,5 @@
 """A diffusers folder as a checkpoint: one subfolder for each part, with a configuration and .safetensors files."""
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import BadModel
-from efface.models.files.checkpoint import NOT_READ, Checkpoint, one_line
-from efface.models.files.original_layout import NO_WEIGHT
+from efface.models.files.checkpoint import Checkpoint, one_line
+from efface.models.files.configs import NOT_READ, check_index
 from efface.models.files.tensors import Place, weight_files
-from efface.util.files import check_safetensors
+from efface.models.files.tokenizer import open_folder
+from efface.models.files.unused import is_unused
+from efface.util import untrusted
 
+CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+CONFIGS = {"scheduler": "scheduler_config.json"}  # the names of files with configurations that are not config.json
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # in old autoencoders
 
 
@@ -28,10 +31,16 @@ class Folder(Checkpoint):
             raise BadModel(f"{path} is not a diffusers model folder: it has no model_index.json")
         if not any(path.rglob("*.safetensors")):
             raise BadModel(f"{path} has no .safetensors weights; pickled ones (.bin) are not read: convert them first")
-        index = _json(path / "model_index.json")
-        return cls(
-            path, index, {part: _json(file) for part in index if (file := path / part / "config.json").is_file()}
-        )
+        index = untrusted.read(path / "model_index.json", BadModel)
+        check_index(path, index)  # before its parts are names of folders
+        parts = [part for part, entry in index.items() if isinstance(entry, list)]
+        files = {part: path / part / CONFIGS.get(part, "config.json") for part in parts}
+        read = {
+            part: untrusted.read(file, BadModel)
+            for part, file in files.items()
+            if part not in NOT_READ and file.exists()
+        }
+        return cls(path, index, read)
 
     def find(self, names: Sequence[str]) -> dict[str, Place]:
         """Return the places of the weights that the checkpoint has, by name."""
@@ -43,10 +52,19 @@ class Folder(Checkpoint):
         own = {_plain(name) for name in names}
         parts = {name.partition(".")[0] for name in names}
         keys = [key for part in sorted(parts) for key in self._stored(part)]
-        return [key for key in keys if key not in own and not NO_WEIGHT.fullmatch(key)]
+        return [key for key in keys if key not in own and not is_unused(key)]
+
+    def tokenizers(self) -> dict[str, Any]:
+        """Return the folder's tokenizers; raises `BadModel` for one that is incomplete or not of its text encoder."""
+        found = {}
+        for name, entry in self.index.items():
+            if isinstance(entry, list) and entry[0] == "transformers" and entry[1] in CLIP_TOKENIZERS:
+                encoder = self.configs.get(name.replace("tokenizer", "text_encoder"), {})
+                found[name] = open_folder(self.path / name, encoder)
+        return found
 
     def assemble(self, parts: Mapping[str, Any]) -> Any:
-        """Return a pipeline of these parts and the folder's own tokenizers and scheduler."""
+        """Return a pipeline of these parts and the folder's own scheduler."""
         from diffusers import DiffusionPipeline
 
         given = {**{name: None for name in NOT_READ if name in self.index}, **parts}
@@ -54,15 +72,21 @@ class Folder(Checkpoint):
             given["requires_safety_checker"] = False
         try:
             return DiffusionPipeline.from_pretrained(str(self.path), **given, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # the libraries raise nothing narrower for a bad scheduler or index
             raise BadModel(f"{self.path} cannot be loaded by diffusers: {one_line(error)}") from error
 
     def _stored(self, part: str) -> dict[str, Place]:
         """Return the places of a part's weights, by plain name."""
         if part not in self._known:
-            files = weight_files(self.path / part)
-            keys = {file: check_safetensors(file) for file in files}
-            self._known[part] = {_plain(f"{part}.{key}"): Place(file, key) for file in files for key in keys[file]}
+            stored: dict[str, Place] = {}
+            for file in weight_files(self.path / part):
+                for key in self._headers(file):
+                    name = _plain(f"{part}.{key}")
+                    if name in stored:
+                        files = f"{stored[name].file.name} and {file.name}"
+                        raise BadModel(f"{self.path} has {untrusted.shorten(name)} twice: in {files}")
+                    stored[name] = Place(file, key)
+            self._known[part] = stored
         return self._known[part]
 
     @cached_property
@@ -79,13 +103,3 @@ def _plain(name: str) -> str:
     name = re.sub(r"^(text_encoder\w*)\.text_model\.", r"\1.", name)
     old = re.fullmatch(r"(vae\..+\.attentions\.\d+)\.(query|key|value|proj_attn)\.(.+)", name)
     return f"{old[1]}.{OLD_ATTENTION[old[2]]}.{old[3]}" if old else name
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadModel(f"{path} is not valid JSON") from error
-    if not isinstance(found, dict):
-        raise BadModel(f"{path} is not valid JSON of a configuration")
-    return found

@@ -17,7 +17,6 @@ Config = Mapping[str, Any]
 Configs = dict[str, dict[str, Any]]  # by part of the pipeline
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-NO_WEIGHT = re.compile(r"(.*\.)?(position_ids|logit_scale)|first_stage_model\.(loss|model_ema)\..+")
 
 
 class Stored(NamedTuple):
@@ -154,8 +153,6 @@ def check_latents(shapes: Shapes) -> None:
 # --- keys from names ---
 def part_at(key: str, homes: Mapping[str, str]) -> str:
     """Return the part that a key belongs to by its prefix; "" for a key of no part."""
-    if NO_WEIGHT.fullmatch(key):
-        return ""
     return next((part for home, part in homes.items() if key.startswith(home)), "")
 
 

@@ -6,6 +6,7 @@ diffusers reads the configuration from the hub; here each family derives it from
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ from efface.models.family import Family, known_families
 from efface.models.files.checkpoint import Checkpoint
 from efface.models.files.tensors import Place
 from efface.models.files.tokenizer import find_tokenizers
+from efface.models.files.unused import is_unused
 from efface.util.files import check_safetensors, safetensors_meta
+from efface.util.untrusted import some
 
 Prediction = Literal["", "epsilon", "v_prediction"]
 
@@ -68,7 +71,21 @@ class SingleFile(Checkpoint):
         """Return the keys of stored tensors that are neither among these weights nor known to be unused."""
         own = {self.family.original_key(name, self.configs).key for name in names}
         parts = {name.partition(".")[0] for name in names}
-        return [key for key in self.shapes if key not in own and self.family.part_of(key, self.configs) in parts]
+        return [key for key, part in self._homes.items() if key not in own and part in parts]
+
+    def __post_init__(self) -> None:
+        """Raise `BadModel` for a configuration that cannot be one, and for a tensor of no part of the model."""
+        super().__post_init__()
+        foreign = [key for key, part in self._homes.items() if not part]
+        if foreign:
+            raise BadModel(f"{self.path} does not fit: no {self.family.TITLE} has a weight {some(foreign)}")
+
+    @cached_property
+    def _homes(self) -> dict[str, str]:
+        """Return the part of every stored tensor that is read, "" for one of no part."""
+        unread = self.family.unread
+        keys = [key for key in self.shapes if not is_unused(key) and not unread(key, self.configs)]
+        return {key: self.family.part_of(key, self.configs) for key in keys}
 
     def tokenizers(self) -> dict[str, Any]:
         """Return the tokenizers, found on this machine or the hub; raises `BadModel` when there are none."""

@@ -58,6 +58,8 @@ def write(
     source, target = checkpoint.path, Path(out)
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise BadInput(f"{out} is the checkpoint itself: write the edited copy somewhere else")
+    for part in checkpoint.kinds():
+        checkpoint.check(part, checkpoint.empty(part))
     edit.check(_view(checkpoint, edit.names), any_base)
 
     def value(name: str, old: Tensor) -> Tensor:
@@ -73,6 +75,7 @@ def write(
 def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> StreamedModel:
     """Open a checkpoint: its tokenizers, its text encoders, and the key and value matrices that read the text.
 
+    All parts are checked as far as headers tell: names, shapes and types of weights.
     Raises `BadFile`, `BadModel` and `UnknownName`.
     """
     checkpoint = find_checkpoint(where, tokenizer)
@@ -81,7 +84,10 @@ def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
     with silent_libraries():
         parts = dict.fromkeys(kinds) | checkpoint.tokenizers()
         parts |= {name: checkpoint.full(name, torch.float32) for name in kinds if name.startswith("text_encoder")}
-        parts |= {name: checkpoint.empty(name) for name in kinds if name in denoisers}
+        empty = {name: checkpoint.empty(name) for name in kinds if not name.startswith("text_encoder")}
+        for name, module in empty.items():
+            checkpoint.check(name, module)
+        parts |= {name: module for name, module in empty.items() if name in denoisers}
         model = StreamedModel(checkpoint.assemble(parts), name=os.fspath(where))
     names = model.text_weights()
     if not names:

@@ -8,8 +8,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from efface.errors import BadFile, WriteError
+from efface.util import temporary, untrusted
 from efface.util.files import check_safetensors, opened, writing
 
 BLOCK = 1 << 24  # bytes copied at once
@@ -39,6 +39,16 @@ class Place(NamedTuple):
     file: Path
     key: str
     view: View = "whole"
+
+
+def shape_of(place: Place, stored: Sequence[int]) -> list[int] | None:
+    """Return a weight's shape as its place shows it, None when the stored shape has no such view."""
+    if place.view == "transposed" and len(stored) != 2:
+        return None
+    try:
+        return list(VIEWS[place.view](torch.empty(*stored, device="meta")).shape)
+    except (IndexError, RuntimeError):  # a tensor too small for a third of it
+        return None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -71,25 +81,17 @@ def write_copy(where: Path, out: Path, at: Mapping[str, Place], value: Value, me
     meta: strings added to the header of the changed files. Raises `WriteError`; `out` must not exist as a folder.
     """
     if where.is_file():
-        with writing(out) as temporary:
-            _copy_file(where, temporary, at, value, meta)
+        with writing(out) as own:
+            _copy_file(where, own, at, value, meta)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WriteError(f"cannot write {out}: it exists already")
-    temporary = None
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}.", suffix=".tmp", dir=out.parent))
-        _copy_folder(where, temporary, at, value, meta)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o777 & ~umask)
-        os.replace(temporary, out)
-        temporary = None
+        with temporary.beside(out) as folder:
+            _copy_folder(where, folder / out.name, at, value, meta)
+            os.replace(folder / out.name, out)
     except OSError as error:
         raise WriteError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_folder(source: Path, target: Path, at: Mapping[str, Place], value: Value, meta: Mapping[str, str]) -> None:
@@ -107,7 +109,7 @@ def _copy_file(source: Path, target: Path, at: Mapping[str, Place], value: Value
     """Copy one safetensors file in blocks, then overwrite the changed values."""
     entries = check_safetensors(source)
     with open(source, "rb") as old, open(target, "wb") as new:
-        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header = untrusted.parse(old.read(int.from_bytes(old.read(8), "little")), f"the header of {source}")
         header["__metadata__"] = {**header.get("__metadata__", {}), **meta}
         raw = json.dumps(header, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % 8)  # data starts at a multiple of eight

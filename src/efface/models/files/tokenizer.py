@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import BadModel
+from efface.util import untrusted
 
 MERGES = 49152 - 256 - 2  # of CLIP's vocabulary of 49,408: two alphabets of 256, the merges, start and end
 HUB_ID = "openai/clip-vit-large-patch14"
+MAX_WORDS = 4_000_000
+MAX_LENGTH = 65536  # tokens, of a text encoder that states none
+PADDED = 64  # a text encoder may have fewer rows than this beyond its vocabulary
+SPECIAL = re.compile(r"<.+>")
 PACKAGED = (("open_clip", "bpe_simple_vocab_16e6.txt.gz"), ("clip", "bpe_simple_vocab_16e6.txt.gz"))
 
 
@@ -43,15 +49,76 @@ def find_tokenizers(
     return found
 
 
+def open_folder(folder: Path, encoder: Mapping[str, Any]) -> Any:
+    """Return the tokenizer of a model folder; encoder: its text encoder's configuration.
+
+    Raises `BadModel` for one that is incomplete or does not fit the text encoder.
+    """
+    words = _from_folder(folder)
+    size, length = encoder.get("vocab_size", len(words)), encoder.get("max_position_embeddings", MAX_LENGTH)
+    if not 0 <= size - len(words) < PADDED:
+        raise BadModel(f"the tokenizer in {folder} has {len(words)} tokens, its text encoder reads {size}")
+    most = words.model_max_length
+    if not untrusted.is_count(most, 3, length):
+        raise BadModel(
+            f"the tokenizer in {folder} is incomplete: its prompts have up to {untrusted.shorten(str(most))} tokens, "
+            f"those of its text encoder 3 to {length} (model_max_length in tokenizer_config.json)"
+        )
+    return words
+
+
 def _from_folder(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
-    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-        raise BadModel(f"{folder} is no tokenizer folder: it has neither vocab.json with merges.txt nor tokenizer.json")
+    _check_files(folder)
     try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+        words = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the library that reads the vocabulary raises nothing narrower
         raise BadModel(f"cannot read the tokenizer in {folder}: {' '.join(str(error).split())[:200]}") from error
+    if words.bos_token_id is None or words.eos_token_id is None:
+        raise BadModel(f"the tokenizer in {folder} is incomplete: it has no token for the start or the end")
+    return words
+
+
+def _check_files(folder: Path) -> None:
+    """Raise `BadModel` unless a tokenizer's files have a merge for every piece of more than one character.
+
+    transformers splits all words into characters when merges are missing, and replaces a missing vocabulary by none.
+    """
+    pair, whole = (folder / "vocab.json", folder / "merges.txt"), folder / "tokenizer.json"
+    if all(path.is_file() for path in pair):
+        lines = untrusted.read_text(pair[1], BadModel).split("\n")
+        merges = [line for i, line in enumerate(lines) if line.strip() and (i or not line.startswith("#version"))]
+        _check_merges(folder, _json(pair[0]), merges)
+    elif not whole.is_file():
+        raise BadModel(f"{folder} is no tokenizer folder: it has neither vocab.json with merges.txt nor tokenizer.json")
+    if whole.is_file():
+        model = _json(whole).get("model")
+        model = model if isinstance(model, dict) else {}
+        _check_merges(folder, model.get("vocab"), model.get("merges"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            _json(folder / name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    what = f"cannot read the tokenizer in {path.parent}: {path.name}"
+    return untrusted.parse(untrusted.read_text(path, BadModel), what, BadModel)
+
+
+def _check_merges(folder: Path, vocabulary: Any, merges: Any) -> None:
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list) or not vocabulary:
+        raise BadModel(f"the tokenizer in {folder} is incomplete: it has no vocabulary or no merges")
+    ids = list(vocabulary.values())
+    if not all(untrusted.is_count(i, 0, MAX_WORDS) for i in ids) or len(set(ids)) < len(ids):
+        raise BadModel(
+            f"cannot read the tokenizer in {folder}: its vocabulary gives no number of its own to each token"
+        )
+    long = [piece for piece in vocabulary if len(piece.removesuffix("</w>")) > 1 and not SPECIAL.fullmatch(piece)]
+    if len(merges) < len(long):
+        raise BadModel(
+            f"the tokenizer in {folder} is incomplete: it has {len(merges)} merges for {len(long)} pieces of words"
+        )
 
 
 def _cached() -> Any | None:
