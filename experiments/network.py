@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from efface.training.checkpoints import State, checkpoints, trained
@@ -15,6 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[torch.Generator], Tensor]  # the random numbers of a step -> a number
 TOGETHER = 10  # steps after which several processes average their weights
 SECONDS = 120.0  # between two checkpoints
+NATIVE = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # the processor computes in bfloat16
 
 
 def bfloat16() -> torch.autocast:
@@ -22,7 +24,12 @@ def bfloat16() -> torch.autocast:
 
     With them it is about twice as fast as float32; without them many times slower.
     """
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast("cpu", torch.bfloat16, enabled=NATIVE)
+
+
+def attention(unet_or_vae: Any) -> None:
+    """Choose the attention with the faster backward pass: plain in bfloat16 (3 times), fused in float32 (1.3)."""
+    unet_or_vae.set_attn_processor(AttnProcessor() if NATIVE else AttnProcessor2_0())
 
 
 def train(
@@ -59,12 +66,17 @@ def train(
             average_over_processes(list(params.values()))
         average.move(state.step)
 
+    def together() -> None:
+        """Wait until every process has read the checkpoint, before one writes the next."""
+        if dist.is_initialized():
+            dist.barrier()
+
     run: dict[str, Any] = {"network": path.stem, "lr": lr, "weight_decay": weight_decay, "decay": decay, "seed": seed}
     module.train()
     with checkpoints(path.parent, seconds=seconds):
         descend(
             seeded, state, steps, label=path.stem, run=run, rate=warmup_and_cooldown(lr, steps), clip=1.0,
-            updated=updated, stage=path.stem, saves=rank == 0,
+            updated=updated, resumed=together, stage=path.stem, saves=rank == 0,
         )  # fmt: skip
     return state
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -61,8 +60,8 @@ def train(
 ) -> State:  # fmt: skip
     """Train the denoiser; resumes from `folder`/unet.safetensors. `scale` brings latents to unit deviation."""
     torch.manual_seed(2)
-    unet = denoiser()
-    unet.set_attn_processor(AttnProcessor())  # the fused attention's backward is slow on CPUs
+    unet: Any = denoiser().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.attention(unet)
     schedule = noise_schedule()
     add_noise: Any = schedule.add_noise
     alphas = schedule.alphas_cumprod

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from efface.training.checkpoints import State
@@ -42,11 +41,11 @@ def reconstruction(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs().mean() + edges + F.l1_loss(F.avg_pool2d(output, 2), F.avg_pool2d(target, 2))
 
 
-def train(scenes: Scenes, folder: Path, steps: int, batch: int = 16, lr: float = 1e-3) -> State:
+def train(scenes: Scenes, folder: Path, steps: int, batch: int = 8, lr: float = 1e-3) -> State:
     """Train the autoencoder on a pool of scenes; resumes from `folder`/vae.safetensors."""
     torch.manual_seed(0)
     vae: Any = autoencoder()  # NCHW: group norm backward is slow on channels_last
-    vae.set_attn_processor(AttnProcessor())
+    network.attention(vae)
 
     def loss(g: torch.Generator) -> Tensor:
         rows = torch.randint(len(scenes), (batch,), generator=g)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from efface.concept import table
 from efface.errors import BadFile, BadInput
 from efface.judge import Judge, Profile
 from efface.util.files import load_safetensors, sha256_tensors
@@ -33,6 +34,8 @@ class MiniJudge(Judge):
     """
 
     MODELS: ClassVar[tuple[str, ...]] = ("mini",)
+    NAMES: ClassVar[tuple[str, ...]] = ("judge", "clip")
+    ASKED: ClassVar[str] = "clip"
     reads_text = True
 
     def __init__(self, folder: Path = FOLDER):
@@ -55,8 +58,8 @@ class MiniJudge(Judge):
 
     @classmethod
     def load(cls, model: str, name: str = "") -> Judge:
-        """Return mini's judge, loaded once per process."""
-        return judge(model)
+        """Return mini's judge, or "clip", which names what its CLIP finds most similar; loaded once per process."""
+        return _zero_shot(model) if name == "clip" else judge(model)
 
     def objects(self, images: Images) -> Float[Tensor, "n classes"]:
         """Return each object's share of what objects cover in images in [0, 1]; rows sum to 1."""
@@ -85,13 +88,20 @@ class MiniJudge(Judge):
         """Return the cosine of each image with its text, -1 to 1, by a CLIP of the judge's own."""
         if len(images) != len(texts):
             raise BadInput(f"as many texts as images, got {len(texts)} for {len(images)}")
-        image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
-        return (image * self._clip.text(self.words(list(texts)))).sum(-1)
+        return (self.image_features(images) * self._clip.text(self.words(list(texts)))).sum(-1)
 
     def zero_shot(self, images: Images, texts: Sequence[str]) -> Float[Tensor, "n texts"]:
         """Return the cosine of each image with every text, -1 to 1, by the same CLIP."""
-        image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
-        return image @ self._clip.text(self.words(list(texts))).mT
+        return self.image_features(images) @ self._clip.text(self.words(list(texts))).mT
+
+    def image_features(self, images: Images) -> Float[Tensor, "n dim"]:
+        """Return the CLIP's unit vector of each image."""
+        return torch.cat([self._clip.image(part) for part in images.split(BATCH)])
+
+    @property
+    def temperature(self) -> Tensor:
+        """Return the factor of cosines that the CLIP was trained with."""
+        return self._clip.scale.exp().clamp(max=50)
 
     @property
     def profile(self) -> Profile:
@@ -113,6 +123,46 @@ def _objects_in(cells: Tensor) -> Tensor:
     return objects_in(cells)
 
 
+class _ZeroShot(Judge):
+    """Judge images by the CLIP of mini's judge alone: the softmax over how like each name's prompt an image is."""
+
+    reads_text = True
+
+    def __init__(self, judge: MiniJudge):
+        self._judge, self.classes, self.styles = judge, judge.classes, judge.styles
+        known = table("mini")
+        self._texts = [known[name].texts[0] if name in known else f"a picture of a {name}" for name in self.classes]
+        self._styled = [known[name].texts[0] if name in known else "a picture" for name in self.styles]
+
+    def objects(self, images: Images) -> Float[Tensor, "n classes"]:
+        """Return the probability of every object for images in [0, 1]."""
+        return (self._judge.temperature * self._judge.zero_shot(images, self._texts)).softmax(-1)
+
+    def style_probs(self, images: Images) -> Float[Tensor, "n styles"]:
+        """Return the probability of every style for images in [0, 1]."""
+        return (self._judge.temperature * self._judge.zero_shot(images, self._styled)).softmax(-1)
+
+    def clip_score(self, images: Images, texts: Sequence[str]) -> Float[Tensor, " n"]:
+        """Return the cosine of each image with its text, -1 to 1."""
+        return self._judge.clip_score(images, texts)
+
+    def image_features(self, images: Images) -> Float[Tensor, "n dim"]:
+        """Return the CLIP's unit vector of each image."""
+        return self._judge.image_features(images)
+
+    @property
+    def profile(self) -> Profile:
+        """Return the profile of the CLIP."""
+        own = self._judge.profile
+        return own.model_copy(
+            update={
+                "evaluator": "mini-clip",
+                "sha256": {"clip": own.sha256["clip"]},
+                "statistic": "top-k of the softmax of similarities",
+            }
+        )
+
+
 def _load(net: M, path: Path) -> M:
     tensors, _ = load_safetensors(path)
     net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
@@ -125,6 +175,11 @@ def judge(model: str = "mini") -> MiniJudge:
     if model not in MiniJudge.MODELS:
         raise BadInput(f"no judge for {model}: only mini ships with classifiers of its objects and styles")
     return MiniJudge()
+
+
+@cache
+def _zero_shot(model: str) -> _ZeroShot:
+    return _ZeroShot(judge(model))
 
 
 __all__ = ["MiniJudge", "judge"]

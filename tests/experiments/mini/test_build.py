@@ -12,6 +12,7 @@ from efface.judges.mini import MiniJudge
 from efface.models.model import Model, Query
 from efface.training.checkpoints import read
 from experiments.mini import __main__ as build
+from experiments.mini import parts
 from experiments.mini import artwork, export, scenes
 from experiments.mini.card import card
 from experiments.mini.nouns import NAMES
@@ -57,17 +58,17 @@ def drawings(folder: Path) -> None:
 @pytest.mark.slow
 def test_every_part_runs_and_goes_on_from_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "CHUNK", 128)
-    monkeypatch.setattr(build, "SCENES", 128)
-    monkeypatch.setattr(build.judges, "COUNT", 128)
-    monkeypatch.setattr(build.judges, "SEEN", {"noto", "emojione-monotone"})
+    monkeypatch.setattr(parts, "SCENES", 128)
+    monkeypatch.setattr(parts.judges, "COUNT", 128)
+    monkeypatch.setattr(parts.judges, "SEEN", {"noto", "emojione-monotone"})
     folder, into, steps = tmp_path / "run", tmp_path / "package", dict.fromkeys(build.STEPS, 1)
     drawings(folder / "art")
     for part in ("scenes", "vae", "text", "latents"):
-        build.run(part, folder, into, steps)
-    build._unet_worker(0, 1, "", folder, 1)  # in this process; two meet in test_network.py
+        parts.run(part, folder, into, steps)
+    parts._unet_worker(0, 1, "", folder, 1)  # in this process; two meet in test_network.py
     for part in ("judges", "export"):
-        build.run(part, folder, into, steps)
-    build.run("vae", folder, into, steps | {"vae": 2})
+        parts.run(part, folder, into, steps)
+    parts.run("vae", folder, into, steps | {"vae": 2})
     assert read(folder / "vae.safetensors")[2]["step"] == 2
     image = Model.load(into / "weights").generate([Query("a picture of a church", 0, 1)])
     assert image.shape == (1, 3, 64, 64)

@@ -116,8 +116,16 @@ def test_captions_of_two_objects_name_one_or_both_and_how_they_lie():
 
 def test_wrong_captions_are_those_of_other_scenes():
     """With two scenes of different objects, a wrong caption names the other one."""
-    columns = {f: torch.tensor([0, 0]) for f in facts()} | {"first": torch.tensor([0, 4]), "second": torch.tensor([-1, -1])}
-    pool = Scenes(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), artist=torch.zeros(2).long(), cells=torch.zeros(2, 8, 8).byte(), **columns)
+    columns = {f: torch.tensor([0, 0]) for f in facts()} | {
+        "first": torch.tensor([0, 4]),
+        "second": torch.tensor([-1, -1]),
+    }
+    pool = Scenes(
+        torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+        artist=torch.zeros(2).long(),
+        cells=torch.zeros(2, 8, 8).byte(),
+        **columns,
+    )
     right, wrong, some = (
         [text for i in range(300) for text in captions.captions(pool, torch.Generator().manual_seed(i), wrong=w)[:1]]
         for w in (0.0, 1.0, 0.4)
