@@ -66,9 +66,11 @@ class Throwaway(Attack):
         return Finding(queries)
 ''',
         """
+import efface
+from efface.attack import Target
 from efface.query import Query
-found = registry.get("attacks", "throwaway")()(None, "church", Query("a church"))
-assert found.queries == (Query("a church"),) and "throwaway" in run("list", "attacks")
+found = registry.get("attacks", "throwaway")()(Target(efface.load("digits:mnist")), "7", Query("7"))
+assert found.queries == (Query("7"),) and found.meta["attack"] == "throwaway" and "throwaway" in run("list", "attacks")
 """,
     ),
     "metric": Extension(
