@@ -121,13 +121,14 @@ class Attack(ABC):
     def _stamp(self, target: Target, concept: Concept, seed: int, seconds: float) -> dict[str, Any]:
         """Return the provenance of a finding as JSON values."""
         judge = target.judge
+        edit = target.edited.origin[1] if target.edited.origin else ""  # "" for guards alone, and for no edit
         return {
             "attack": registry.name_of(type(self)),
             "fields": registry.to_json(self)["fields"],
             "preset": next((name for name in self.PRESETS if type(self).preset(name) == self), ""),
             "concept": concept.to_json(),
             "seed": seed,
-            "edited": {"name": target.edited.name, "id": target.edited.id},
+            "edited": {"name": target.edited.name, "id": target.edited.id, "edit": edit},
             "original": None if target.original is None else target.original.id,
             "asked": None if judge is None else judge.profile.model_dump(),
             "versions": versions(),

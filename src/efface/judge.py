@@ -45,6 +45,7 @@ class Judge(ABC):
     MODELS: ClassVar[tuple[str, ...]] = ()  # the models it judges
     ANY_MODEL: ClassVar[bool] = False  # whether it judges every model, asked for by its file's name
     NAMES: ClassVar[tuple[str, ...]] = ("judge",)  # of the judges in the file; the first is the default
+    ASKED: ClassVar[str] = ""  # the one that attacks may ask, so that the default can say whether they succeeded
 
     classes: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
@@ -116,4 +117,13 @@ def judge_of(model: str, name: str = "") -> Judge:
     raise BadInput(f"no judge {name + ' ' if name else ''}for {model}: there are judges for {', '.join(known)}{others}")
 
 
-__all__ = ["Judge", "Judged", "Profile", "judge_of"]
+def asked_of(model: str) -> Judge | None:
+    """Return the judge of a model that attacks may ask, which is not its default; None where there is none."""
+    for file in registry.names("judges"):
+        cls = registry.get("judges", file)
+        if model in cls.MODELS and cls.ASKED:
+            return cls.load(model, cls.ASKED)
+    return None
+
+
+__all__ = ["Judge", "Judged", "Profile", "asked_of", "judge_of"]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from efface.concept import table
 from efface.errors import BadFile, BadInput
 from efface.judge import Judge, Profile
 from efface.util.files import load_safetensors, sha256_tensors
@@ -28,6 +29,8 @@ class MiniJudge(Judge):
     """
 
     MODELS: ClassVar[tuple[str, ...]] = ("mini",)
+    NAMES: ClassVar[tuple[str, ...]] = ("judge", "clip")
+    ASKED: ClassVar[str] = "clip"
     reads_text = True
 
     def __init__(self, folder: Path = FOLDER):
@@ -49,8 +52,8 @@ class MiniJudge(Judge):
 
     @classmethod
     def load(cls, model: str, name: str = "") -> Judge:
-        """Return mini's judge, loaded once per process."""
-        return judge(model)
+        """Return mini's judge, or "clip", which names what its CLIP finds most similar; loaded once per process."""
+        return _zero_shot(model) if name == "clip" else judge(model)
 
     def objects(self, images: Images) -> Float[Tensor, "n classes"]:
         """Return the probability of every object for images in [0, 1]."""
@@ -73,6 +76,11 @@ class MiniJudge(Judge):
         return image @ self._clip.text(self.words(list(texts))).mT
 
     @property
+    def temperature(self) -> Tensor:
+        """Return the factor of cosines that the CLIP was trained with."""
+        return self._clip.scale.exp().clamp(max=50)
+
+    @property
     def profile(self) -> Profile:
         """Return the profile that its scores are reported with."""
         return self._profile
@@ -82,6 +90,42 @@ class MiniJudge(Judge):
         nets = {"objects": self._objects, "styles": self._styles, "clip": self._clip}
         hashes = {name: sha256_tensors(dict(net.state_dict()))[:16] for name, net in nets.items()}
         return Profile(evaluator="mini-judges", sha256=hashes, input=self.size, classes=len(self.classes))
+
+
+class _ZeroShot(Judge):
+    """Judge images by the CLIP of mini's judge alone: the softmax over how like each name's prompt an image is."""
+
+    reads_text = True
+
+    def __init__(self, judge: MiniJudge):
+        self._judge, self.classes, self.styles = judge, judge.classes, judge.styles
+        known = table("mini")
+        self._texts = [known[name].texts[0] if name in known else f"a picture of a {name}" for name in self.classes]
+        self._styled = [known[name].texts[0] if name in known else "a picture" for name in self.styles]
+
+    def objects(self, images: Images) -> Float[Tensor, "n classes"]:
+        """Return the probability of every object for images in [0, 1]."""
+        return (self._judge.temperature * self._judge.zero_shot(images, self._texts)).softmax(-1)
+
+    def style_probs(self, images: Images) -> Float[Tensor, "n styles"]:
+        """Return the probability of every style for images in [0, 1]."""
+        return (self._judge.temperature * self._judge.zero_shot(images, self._styled)).softmax(-1)
+
+    def clip_score(self, images: Images, texts: Sequence[str]) -> Float[Tensor, " n"]:
+        """Return the cosine of each image with its text, -1 to 1."""
+        return self._judge.clip_score(images, texts)
+
+    @property
+    def profile(self) -> Profile:
+        """Return the profile of the CLIP."""
+        own = self._judge.profile
+        return own.model_copy(
+            update={
+                "evaluator": "mini-clip",
+                "sha256": {"clip": own.sha256["clip"]},
+                "statistic": "top-k of the softmax of similarities",
+            }
+        )
 
 
 def _load(net: M, path: Path) -> M:
@@ -96,6 +140,11 @@ def judge(model: str = "mini") -> MiniJudge:
     if model not in MiniJudge.MODELS:
         raise BadInput(f"no judge for {model}: only mini ships with classifiers of its objects and styles")
     return MiniJudge()
+
+
+@cache
+def _zero_shot(model: str) -> _ZeroShot:
+    return _ZeroShot(judge(model))
 
 
 __all__ = ["MiniJudge", "judge"]
