@@ -12,6 +12,7 @@ from efface.concept import Concept
 from efface.criterion import Criterion
 from efface.errors import BadInput
 from efface.evaluation.asr import ASR, attack_success
+from efface.evaluation.store import Store
 from efface.finding import Finding
 from efface.models.model import Model
 from efface.query import Query
@@ -23,6 +24,7 @@ class Attacked:
 
     original, edited, attacked: images of the plain queries by both models, and of the finding's queries, one for each
     plain query, (n, 3, h, w) in [0, 1]. before: whether the edited ones succeed. after: whether the attacked ones do.
+    keys: of the three images of each query in the store, () without one.
     """
 
     finding: Finding
@@ -32,6 +34,7 @@ class Attacked:
     attacked: Float[Tensor, "n 3 h w"]
     before: tuple[bool, ...] = ()
     after: tuple[bool, ...] = ()
+    keys: tuple[tuple[str, ...], ...] = ()
 
     @property
     def rates(self) -> ASR | None:
@@ -41,11 +44,12 @@ class Attacked:
 
 def attack_edit(
     attack: Attack, target: Target, concept: Concept, queries: Sequence[Query], criterion: Criterion | None,
-    seed: int = 0, batch: int = 32,
+    seed: int = 0, batch: int = 32, store: Store | None = None,
 ) -> Attacked:  # fmt: skip
     """Run an attack and judge it.
 
-    criterion: by a judge that the attack did not ask; None leaves it unjudged. The finding has the success of each of
+    store: where images are looked up and kept. criterion: by a judge that the attack did not ask; None leaves it
+    unjudged. The finding has the success of each of
     its queries; the best of them answers each plain query (`answers`). Raises what the attack raises, and
     `UnknownName` before it starts when the judge does not know the concept.
     """
@@ -55,13 +59,25 @@ def attack_edit(
     found = attack(target, concept, asked, seed)
     if criterion is not None:
         found = found.judged(found.replay(target.edited, batch), criterion)
-    edited = target.edited.generate(asked, batch)
-    attacked = answered(found, target.edited, asked, batch)
-    original = None if target.original is None else target.original.generate(asked, batch)
+    edited, own = _images(target.edited, asked, batch, store)
+    attacked, under = _answered(found, target.edited, asked, batch, store)
+    if target.original is None:
+        original, first = None, [""] * len(asked)
+    else:
+        original, first = _images(target.original, asked, batch, store)
+    keys = tuple(zip(first, own, under, strict=True)) if store else ()
     if criterion is None:
-        return Attacked(found, asked, original, edited, attacked)
+        return Attacked(found, asked, original, edited, attacked, keys=keys)
     before, after = (tuple(criterion(images, concept).tolist()) for images in (edited, attacked))
-    return Attacked(found, asked, original, edited, attacked, before, after)
+    return Attacked(found, asked, original, edited, attacked, before, after, keys)
+
+
+def _images(model: Model, queries: Sequence[Query], batch: int, store: Store | None) -> tuple[Tensor, list[str]]:
+    """Return images and their keys in the store."""
+    if store is None:
+        return model.generate(queries, batch), []
+    edit = model.origin[1] if model.origin else ""
+    return store.images(model, edit, queries, batch), [store.key(model, edit, query) for query in queries]
 
 
 def answers(finding: Finding, queries: Sequence[Query]) -> tuple[Query, ...]:
@@ -86,7 +102,17 @@ def answered(finding: Finding, model: Model, queries: Sequence[Query], batch: in
     if about and about.get("id") != model.id:
         name, own = about.get("name") or "a model", model.name or "this model"
         raise BadInput(f"the finding attacked {name} {str(about.get('id'))[:12]}; {own} is {model.id[:12]}")
-    return replace(finding, queries=answers(finding, queries)).replay(model, batch)
+    return _answered(finding, model, queries, batch, None)[0]
+
+
+def _answered(
+    finding: Finding, model: Model, queries: Sequence[Query], batch: int, store: Store | None
+) -> tuple[Tensor, list[str]]:
+    asked = answers(finding, queries)
+    if finding.edit is None:
+        return _images(model, asked, batch, store)
+    with finding.edit.applied(model) as changed:
+        return _images(changed, asked, batch, store)
 
 
 __all__ = ["Attacked", "answered", "answers", "attack_edit"]
