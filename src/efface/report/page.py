@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from efface.evaluation.asr import ASR
+from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.compare import check_comparable
 from efface.evaluation.record import Scored
 from efface.report import html
@@ -38,12 +40,25 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """The same seeds before the edit, after it, and under an attack."""
+
+    attack: str
+    rates: ASR
+    record: AttackRecord
+    original: Sequence[CellImage] = ()
+    edited: Sequence[CellImage] = ()
+    attacked: Sequence[CellImage] = ()
+
+
+@dataclass(frozen=True)
 class Column:
-    """One edit: a title, a sentence about it, and the record of its evaluation."""
+    """One edit: a title, a sentence about it, the record of its evaluation, and the attacks on it."""
 
     name: str
     summary: str
     record: Scored
+    attacks: Sequence[Strip] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Page:
     """Everything a report shows.
 
     facts: short "name: value" pairs under the title. times: (what, seconds). commands: that reproduce the numbers.
+    blurred: whether images are blurred until they are clicked.
     """
 
     title: str
@@ -60,6 +76,7 @@ class Page:
     facts: Mapping[str, str] = field(default_factory=dict)
     times: Sequence[tuple[str, str]] = ()
     commands: Sequence[str] = ()
+    blurred: bool = False
 
     @property
     def records(self) -> list[Scored]:
