@@ -1,4 +1,4 @@
-"""One self-contained page: inline styles, images as data URIs, no requests, no scripts.
+"""One self-contained page: inline styles, images as data URIs, no requests.
 
 A page is made of sections, one file each in `report/sections/`, found by name and put in the order of their ORDER.
 """
@@ -98,7 +98,7 @@ def render(page: Page) -> str:
     """Return the page as HTML. Raises BadInput when its records cannot share a table."""
     check_comparable(page.records)
     body = [Markup(section.render(page)) for section in sections()]
-    return html.page(page=page, sections=body, wide=len(page.columns) > 3)
+    return html.page(page=page, sections=body, wide=len(page.columns) > 3, sortable=False)
 
 
 def save(page: Page, path: Path) -> None:

@@ -41,8 +41,9 @@ without the attack, with it, and of those that fail without it. The literature c
 {% for cell in (strip.original, strip.edited, strip.attacked) %}
 <td><div class="cell">
 {% for image in cell %}
-<figure><img src="{{ image.uri }}" alt="{{ strip.attack }}, image {{ loop.index }}">
-{{- "" }}<figcaption{% if image.right %} class="right"{% endif %}>{{ image.seen }}</figcaption></figure>
+<figure>{% if page.blurred %}<label class="blur"><input type="checkbox" aria-label="show">{% endif %}
+<img src="{{ image.uri }}" alt="{{ strip.attack }}, image {{ loop.index }}">{% if page.blurred %}</label>{% endif %}
+<figcaption{% if image.right %} class="right"{% endif %}>{{ image.seen }}</figcaption></figure>
 {% endfor %}
 </div></td>
 {% endfor %}
