@@ -107,26 +107,38 @@ def test_a_mutation_replaces_one_token():
 
 
 def test_the_best_half_survives_and_parents_may_mutate(monkeypatch):
-    """The population is the best half, its children, and all of them exposed to mutation."""
-    seen = []
+    """The population is the best half, its children, and all of them exposed to mutation; no loss is taken twice."""
+    seen, mutations, populations = [], [], []
 
     def losses(tokens):
         seen.append(tokens.clone())
+        return distance(tokens)
+
+    def distance(tokens):
         return (tokens - 7).abs().float().sum(1)
 
-    mutations = []
+    def spied(rows, *rest):
+        mutations.append(rows.clone())
+        populations.append(real(rows, *rest))
+        return populations[-1]
+
     real = genetic.mutated
-    monkeypatch.setattr(genetic, "mutated", lambda rows, *rest: mutations.append(rows.clone()) or real(rows, *rest))
+    monkeypatch.setattr(genetic, "mutated", spied)
     found = evolve(losses, Genes(20, 30, 3, 0.5, 0.25), 40, 0, "x", {})
-    assert len(seen) == 30
-    assert len(seen[0]) == 20
-    for before, exposed in zip(seen, mutations, strict=False):
-        order = (before - 7).abs().sum(1).argsort(stable=True)[:10]
+    assert len(populations) == 29
+    assert len(seen[0]) == len(seen[0].unique(dim=0))
+    for before, exposed in zip(populations, mutations[1:], strict=False):
+        order = distance(before).argsort(stable=True)[:10]
         assert torch.equal(exposed[:10], before[order])  # the parents are among those that may mutate
-    assert torch.equal(found.losses, (found.tokens - 7).abs().float().sum(1))
+        assert len(exposed) > 10
+    for exposed, population, computed in zip(mutations[1:], populations[1:], seen[2:], strict=False):
+        new = {tuple(row) for row in population.tolist()} - {tuple(row) for row in exposed[:10].tolist()}
+        assert {tuple(row) for row in computed.tolist()} == new
+        assert len(computed) == len(new)
+    assert torch.equal(found.losses, distance(found.tokens))
     assert found.losses.tolist() == sorted(found.losses.tolist())
     assert found.history[-1] == float(found.losses[0]) < found.history[0]
-    assert found.evaluated == sum(map(len, seen))
+    assert found.evaluated == sum(map(len, seen)) < sum(map(len, populations))
 
 
 def test_one_batch_or_one_by_one_is_the_same(tiny):

@@ -36,7 +36,7 @@ class Genes:
 class Evolved:
     """Hold the best half of the last population, best first, and the best loss of every generation.
 
-    evaluated: sequences whose loss was taken.
+    evaluated: sequences whose loss was computed: not that of a parent that stayed as it was, and of equal ones once.
     """
 
     tokens: Int[Tensor, "half length"]
@@ -67,6 +67,18 @@ def mutated(tokens: Int[Tensor, "n length"], chance: float, size: int, rng: torc
     return found
 
 
+def _losses(
+    losses: Losses, population: Int[Tensor, "n length"], known: Int[Tensor, "p length"], own: Float[Tensor, " half"]
+) -> tuple[Float[Tensor, " n"], int]:
+    """Return every sequence's loss, and how many had to be computed; those of `known` sequences are `own`."""
+    found = dict(zip(map(tuple, known.tolist()), own.tolist(), strict=False))
+    rows = [tuple(row) for row in population.tolist()]
+    new = [row for row in dict.fromkeys(rows) if row not in found]
+    if new:
+        found |= dict(zip(new, losses(torch.tensor(new)).tolist(), strict=True))
+    return torch.tensor([found[row] for row in rows]), len(new)
+
+
 def evolve(losses: Losses, genes: Genes, size: int, seed: int, stage: str, about: dict[str, Any]) -> Evolved:
     """Search for the token sequences of the lowest loss; tokens are numbers below `size`. Resumes from checkpoints.
 
@@ -84,13 +96,13 @@ def evolve(losses: Losses, genes: Genes, size: int, seed: int, stage: str, about
         if number:
             rng = generator(seed, stage, number)
             population = mutated(crossed(best, genes.crossover, rng), genes.mutation, size, rng)
-        found = losses(population).cpu()
+        found, computed = _losses(losses, population, best[: half * bool(number)], kept)
         order = found.argsort(stable=True)[:half]
         best.copy_(population[order])
         kept.copy_(found[order])
         state.step = number + 1
         state.history["loss"].append(float(kept[0]))
-        state.history["evaluated"].append(float(len(population)))
+        state.history["evaluated"].append(float(computed))
         if store and (state.step % SAVED == 0 or state.step == genes.generations):
             store.save(stage, about, state)
     return Evolved(best, kept, state.history["loss"], int(sum(state.history["evaluated"])))

@@ -51,7 +51,7 @@ class TokenSearch(Attack):
     weight_decay: float = 0.1
     stop: bool = True
     guidance: float = 7.5
-    earlier: int = CALLS - 1  # as in Concept Inversion's code: the last of 35
+    earlier: int = 34  # as in Concept Inversion's code, which learns from the last of 35
     fragments: bool = False
     forbid_name: bool = False
     at_once: int = 16
