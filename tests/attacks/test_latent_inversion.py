@@ -16,7 +16,7 @@ from efface.models.inversion import ddim_steps, invert
 from efface.query import Query
 from efface.training.checkpoints import checkpoints
 
-LIKE = Query("a photo of a church", 0, 4, 1.0, solver="ddim")
+LIKE = Query("a photo of a church", 0, 3, 1.0, solver="ddim")
 
 
 def test_the_likelihood_of_true_noise_is_near_its_expectation():
@@ -36,7 +36,7 @@ def test_psnr():
     assert psnr(dark, torch.tensor([0.1, 0.0]).view(2, 1, 1, 1).expand_as(dark)).tolist() == pytest.approx([20, 120])
 
 
-@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("steps", [1, 6, 7])
 def test_inversion_is_the_inverse_of_the_solver(tiny, steps):
     """With enough fixed-point iterations; also where the steps do not divide the timesteps."""
     query = replace(LIKE, steps=steps)
@@ -44,16 +44,16 @@ def test_inversion_is_the_inverse_of_the_solver(tiny, steps):
     clean, c = tiny.sample([query]), tiny.encode([query.prompt])
     pairs = ddim_steps(tiny, steps)
     with torch.no_grad():
-        back = invert(tiny.family.schedule, clean, pairs, lambda x, t: tiny.eps(x, t, c), rounds=25)
+        back = invert(tiny.family.schedule, clean, pairs, lambda x, t: tiny.eps(x, t, c), rounds=12)
         once = invert(tiny.family.schedule, clean, pairs, lambda x, t: tiny.eps(x, t, c))
     torch.testing.assert_close(back, first, atol=2e-3, rtol=0)
-    assert float((once - first).abs().mean()) > 10 * float((back - first).abs().mean())
+    assert float((once - first).abs().mean()) > 5 * float((back - first).abs().mean())
 
 
 @pytest.mark.parametrize("name", ["pix", "pix_xl"])
 def test_on_the_original_the_picture_comes_back_from_likely_noise(name, request):
     pix = request.getfixturevalue(name)
-    attack = LatentInversion(images=2, rounds=20)
+    attack = LatentInversion(images=2, rounds=10)
     found = attack(Target(pix.original, None, pix.original), "church", replace(LIKE, solver=""))
     assert min(found.scores) > 40
     near = psnr(found.replay(pix.original), found.tensors["pictures"])
@@ -69,9 +69,9 @@ def test_on_the_original_the_picture_comes_back_from_likely_noise(name, request)
 @pytest.mark.parametrize("kind", ["weights", "negative", "sld"])
 def test_optimising_brings_the_picture_nearer(pix, kind):
     target, queries = Target(pix.models[kind], None, pix.original), [replace(q, steps=3) for q in pix.queries]
-    values = {"images": 2, "rounds": 1, "guidance": None, "lr": 0.02}
+    values = {"images": 2, "rounds": 1, "guidance": None, "lr": 0.03}
     plain = LatentInversion(**values)(target, "church", queries)
-    found = LatentInversion(**values, iterations=10)(target, "church", queries)
+    found = LatentInversion(**values, iterations=6)(target, "church", queries)
     assert {query.guidance for query in found.queries} == {3.0}
     assert sum(found.scores) > sum(plain.scores) + 1
     near = psnr(found.replay(target.edited), found.tensors["pictures"])
@@ -80,9 +80,9 @@ def test_optimising_brings_the_picture_nearer(pix, kind):
 
 def test_more_rounds_bring_the_picture_nearer(pix):
     target = Target(pix.edited, None, pix.original)
-    few, many = (LatentInversion(images=2, rounds=n)(target, "church", LIKE) for n in (0, 10))
+    few, many = (LatentInversion(images=2, rounds=n)(target, "church", LIKE) for n in (0, 6))
     assert min(many.scores) > max(few.scores)
-    assert few.cost == {"images": 4, "calls": 8 + 8 * 2, "backward": 0}
+    assert few.cost == {"images": 4, "calls": 6 + 6 * 2, "backward": 0}
 
 
 def test_a_folder_batches_and_resume(pix, tmp_path):
