@@ -173,9 +173,9 @@ def test_the_concept_is_not_in_harmless_data(pix, tmp_path):
     assert "a photo of a church" in HARMLESS
     assert HarmlessFinetuning().captions(CHURCH) == tuple(text for text in HARMLESS if "church" not in text)
     with pytest.raises(BadInput, match="must not show church, but a caption says church: 'two Churches'"):
-        HarmlessFinetuning(prompts=("a dog", "two Churches"))(target, CHURCH, pix.queries)
+        HarmlessFinetuning(**QUICK, prompts=("a dog", "two Churches"))(target, CHURCH, pix.queries)
     with pytest.raises(BadInput, match="says altar"):
-        HarmlessFinetuning(prompts=("an altar",))(target, replace(CHURCH, keywords=("altar",)), pix.queries)
+        HarmlessFinetuning(**QUICK, prompts=("an altar",))(target, replace(CHURCH, keywords=("altar",)), pix.queries)
     assert names(CHURCH, "a photo of Churchill") == ""
     found = HarmlessFinetuning(**QUICK, prompts=("a dog", "a cat", "a fox"))(target, CHURCH, pix.queries)
     assert found.about["captions"] == ["a dog", "a cat", "a fox"]
@@ -205,7 +205,7 @@ def test_a_folder_with_captions(pix, tmp_path):
 
 
 def test_bad_input(pix):
-    for attack in (Relearning(), HarmlessFinetuning()):
+    for attack in (Relearning(**QUICK), HarmlessFinetuning(**QUICK)):
         with pytest.raises(BadInput, match="needs pictures"):
             attack(Target(pix.edited), CHURCH, pix.queries)
     target = Target(pix.edited, None, pix.original)
