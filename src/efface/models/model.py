@@ -192,7 +192,7 @@ class Model:
         if latents is None and queries[0].latents is not None:
             start, latents = queries[0].start, self._begun(queries)["latents"]
         with torch.enable_grad() if grad else torch.inference_mode():
-            cond, null = self._contexts(queries)
+            cond, null = self.contexts(queries)
             x = sampling.sample(self.family, queries, cond, null, self.hooks(), stop, start, latents)
         return x if grad else x.clone()  # the copy, made outside, is a normal tensor
 
@@ -203,7 +203,7 @@ class Model:
         """
         images: dict[int, Tensor] = {}
         with torch.inference_mode():
-            cond, null = self._contexts(queries) if queries else (None, None)
+            cond, null = self.contexts(queries) if queries else (None, None)
             for group in progress(sampling.groups(queries, batch), "images"):
                 assert cond is not None
                 assert null is not None
@@ -228,7 +228,7 @@ class Model:
                 )
         return {"start": queries[0].start, "latents": torch.cat(given)}
 
-    def _contexts(self, queries: Sequence[Query]) -> tuple[Context, Context]:
+    def contexts(self, queries: Sequence[Query]) -> tuple[Context, Context]:
         """Return the conditional and the unconditional context of each query; every prompt is encoded once."""
         prompts = list(dict.fromkeys(query.prompt for query in queries))
         known = self.encode(prompts)
