@@ -25,8 +25,6 @@ from efface.query import Query
 from efface.training.loop import generator
 from efface.util.ranges import ROWS, WEIGHT, Ranges
 
-COSINE = "[-1, 1]"
-
 
 @dataclass(frozen=True)
 class DiverseInversion(Inverting):
@@ -59,8 +57,8 @@ class DiverseInversion(Inverting):
     through: Literal["original", "edited"] = "original"
 
     RANGES: ClassVar[Ranges] = {
-        "bands": "[1, 100]", "each": "[1, 1000]", "bands * each": ROWS, "low": COSINE, "high": COSINE,
-        "pair_low": COSINE, "pair_high": COSINE, "penalty": WEIGHT,
+        "bands": "[1, 100]", "each": "[1, 1000]", "bands * each": ROWS, "low": "[-1, 1]", "high": "[-1, 1]",
+        "pair_low": "[-1, 1]", "pair_high": "[-1, 1]", "penalty": WEIGHT,
     }  # fmt: skip
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},

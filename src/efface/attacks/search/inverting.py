@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from efface import registry
 from efface.attack import Attack, Need, Target
-from efface.attacks.search.objective import CALLS, SPAN, Loss, Objective
+from efface.attacks.search.objective import Loss, Objective
 from efface.attacks.search.phrases import phrase
 from efface.attacks.search.pictures import pictures
 from efface.concept import Concept
@@ -65,14 +65,14 @@ class Inverting(Attack):
     captions: Literal["templates", "queries"] = "templates"
     loss: Loss = "auto"
     guidance: float = 7.5
-    window: int = CALLS
+    window: int = 35
     momentum: Literal["differentiated", "held"] = "differentiated"
     at_once: int = 64
 
     NEEDS: ClassVar[tuple[Need, ...]] = ("original", "text encoder")
     RANGES: ClassVar[Ranges] = {
         "vectors": "[1, 64]", "steps": COUNT, "lr": RATE, "batch": ROWS, "weight_decay": DECAY, "images": COUNT,
-        "guidance": GUIDANCE, "window": f"[1, {SPAN}]", "at_once": ROWS,
+        "guidance": GUIDANCE, "window": "[1, 90]", "at_once": ROWS,
     }  # fmt: skip
 
     def check(self, target: Target, concept: Concept, queries: tuple[Query, ...]) -> None:
