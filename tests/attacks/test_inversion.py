@@ -263,6 +263,8 @@ def test_rows_do_not_depend_on_others(tiny):
     for other, rows in [(replace(attack, at_once=5), 3), (replace(attack, at_once=1, attempts=1), 1)]:
         torch.testing.assert_close(run(other).vectors, every.vectors[:rows], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(run(other).losses, every.losses[:rows], atol=1e-5, rtol=1e-4)
+    parts = run(replace(attack, at_once=5))
+    assert parts.history == pytest.approx(every.history, rel=1e-4)  # the rows' mean, whatever a step is made in
     words = Words.beside(edited, "church", 1, 3, 3)
     alone = run(attack, Words(words.vectors[2:], (2,)))
     torch.testing.assert_close(alone.vectors, every.vectors[2:], atol=1e-4, rtol=1e-4)
