@@ -34,10 +34,10 @@ class Inversion(Inverting):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo": {"steps": 5000, "lr": 0.08, "batch": 16},  # 4 × 4 accumulated; --scale_lr makes 5e-3 into 0.08
-        "repo-sld": {"steps": 1000, "lr": 0.02, "batch": 4},
-        "mini": {"steps": 300, "lr": 2e-2, "batch": 8, "images": 16},
+        "repo-sld": {"steps": 1000, "lr": 0.02, "batch": 4},  # 1 × 4 accumulated
+        "mini": {"steps": 300, "lr": 2e-2, "batch": 8, "images": 16, "window": 4, "momentum": "held"},
     }
-    QUICK: ClassVar[dict[str, Any]] = {"attempts": 2, "steps": 2, "batch": 2, "images": 2}
+    QUICK: ClassVar[dict[str, Any]] = {"attempts": 2, "steps": 2, "batch": 2, "images": 2, "window": 3}
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return the given queries with each attempt's vectors in the name's place, the lowest loss first.
@@ -46,10 +46,10 @@ class Inversion(Inverting):
         """
         start = self.start or ("art" if concept.kind == "style" else concept.name)
         words = Words.beside(target.edited, start, self.vectors, self.attempts, seed)
-        found = invert(self, target, concept, queries[0], words, seed)
+        found = invert(self, target, concept, queries, words, seed)
         order = found.losses.argsort(stable=True)
         vectors: Tensor = found.vectors[order]
-        asked = queries_with(target.edited, concept, vectors, queries)
+        asked = queries_with(target.edited, concept, vectors, queries, self.phrases(concept, queries))
         scores = tuple(-float(loss) for loss in found.losses[order] for _ in queries)
         about = {"loss": found.history, "start": start}
         return Finding(asked, scores, cost=found.cost, about=about, tensors={"vectors": vectors, "order": order})

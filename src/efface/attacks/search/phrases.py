@@ -1,4 +1,4 @@
-"""Phrases around what is learned: templates, and a query's prompt with a slot in place of the concept's name."""
+"""Phrases around what is learned: a query's prompt with a slot in place of the concept's name."""
 
 import re
 from collections.abc import Sequence
@@ -25,15 +25,24 @@ def phrase(concept: Concept, prompt: str) -> str:
 
 @torch.no_grad()
 def queries_with(
-    model: Model, concept: Concept, vectors: Float[Tensor, "n k dim"], queries: Sequence[Query]
+    model: Model,
+    concept: Concept,
+    vectors: Float[Tensor, "n k dim"],
+    queries: Sequence[Query],
+    phrases: Sequence[str] = (),
 ) -> tuple[Query, ...]:
-    """Return the given queries with every row of learned vectors in the name's place, vectors outermost."""
-    filled = slots(model, [phrase(concept, query.prompt) for query in queries], vectors.shape[1])
+    """Return the given queries with every row of learned vectors in the name's place, vectors outermost.
+
+    phrases: a text with {} for each query; by default its prompt, see `phrase`.
+    """
+    texts = list(phrases) or [phrase(concept, query.prompt) for query in queries]
+    known = list(dict.fromkeys(texts))
+    filled = slots(model, known, vectors.shape[1])
     found = []
     for row in vectors:
         contexts = encode(model, filled, row[None]).float()
-        for i, query in enumerate(queries):
-            text = phrase(concept, query.prompt).replace(SLOT, "<*>")
+        for query, text in zip(queries, texts, strict=True):
+            i = known.index(text)
             context = contexts[i : i + 1].map(torch.clone)
-            found.append(replace(query, prompt=text, context=context, latents=None, start=0))
+            found.append(replace(query, prompt=text.replace(SLOT, "<*>"), context=context, latents=None, start=0))
     return tuple(found)

@@ -27,16 +27,16 @@ def pictures(
     if folder:
         return folder_latents(target.edited, folder)
     model, stored = target.source, current()
+    plain = replace(like, prompt="", seed=0, context=None, latents=None, start=0)
     parts = []
     for first in progress(range(0, count, batch), "images of the concept"):
+        numbers = range(first, min(first + batch, count))
 
-        def make(first: int = first) -> dict[str, Tensor]:
-            numbers = range(first, min(first + batch, count))
+        def make(numbers: range = numbers) -> dict[str, Tensor]:
             seeds = [generator(seed, "pictures", i).initial_seed() for i in numbers]
-            plain = replace(like, context=None, latents=None, start=0)
             asked = [replace(plain, prompt=texts[i % len(texts)], seed=s) for i, s in zip(numbers, seeds, strict=True)]
             return {"latents": model.sample(asked)}
 
-        about = {"model": model.id, "texts": list(texts), "like": replace(like, context=None).key, "seed": seed}
-        parts.append(stored.once(f"pictures-{first}", about | {"batch": batch}, make) if stored else make())
-    return torch.cat([part["latents"] for part in parts])[:count]
+        about = {"model": model.id, "texts": list(texts), "like": plain.key, "seed": seed, "numbers": list(numbers)}
+        parts.append(stored.once(f"pictures-{first}", about, make) if stored else make())
+    return torch.cat([part["latents"] for part in parts])
