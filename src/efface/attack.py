@@ -2,7 +2,8 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, TypeVar
@@ -65,6 +66,20 @@ class Target:
         return self.original
 
 
+@contextmanager
+def _frozen(target: Target) -> Iterator[None]:
+    """Compute no gradients of weights meanwhile: attacks differentiate queries."""
+    models = [target.edited] if target.original is None else [target.edited, target.original]
+    trained = [p for model in models for p in model.weights("").values() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 @dataclass(frozen=True)
 class Attack(ABC):
     """Base class of attacks: calling one searches an edited model and returns a `Finding`. Fields are hyper-parameters.
@@ -103,7 +118,8 @@ class Attack(ABC):
         wanted = Concept.of(concept)
         self.check(target, wanted, tuple(given))
         began = time.perf_counter()
-        found = self.search(target, wanted, tuple(given), check_seed(seed))
+        with _frozen(target):
+            found = self.search(target, wanted, tuple(given), check_seed(seed))
         return replace(found, meta=self._stamp(target, wanted, seed, time.perf_counter() - began))
 
     def check(self, target: Target, concept: Concept, queries: tuple[Query, ...]) -> None:

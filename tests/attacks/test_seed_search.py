@@ -12,7 +12,7 @@ from efface.training.checkpoints import checkpoints
 
 
 def test_every_prompt_gets_its_own_seed_first_and_the_best_come_first(pix):
-    found = SeedSearch(seeds=5, batch=4)(Target(pix.edited, pix.judge), "church", pix.queries, seed=3)
+    found = SeedSearch(tries=5, batch=4)(Target(pix.edited, pix.judge), "church", pix.queries, seed=3)
     assert len(found.queries) == len(set(found.queries)) == 10
     assert set(pix.queries) <= set(found.queries)
     seen = pix.judge.objects(found.replay(pix.edited))[:, 0]
@@ -24,16 +24,16 @@ def test_every_prompt_gets_its_own_seed_first_and_the_best_come_first(pix):
 
 
 def test_on_the_original_it_succeeds_at_once_and_stops(pix):
-    found = SeedSearch(seeds=20, batch=4, stop=True)(Target(pix.original, pix.judge), "church", pix.queries)
+    found = SeedSearch(tries=20, batch=4, stop=True)(Target(pix.original, pix.judge), "church", pix.queries)
     assert found.about["tried"] == 4
     assert set(found.queries[:2]) == set(pix.queries)
     assert found.scores[0] > 0.999
-    on = SeedSearch(seeds=3, batch=4)(Target(pix.original, pix.judge), "church", pix.queries)
+    on = SeedSearch(tries=3, batch=4)(Target(pix.original, pix.judge), "church", pix.queries)
     assert on.about["tried"] == 6
 
 
 def test_seed_and_resume(pix, tmp_path):
-    target, attack = Target(pix.edited, pix.judge), SeedSearch(seeds=3, batch=2)
+    target, attack = Target(pix.edited, pix.judge), SeedSearch(tries=3, batch=2)
     one, other = (attack(target, "church", pix.queries, seed) for seed in (0, 1))
     assert set(one.queries) != set(other.queries)
     with checkpoints(tmp_path / "run"):
@@ -48,11 +48,11 @@ def test_seed_and_resume(pix, tmp_path):
 
 @pytest.mark.parametrize("kind", ["negative", "sld"])
 def test_through_guards(pix, kind):
-    found = SeedSearch(seeds=2)(Target(pix.models[kind], pix.judge), "church", pix.queries)
+    found = SeedSearch(tries=2)(Target(pix.models[kind], pix.judge), "church", pix.queries)
     seen = pix.judge.objects(found.replay(pix.models[kind]))[:, 0]
     torch.testing.assert_close(torch.tensor(found.scores), seen, atol=1e-4, rtol=0)
 
 
 def test_on_sdxl(pix_xl):
-    found = SeedSearch(seeds=2)(Target(pix_xl.original, pix_xl.judge), "church", pix_xl.queries)
+    found = SeedSearch(tries=2)(Target(pix_xl.original, pix_xl.judge), "church", pix_xl.queries)
     assert found.scores[1] > 0.999

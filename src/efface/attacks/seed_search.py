@@ -26,19 +26,19 @@ class SeedSearch(Attack):
     """Generate every prompt with many seeds.
 
     Args:
-        seeds: for each prompt; the first is the query's own
+        tries: seeds for each prompt; the first is the query's own
         stop: stop after the first batch with a success
         batch: images at once
     """
 
-    seeds: int = 100
+    tries: int = 100
     stop: bool = False
     batch: int = 32
 
     NEEDS: ClassVar[tuple[Need, ...]] = ("judge",)
-    RANGES: ClassVar[Ranges] = {"seeds": COUNT, "batch": ROWS}
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"mini": {"seeds": 64}}
-    QUICK: ClassVar[dict[str, Any]] = {"seeds": 3}
+    RANGES: ClassVar[Ranges] = {"tries": COUNT, "batch": ROWS}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"mini": {"tries": 64}}
+    QUICK: ClassVar[dict[str, Any]] = {"tries": 3}
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return every query that was tried, by the judge's probability; resumes batch by batch.
@@ -46,7 +46,7 @@ class SeedSearch(Attack):
         `about` holds the number tried, and the share that succeeded by the attack's own judge.
         """
         rng = generator(seed, "seeds")
-        drawn = torch.randint(2**62, (self.seeds - 1, len(queries)), generator=rng).tolist()
+        drawn = torch.randint(2**62, (self.tries - 1, len(queries)), generator=rng).tolist()
         tries = [*queries, *(replace(q, seed=s) for row in drawn for q, s in zip(queries, row, strict=True))]
         about = {
             "attack": registry.to_json(self), "concept": concept.to_json(), "seed": seed, "edited": target.edited.id,

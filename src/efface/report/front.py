@@ -1,6 +1,6 @@
 """The front: erasure against preservation, one point an edit, coloured by how well it stands attacks. Inline SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -87,7 +87,7 @@ def worst(columns: Sequence[Column]) -> tuple[str, Rate] | None:
     return max(rates.items(), key=lambda pair: pair[1].share) if rates else None
 
 
-def draw(edits: dict[str, Sequence[Column]]) -> Markup:
+def draw(edits: Mapping[str, Sequence[Column]]) -> Markup:
     """Return the plot: one point for each edit's columns, which may be of several concepts; "" for none."""
     points = sorted((_point(name, columns) for name, columns in edits.items()), key=lambda point: point.y)
     placed: list[Point] = []

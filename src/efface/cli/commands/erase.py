@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface import registry
-from efface.cli import check, plugins
+from efface.cli import check, plugins, strength
 from efface.cli.fields import Sheet, check_preset, check_values
 from efface.cli.keys import made_with
 from efface.cli.options import (
@@ -66,12 +66,36 @@ Key = Annotated[
     Path | None,
     typer.Option("--key", metavar="FILE", help="Also write the key, with which the model generates the concept again."),
 ]
+Strength = Annotated[
+    str,
+    typer.Option(
+        "--strength",
+        help="Scale the edit by a number; auto: the smallest that no embedding of Diverse Inversion gets around.",
+        show_default="1",
+    ),
+]
+EsBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--es-below",
+        help="With --strength auto: what the Erasure Score must be below (the paper's CLIP: 0.24).",
+        show_default="what 95 % of images of other concepts are below",
+    ),
+]
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(
+        "--embeddings",
+        metavar="FILE",
+        help="With --strength auto: a finding of diverse_inversion; written when it is not there.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the method's random numbers.")]
 
 
 OWN = (
     "concepts", "output", "preserve", "anchor", "kind", "preset", "seed", "model", "device", "dtype", "tokenizer",
-    "stream", "checkpoint", "checkpoint_every", "key",
+    "stream", "checkpoint", "checkpoint_every", "key", "strength", "es_below", "embeddings",
 )  # fmt: skip
 
 
@@ -83,6 +107,8 @@ def flags(method: Sheet) -> plugins.Own:
         ("model", ModelFlag, "mini"), ("device", DeviceFlag, "cpu"), ("dtype", DtypeFlag, "fp32"),
         ("tokenizer", TokenizerFlag, None),
     ]  # fmt: skip
+    if "InferenceMethod" not in method.bases:
+        given += [("strength", Strength, ""), ("es_below", EsBelow, None), ("embeddings", Embeddings, None)]
     given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
     if "FineTune" in method.bases:
         given += [("checkpoint", Checkpoint, None), ("checkpoint_every", CheckpointEvery, None)]
@@ -99,6 +125,7 @@ def run(method: Sheet, values: dict[str, Any]) -> None:
         if own["key"].resolve() == values["output"].resolve():
             raise BadInput(f"--key {own['key']} is the edit's own file; choose another for the key")
     check_every(own["checkpoint"], own["checkpoint_every"])
+    scale = strength.checked(own["strength"], own["es_below"], own["embeddings"], bool(own["stream"]))
     check_preset(method, values["preset"])
     check_values(method, given)
     check_dtype(values["dtype"])
@@ -112,6 +139,10 @@ def run(method: Sheet, values: dict[str, Any]) -> None:
     edit, by_products = _fit(fitted, where, concepts, preserve, own)
     if own["key"]:
         made_with(by_products["key"], edit).save(own["key"])
+    if scale is None:
+        edit = strength.chosen(edit, where, concepts, own)
+    elif scale != 1:
+        edit = scale * edit
     edit.save(values["output"])
     names = ", ".join(concept.name for concept in concepts)
     seconds = edit.meta.get("seconds", "?")

@@ -184,13 +184,13 @@ def _on_one_core(job: Job, root: Path, store: Path) -> str:
 def connect(address: str, seconds: float = 20.0) -> Any:
     """Return the module ray, connected. Raises `BadInput` without the package, or when nobody answers."""
     try:
-        import ray  # pyright: ignore[reportMissingImports]
+        import ray
     except ImportError as error:
         raise BadInput("--ray needs the package ray: pip install 'efface[ray]'") from error
     if ray.is_initialized():
         return ray
     os.environ.setdefault("RAY_raylet_start_wait_time_s", str(int(seconds)))
-    options = {} if address == "local" else {"address": address}
+    options: dict[str, Any] = {} if address == "local" else {"address": address}
     began = time.monotonic()
     try:
         ray.init(log_to_driver=False, include_dashboard=False if address == "local" else None, **options)
