@@ -113,9 +113,9 @@ class Attack(ABC):
             raise BadInput(f"an attack starts from a Query or several, got {short(given)}")
         if not given:
             raise BadInput("an attack needs at least one query to start from")
+        wanted = Concept.of(concept)
         if not isinstance(target, Target):
             raise BadInput(f"an attack needs a Target, which holds the edited model, got {short(target)}")
-        wanted = Concept.of(concept)
         self.check(target, wanted, tuple(given))
         began = time.perf_counter()
         with _frozen(target):

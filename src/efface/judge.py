@@ -85,6 +85,10 @@ class Judge(ABC):
         """Return the cosine of each image with its text, -1 to 1; raises `BadInput` for a judge without a CLIP."""
         raise BadInput(f"the judge {self.profile.evaluator} has no CLIP, so it cannot compare images with texts")
 
+    def image_features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
+        """Return the CLIP's unit vector of each image; raises `BadInput` for a judge without a CLIP."""
+        raise BadInput(f"the judge {self.profile.evaluator} has no CLIP, so it has no image vectors")
+
     @classmethod
     def load(cls, model: str, name: str = "") -> "Judge":
         """Load the judge of a model by its name, one of NAMES; "" is the first. Raises `BadFile`, `UnknownName`."""

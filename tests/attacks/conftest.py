@@ -28,16 +28,14 @@ class Eye(Judge):
 
     def __init__(self, always: bool | None = None, clip: bool = False):
         self.always, self.reads_text, self.asked = always, clip, 0
-        if clip:
-            self._clip = self
 
     def _features(self, images, width, key):
         table = torch.randn(images[0].numel(), width, generator=torch.Generator().manual_seed(key))
         return (images - 0.5).flatten(1) @ table
 
-    def image(self, images):
-        """Return image vectors as those of a CLIP."""
-        return self._features(images, 12, 1)
+    def image_features(self, images):
+        """Return unit vectors as those of a CLIP."""
+        return torch.nn.functional.normalize(self._features(images, 12, 1), dim=1)
 
     def objects(self, images):
         self.asked += len(images)

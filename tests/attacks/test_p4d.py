@@ -137,7 +137,9 @@ def test_the_image_most_like_the_original_s_is_kept(tiny, monkeypatch, eye, atta
     assert found.scores[0] == max(scores)
     assert found.about["rows"][0]["round"] == scores.index(max(scores))
     with torch.no_grad():
-        likeness = cosine_similarity(clip.image(found.replay(target.edited)), clip.image(tiny.generate([LIKE])))
+        likeness = cosine_similarity(
+            clip.image_features(found.replay(target.edited)), clip.image_features(tiny.generate([LIKE]))
+        )
     assert float(likeness) == pytest.approx(found.scores[0], abs=1e-4)
     plain = attack_on(tiny, eye())
     again = P4D(tokens=2, steps=2, look=2)(plain, DOG, LIKE)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from efface.attack import Finding, Target
 from efface.attacks.search.frames import Frame, alone, between
@@ -103,14 +102,14 @@ def likeness(target: Target, concept: Concept, rows: Rows) -> Rate:
 
     With a judge without a CLIP it is the probability of the concept.
     """
-    clip = getattr(target.asked, "_clip", None) if target.asked.reads_text else None
-    if clip is None:
+    judge = target.asked
+    if not judge.reads_text:
         return lambda images, _: target.seen(images, concept)
     with torch.no_grad():
-        wanted = normalize(clip.image(target.source.decode(rows.clean)), dim=1)
+        wanted = judge.image_features(target.source.decode(rows.clean))
 
     def rate(images: Float[Tensor, "r 3 h w"], own: list[int]) -> Float[Tensor, " r"]:
-        return (normalize(clip.image(images), dim=1) * wanted[own]).sum(1)
+        return (judge.image_features(images) * wanted[own]).sum(1)
 
     return rate
 

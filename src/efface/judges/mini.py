@@ -67,13 +67,15 @@ class MiniJudge(Judge):
         """Return the cosine of each image with its text, -1 to 1, by a CLIP of the judge's own."""
         if len(images) != len(texts):
             raise BadInput(f"as many texts as images, got {len(texts)} for {len(images)}")
-        image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
-        return (image * self._clip.text(self.words(list(texts)))).sum(-1)
+        return (self.image_features(images) * self._clip.text(self.words(list(texts)))).sum(-1)
 
     def zero_shot(self, images: Images, texts: Sequence[str]) -> Float[Tensor, "n texts"]:
         """Return the cosine of each image with every text, -1 to 1, by the same CLIP."""
-        image = torch.cat([self._clip.image(part) for part in images.split(BATCH)])
-        return image @ self._clip.text(self.words(list(texts))).mT
+        return self.image_features(images) @ self._clip.text(self.words(list(texts))).mT
+
+    def image_features(self, images: Images) -> Float[Tensor, "n dim"]:
+        """Return the CLIP's unit vector of each image."""
+        return torch.cat([self._clip.image(part) for part in images.split(BATCH)])
 
     @property
     def temperature(self) -> Tensor:
@@ -114,6 +116,10 @@ class _ZeroShot(Judge):
     def clip_score(self, images: Images, texts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return the cosine of each image with its text, -1 to 1."""
         return self._judge.clip_score(images, texts)
+
+    def image_features(self, images: Images) -> Float[Tensor, "n dim"]:
+        """Return the CLIP's unit vector of each image."""
+        return self._judge.image_features(images)
 
     @property
     def profile(self) -> Profile:

@@ -1,6 +1,5 @@
 """A bench does what is missing, survives its workers, and notes what fails."""
 
-import json
 import os
 import signal
 import subprocess
@@ -35,18 +34,7 @@ def planned() -> list[Job]:
     return jobs(parse(BENCH), efface.load("digits:mnist").id)
 
 
-def results(root: Path) -> dict[str, object]:
-    """Return every record without what differs between runs: seconds, memory, dates, git."""
-    found: dict[str, object] = {}
-    for path in sorted([*root.glob("records/*.json"), *root.glob("attacks/*.json")]):
-        record = json.loads(path.read_text())
-        for key in ("erasing", "evaluating", "attacking", "created", "git"):
-            record.pop(key, None)
-        found[path.name] = record
-    return found
-
-
-def test_it_does_what_is_missing_and_the_same_in_processes(planned: list[Job], tmp_path: Path) -> None:
+def test_it_does_what_is_missing_and_the_same_in_processes(planned: list[Job], tmp_path: Path, results) -> None:
     store = Store(tmp_path / "store")
     one, two = Folder(tmp_path / "one"), Folder(tmp_path / "two")
     first = work(planned, one, Here(one, store))
@@ -82,7 +70,7 @@ def test_a_failing_job_is_tried_twice_noted_and_done_when_it_can_be(planned: lis
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_records(planned: list[Job], tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_with_the_same_records(planned: list[Job], tmp_path: Path, results) -> None:
     toml = tmp_path / "b.toml"
     settings = ", ".join(f"{name} = {value}" for name, value in GRADIENT.items())
     toml.write_text(
