@@ -62,7 +62,7 @@ def test_relearning_brings_the_original_prediction_back(pix):
     attack = Relearning(steps=30, batch=6, images=6, lr=5e-3, params="x")
     found = attack(Target(pix.edited, None, pix.original), CHURCH, pix.queries)
     losses = found.about["loss"]
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
     assert found.scores[0] == pytest.approx(-sum(losses[-3:]) / 3)
     assert all(".attn2." in name for name in found.edit.delta)
 

@@ -11,6 +11,7 @@ from scipy import stats
 from efface.attack import Target
 from efface.attacks.latent_inversion import LatentInversion
 from efface.attacks.search.likelihood import log_likelihood, norm_quantile, psnr
+from efface.attacks.search.pictures import pictures
 from efface.errors import BadInput
 from efface.models.inversion import ddim_steps, invert
 from efface.query import Query
@@ -76,6 +77,23 @@ def test_optimising_brings_the_picture_nearer(pix, kind):
     assert sum(found.scores) > sum(plain.scores) + 1
     near = psnr(found.replay(target.edited), found.tensors["pictures"])
     assert near.tolist() == pytest.approx(list(found.scores), abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["negative", "sld"])
+def test_the_inversion_is_guided_as_the_query_is(pix, kind):
+    """By hand: both predictions under the guards at every step."""
+    model, query = pix.models[kind], replace(pix.queries[0], steps=3)
+    found = LatentInversion(images=1, rounds=1, guidance=None)(Target(model, None, pix.original), "church", query)
+    clean = pictures(Target(model, None, pix.original), ("a picture of a church",), 1, query, 0)
+    c, null = model.encode([query.prompt]), model.null()
+
+    def noise(x, t):
+        cond, uncond = model.denoise(x, torch.tensor(t), c, null)
+        return uncond + 3.0 * (cond - uncond)
+
+    with torch.no_grad():
+        wanted = invert(model.family.schedule, clean, ddim_steps(model, 3), noise, 1)
+    torch.testing.assert_close(found.queries[0].latents, wanted, atol=1e-3, rtol=0)
 
 
 def test_more_rounds_bring_the_picture_nearer(pix):
