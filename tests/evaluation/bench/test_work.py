@@ -103,6 +103,10 @@ def test_one_bench_at_a_time_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_cluster_that_nobody_answers_for() -> None:
-    with pytest.raises(BadInput, match=r"ray"):
-        connect("127.0.0.1:1", 1.0)
+@pytest.mark.parametrize(
+    ("address", "message"), [("127.0.0.1:1", "refused"), ("nowhere", "HOST:PORT"), ("here:99999", "HOST:PORT")]
+)
+def test_a_cluster_that_nobody_answers_for(address: str, message: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(BadInput, match=message):
+        connect(address, 1.0)

@@ -5,7 +5,7 @@ costs its job only, and a bench that is started again does what is missing.
 """
 
 import os
-import time
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
@@ -181,23 +181,37 @@ def _on_one_core(job: Job, root: Path, store: Path) -> str:
     return attempt(job, root, store)
 
 
-def connect(address: str, seconds: float = 20.0) -> Any:
-    """Return the module ray, connected. Raises `BadInput` without the package, or when nobody answers."""
+def connect(address: str, seconds: float = 10.0) -> Any:
+    """Return the module ray, connected to a cluster: "local", "auto", "HOST:PORT" or "ray://HOST:PORT".
+
+    seconds: how long a machine has to answer. Raises `BadInput` without the package, or when nobody answers.
+    """
     try:
         import ray
     except ImportError as error:
         raise BadInput("--ray needs the package ray: pip install 'efface[ray]'") from error
     if ray.is_initialized():
         return ray
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(int(seconds)))
+    _answers(address, seconds)
     options: dict[str, Any] = {} if address == "local" else {"address": address}
-    began = time.monotonic()
     try:
-        ray.init(log_to_driver=False, include_dashboard=False if address == "local" else None, **options)
+        ray.init(log_to_driver=False, **options)
     except Exception as error:  # ConnectionError, ValueError and errors of its own
-        waited = time.monotonic() - began
-        raise BadInput(f"no Ray cluster answers at {address} ({waited:.0f} s): {str(error).splitlines()[0]}") from error
+        raise BadInput(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
     return ray
+
+
+def _answers(address: str, seconds: float) -> None:
+    """Raise `BadInput` unless a machine takes connections: Ray itself would wait for minutes."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise BadInput(f"--ray {address}: write local, auto or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), seconds).close()
+    except OSError as error:
+        raise BadInput(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
 
 
 __all__ = ["Here", "Outcome", "Pool", "Processes", "RayTasks", "attempt", "connect", "work"]
