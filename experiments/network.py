@@ -59,12 +59,17 @@ def train(
             average_over_processes(list(params.values()))
         average.move(state.step)
 
+    def together() -> None:
+        """Wait until every process has read the checkpoint, before one writes the next."""
+        if dist.is_initialized():
+            dist.barrier()
+
     run: dict[str, Any] = {"network": path.stem, "lr": lr, "weight_decay": weight_decay, "decay": decay, "seed": seed}
     module.train()
     with checkpoints(path.parent, seconds=seconds):
         descend(
             seeded, state, steps, label=path.stem, run=run, rate=warmup_and_cooldown(lr, steps), clip=1.0,
-            updated=updated, stage=path.stem, saves=rank == 0,
+            updated=updated, resumed=together, stage=path.stem, saves=rank == 0,
         )  # fmt: skip
     return state
 

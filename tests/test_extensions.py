@@ -37,17 +37,17 @@ from efface.method import Method
 class Throwaway(Method):
     """Change nothing.
 
-    strength: of no effect
+    amount: of no effect
     """
 
-    strength: float = 1.0
+    amount: float = 1.0
 
     def fit(self, model, erase, keep, seed):
         return Edit()
 ''',
         """
-assert registry.get("methods", "throwaway")().strength == 1.0
-assert "throwaway" in run("list", "methods") and "--strength" in run("erase", "throwaway", "--help")
+assert registry.get("methods", "throwaway")().amount == 1.0
+assert "throwaway" in run("list", "methods") and "--amount" in run("erase", "throwaway", "--help")
 """,
     ),
     "attack": Extension(

@@ -42,6 +42,9 @@ class Redness(Judge):
     def clip_score(self, images: torch.Tensor, texts) -> torch.Tensor:
         return images[:, 0].mean((1, 2))
 
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(images.mean((2, 3)), dim=1)
+
 
 def quick(name: str) -> Attack:
     cls = registry.get("attacks", name)
@@ -86,6 +89,10 @@ class TestAttack:
             assert field.range or field.type not in (int, float), f"{field.name} has no range"
 
     def test_the_finding_is_a_file_that_replays(self, name: str, target: Target, tmp_path):
+        if name == "derived" and target.edited.guards:  # it inverts matrices, which these guards leave alone
+            with pytest.raises(BadInput, match="nothing to derive"):
+                quick(name)(target, CHURCH, MIXED, seed=5)
+            return
         found = quick(name)(target, CHURCH, MIXED, seed=5)
         assert found.queries
         assert len(found.scores) == len(found.queries)

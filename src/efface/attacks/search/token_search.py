@@ -294,19 +294,21 @@ def drawn(
 ) -> Draw:
     """Draw noise for every row, and a timestep or, for stateful guards, a window that ends in it.
 
-    time: the timestep; None draws one.
+    time: the timestep; None draws one. Row i is of picture i.
     """
+    own = torch.arange(len(clean))
     if time is None:
-        rows = [draw(model, one[None], [rng], window) for one, rng in zip(clean, rngs, strict=True)]
+        calls = CALLS if window else 0
+        rows = [draw(model, one[None], [rng], calls) for one, rng in zip(clean, rngs, strict=True)]
         columns = ([getattr(row, name) for row in rows] for name in ("clean", "noise", "t", "before"))
-        return Draw(*(torch.cat(column) for column in columns))
+        return Draw(*(torch.cat(column) for column in columns), own)
     span = min(SPAN - 1, model.family.schedule.total - 1 - time) if window else 0
     noise, before = [], []
     for rng in rngs:
         noise.append(torch.randn(clean.shape[1:], generator=rng))
         before.append((time + 1 + torch.randperm(span, generator=rng)[: CALLS - 1]).sort(descending=True)[0])
     t = torch.full((len(clean),), time, device=clean.device)
-    return Draw(clean, torch.stack(noise).to(clean), t, torch.stack(before).to(clean.device))
+    return Draw(clean, torch.stack(noise).to(clean), t, torch.stack(before).to(clean.device), own)
 
 
 def finding(concept: Concept, found: Sequence[Found], prompts: Sequence[str], cost: Cost) -> Finding:
