@@ -300,8 +300,8 @@ def drawn(
     if time is None:
         calls = CALLS if window else 0
         rows = [draw(model, one[None], [rng], calls) for one, rng in zip(clean, rngs, strict=True)]
-        columns = ([getattr(row, name) for row in rows] for name in ("clean", "noise", "t", "before"))
-        return Draw(*(torch.cat(column) for column in columns), own)
+        noises, times = torch.cat([row.noise for row in rows]), torch.cat([row.t for row in rows])
+        return Draw(clean, noises, times, torch.cat([row.before for row in rows]), own)
     span = min(SPAN - 1, model.family.schedule.total - 1 - time) if window else 0
     noise, before = [], []
     for rng in rngs:
