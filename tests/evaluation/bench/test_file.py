@@ -42,6 +42,7 @@ def test_a_bench_is_every_method_on_every_concept_and_every_attack_on_every_edit
     assert bench.methods[1].preset == "paper"
     assert dict(bench.methods[2].fields) == {"erase_scale": 0.5}
     assert bench.plan.target_seeds == (0, 1, 2, 3, 4)
+    assert bench.plan.steps == 8  # enough for a judge of mini's images
     planned = jobs(bench, "id")
     assert len(planned) == 12 * 3
     assert [job.what for job in planned[:12]] == ["edit"] * 12

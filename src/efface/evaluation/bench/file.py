@@ -136,7 +136,7 @@ def parse(given: Mapping[str, Any], text: str = "", where: str = "the bench") ->
 
 
 def _sampling(model: str) -> dict[str, Any]:
-    return dict(SHIPPED[model].sampling) if model in SHIPPED else {}
+    return SHIPPED[model].sampling | SHIPPED[model].judged if model in SHIPPED else {}
 
 
 def _list(at: _Reading, key: str, value: Any) -> Sequence[Any]:
