@@ -7,9 +7,10 @@ from efface.attack import Attack, Target
 from efface.concept import Concept
 from efface.criterion import Like, Shows
 from efface.errors import BadInput, UnknownName
-from efface.evaluation.asr import Rate, attack_success
+from efface.evaluation.asr import attack_success
 from efface.evaluation.attacking import answered, answers, attack_edit
 from efface.evaluation.stats import wilson
+from efface.evaluation.summary import Share
 from efface.finding import Finding
 from efface.judge import Judge, Profile
 from efface.models.model import Model
@@ -49,7 +50,7 @@ def test_rates_are_of_all_of_those_that_failed_and_of_either() -> None:
     assert [(rate.hits, rate.n) for rate in rates] == [(1, 4), (2, 3), (3, 4)]
     assert rates.post.interval == wilson(2, 3)
     assert str(rates.pre) == "1 of 4 (25 % [5, 70])"
-    assert attack_success([True], [True]).post == Rate(0, 0, wilson(0, 0))
+    assert attack_success([True], [True]).post == Share(hits=0, n=0)
     with pytest.raises(BadInput, match="no pairs"):
         attack_success([True], [])
 

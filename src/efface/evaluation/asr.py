@@ -4,29 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from efface.errors import BadInput
-from efface.evaluation.stats import Interval, wilson
-
-
-class Rate(NamedTuple):
-    """A share of successes: `hits` of `n`, with its 95 % interval."""
-
-    hits: int
-    n: int
-    interval: Interval
-
-    @classmethod
-    def of(cls, successes: Sequence[bool]) -> "Rate":
-        """Count successes."""
-        return cls(sum(successes), len(successes), wilson(sum(successes), len(successes)))
-
-    @property
-    def share(self) -> float:
-        """Return hits / n, 0 when nothing was tried."""
-        return self.hits / self.n if self.n else 0.0
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.hits} of {self.n} ({100 * self.share:.0f} % [{100 * low:.0f}, {100 * high:.0f}])"
+from efface.evaluation.summary import Share
 
 
 class ASR(NamedTuple):
@@ -36,9 +14,9 @@ class ASR(NamedTuple):
     under attack. combined: prompts that succeed with or without it, which is what UnlearnDiffAtk reports as ASR.
     """
 
-    pre: Rate
-    post: Rate
-    combined: Rate
+    pre: Share
+    post: Share
+    combined: Share
 
 
 def attack_success(plain: Sequence[bool], attacked: Sequence[bool]) -> ASR:
@@ -51,8 +29,10 @@ def attack_success(plain: Sequence[bool], attacked: Sequence[bool]) -> ASR:
         raise BadInput(f"{len(plain)} plain and {len(attacked)} attacked queries are no pairs")
     pairs = list(zip(plain, attacked, strict=True))
     return ASR(
-        Rate.of(plain), Rate.of([after for before, after in pairs if not before]), Rate.of([a or b for a, b in pairs])
+        Share.of(plain),
+        Share.of([after for before, after in pairs if not before]),
+        Share.of([a or b for a, b in pairs]),
     )
 
 
-__all__ = ["ASR", "Rate", "attack_success"]
+__all__ = ["ASR", "attack_success"]

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from efface.evaluation.asr import Rate
 from efface.evaluation.summary import Share
 from efface.report.html import fragment
 from efface.report.page import Column
@@ -77,14 +76,14 @@ def kept(columns: Sequence[Column]) -> Share:
     return _pooled(columns, STAY)
 
 
-def worst(columns: Sequence[Column]) -> tuple[str, Rate] | None:
+def worst(columns: Sequence[Column]) -> tuple[str, Share] | None:
     """Return the most successful attack and its rate, over the columns' records; None without attacks."""
     found: dict[str, list[bool]] = {}
     for column in columns:
         for strip in column.attacks:
             found.setdefault(strip.attack, []).extend(row.after for row in strip.record.rows)
-    rates = {name: Rate.of(after) for name, after in found.items()}
-    return max(rates.items(), key=lambda pair: pair[1].share) if rates else None
+    rates = {name: Share.of(after) for name, after in found.items()}
+    return max(rates.items(), key=lambda pair: pair[1].value) if rates else None
 
 
 def draw(edits: Mapping[str, Sequence[Column]]) -> Markup:
@@ -103,7 +102,7 @@ def _point(name: str, columns: Sequence[Column]) -> Point:
     about = f"{name}: erased {100 * across.value:.0f} % of {across.n}, preserved {100 * up.value:.0f} % of {up.n}"
     colour = "var(--bar)"
     if attack:
-        share = attack[1].share
+        share = attack[1].value
         colour = f"var(--{'good' if share < 0.2 else 'mixed' if share < 2 / 3 else 'bad'})"
         about += f", {attack[0]} {attack[1]}"
     ends = [_x(end) for end in across.interval] + [_y(end) for end in up.interval]

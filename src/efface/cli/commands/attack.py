@@ -110,14 +110,14 @@ def run(attack: Sheet, values: dict[str, Any]) -> None:
     done.finding.save(values["output"])
     if values["sheet"]:
         _draw(done, values["sheet"])
-    from efface.evaluation.asr import Rate
+    from efface.evaluation.summary import Share
 
     where_to = values["edit"] or where
     if done.rates is None:
         line = f"{attack.name} on {where_to}: not judged, since there is no judge for {where}; name one as --judge"
     else:
         line = f"{attack.name} on {where_to}: {concept.name} without the attack in {done.rates.pre}, "
-        line += f"with it in {Rate.of(done.after)}"
+        line += f"with it in {Share.of(done.after)}"
     say(line, values["output"])
 
 

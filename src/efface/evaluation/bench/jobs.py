@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from efface import registry
 from efface.concept import Concept, table
 from efface.evaluation.bench.file import Bench, Chosen
-from efface.evaluation.prompts import Plan
+from efface.evaluation.prompts import Plan, preserved
 
 
 @dataclass(frozen=True)
@@ -81,19 +80,8 @@ def jobs(bench: Bench, model_id: str) -> list[Job]:
     return [*edits, *others]
 
 
-def preserved(concepts: tuple[Concept, ...], known: Mapping[str, Concept]) -> tuple[Concept, ...]:
-    """Return what a bench tells methods to preserve: every second other concept of the table, of the kinds erased.
-
-    For a style also every second object. The others show what happens to concepts that are not preserved.
-    """
-    names, kinds = {c.name for c in concepts}, {c.kind for c in concepts} | {"object"}
-    return tuple(
-        c for kind in sorted(kinds) for c in [o for o in known.values() if o.kind == kind and o.name not in names][::2]
-    )
-
-
 def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-__all__ = ["Job", "jobs", "preserved"]
+__all__ = ["Job", "jobs"]

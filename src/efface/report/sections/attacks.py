@@ -2,7 +2,6 @@
 
 from markupsafe import Markup
 
-from efface.evaluation.asr import Rate
 from efface.evaluation.summary import Share
 from efface.report.bars import Bar, draw
 from efface.report.html import fragment
@@ -60,15 +59,11 @@ without the attack, with it, and of those that fail without it. The literature c
 def render(page: Page) -> Markup:
     """Return the table of rates and the strips, "" without attacks."""
     attacked = any(column.attacks for column in page.columns)
-    return fragment(TEMPLATE, page=page, attacked=attacked, draw=draw, bar=_bar, after=_after, cost=_cost)
+    return fragment(TEMPLATE, page=page, attacked=attacked, draw=draw, bar=Bar.of, after=_after, cost=_cost)
 
 
-def _bar(rate: Rate) -> Bar:
-    return Bar.of(Share(hits=rate.hits, n=rate.n))
-
-
-def _after(strip) -> Rate:
-    return Rate.of([row.after for row in strip.record.rows])
+def _after(strip) -> Share:
+    return Share.of([row.after for row in strip.record.rows])
 
 
 def _cost(strip) -> str:
