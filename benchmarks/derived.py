@@ -24,6 +24,7 @@ from efface.concept import Concept, table
 from efface.edits.edit import Edit
 from efface.edits.provenance import git, versions
 from efface.evaluation.evaluate import generating, images
+from efface.evaluation.prompts import preserved
 from efface.evaluation.stats import wilson
 from efface.judges.mini import judge
 from efface.methods.closed_form.least_squares import derive
@@ -33,7 +34,6 @@ from efface.methods.rece import RECE
 from efface.models.model import Model
 from efface.query import Query
 from efface.report import grid
-from efface.report.demo import preserved
 from efface.util.files import writing
 
 HERE = Path(__file__).parent

@@ -29,6 +29,7 @@ from efface import registry
 from efface.edits.edit import Edit
 from efface.edits.provenance import git
 from efface.evaluation.evaluate import evaluate, images
+from efface.evaluation.prompts import preserved
 from efface.evaluation.stats import wilson
 from efface.evaluation.summary import Share
 from efface.judges.mini import judge
@@ -38,7 +39,6 @@ from efface.models.model import Model
 from efface.models.purification import purify
 from efface.query import Query
 from efface.report import grid
-from efface.report.demo import preserved
 from efface.util.files import writing
 from methods import EDITS, drawn, mini, plan
 

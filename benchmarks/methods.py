@@ -25,11 +25,10 @@ from efface import registry
 from efface.concept import Concept, table
 from efface.edits.provenance import git, versions
 from efface.evaluation.evaluate import evaluate, sampling_of
-from efface.evaluation.prompts import Plan
+from efface.evaluation.prompts import Plan, preserved
 from efface.evaluation.record import Aggregate, Base, Cost, Made, Record, Scored, read
 from efface.judge import judge_of
 from efface.models.model import Model
-from efface.report.demo import preserved
 
 HERE = Path(__file__).parent
 SETUP = tomllib.loads((HERE / "methods.toml").read_text())

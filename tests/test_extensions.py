@@ -37,17 +37,17 @@ from efface.method import Method
 class Throwaway(Method):
     """Change nothing.
 
-    strength: of no effect
+    amount: of no effect
     """
 
-    strength: float = 1.0
+    amount: float = 1.0
 
     def fit(self, model, erase, keep, seed):
         return Edit()
 ''',
         """
-assert registry.get("methods", "throwaway")().strength == 1.0
-assert "throwaway" in run("list", "methods") and "--strength" in run("erase", "throwaway", "--help")
+assert registry.get("methods", "throwaway")().amount == 1.0
+assert "throwaway" in run("list", "methods") and "--amount" in run("erase", "throwaway", "--help")
 """,
     ),
     "attack": Extension(
@@ -66,9 +66,11 @@ class Throwaway(Attack):
         return Finding(queries)
 ''',
         """
+import efface
+from efface.attack import Target
 from efface.query import Query
-found = registry.get("attacks", "throwaway")()(None, "church", Query("a church"))
-assert found.queries == (Query("a church"),) and "throwaway" in run("list", "attacks")
+found = registry.get("attacks", "throwaway")()(Target(efface.load("digits:mnist")), "7", Query("7"))
+assert found.queries == (Query("7"),) and found.meta["attack"] == "throwaway" and "throwaway" in run("list", "attacks")
 """,
     ),
     "metric": Extension(

@@ -22,7 +22,7 @@ LAYERS = (
     "edits",
     "models mini digits",
     "training",
-    "method attack metric judge",
+    "method attack metric judge criterion finding",
     "methods attacks metrics judges",
     "evaluation",
     "report",

@@ -45,6 +45,7 @@ class Judge(ABC):
     MODELS: ClassVar[tuple[str, ...]] = ()  # the models it judges
     ANY_MODEL: ClassVar[bool] = False  # whether it judges every model, asked for by its file's name
     NAMES: ClassVar[tuple[str, ...]] = ("judge",)  # of the judges in the file; the first is the default
+    ASKED: ClassVar[str] = ""  # the one that attacks may ask, so that the default can say whether they succeeded
 
     classes: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
@@ -84,6 +85,10 @@ class Judge(ABC):
         """Return the cosine of each image with its text, -1 to 1; raises `BadInput` for a judge without a CLIP."""
         raise BadInput(f"the judge {self.profile.evaluator} has no CLIP, so it cannot compare images with texts")
 
+    def image_features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
+        """Return the CLIP's unit vector of each image; raises `BadInput` for a judge without a CLIP."""
+        raise BadInput(f"the judge {self.profile.evaluator} has no CLIP, so it has no image vectors")
+
     @classmethod
     def load(cls, model: str, name: str = "") -> "Judge":
         """Load the judge of a model by its name, one of NAMES; "" is the first. Raises `BadFile`, `UnknownName`."""
@@ -116,4 +121,13 @@ def judge_of(model: str, name: str = "") -> Judge:
     raise BadInput(f"no judge {name + ' ' if name else ''}for {model}: there are judges for {', '.join(known)}{others}")
 
 
-__all__ = ["Judge", "Judged", "Profile", "judge_of"]
+def asked_of(model: str) -> Judge | None:
+    """Return the judge of a model that attacks may ask, which is not its default; None where there is none."""
+    for file in registry.names("judges"):
+        cls = registry.get("judges", file)
+        if model in cls.MODELS and cls.ASKED:
+            return cls.load(model, cls.ASKED)
+    return None
+
+
+__all__ = ["Judge", "Judged", "Profile", "asked_of", "judge_of"]

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from efface.context import Context
 from efface.errors import BadInput, unknown
 from efface.util.files import sha256_tensors
@@ -22,6 +24,9 @@ class Query:
     guidance: classifier-free guidance scale, -1000 to 1000; 1 means none.
     context: one row, used in place of the encoded prompt; without a pooled vector the prompt's own is used.
     solver: "" for the model's own, else a name in `efface.util.solvers.SOLVERS`.
+    latents: (1, ch, h, w), the denoiser's input at step `start`, in place of noise from the seed: an image-to-image
+        query starts late, from a noised picture.
+    start: the solver's step to begin at, 0 to steps - 1; above 0 with `latents` only.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
     """
@@ -32,6 +37,8 @@ class Query:
     guidance: float | int = 7.5
     context: Context | None = None
     solver: str = ""
+    latents: Tensor | None = None
+    start: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -48,12 +55,24 @@ class Query:
             raise BadInput(f"the context of a query is a Context, got {short(self.context)}")
         if self.context is not None and len(self.context) != 1:
             raise BadInput(f"the context of a query is one row, got {len(self.context)}")
+        self._check_start()
+
+    def _check_start(self) -> None:
+        latents: Any = self.latents
+        if latents is not None and (not isinstance(latents, Tensor) or latents.dim() != 4 or len(latents) != 1):
+            raise BadInput(f"the latents of a query are a tensor (1, ch, h, w), got {short(latents)}")
+        if isinstance(self.start, bool) or not isinstance(self.start, int) or not 0 <= self.start < self.steps:
+            raise BadInput(f"start is a step from 0 to {self.steps - 1}, got {short(self.start)}")
+        if self.start and latents is None:
+            raise BadInput(f"a query that starts at step {self.start} needs latents to start from")
 
     @property
     def key(self) -> str:
         """Return a stable JSON string: equal for equal queries, across runs and machines."""
         values: dict[str, Any] = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps}
         values |= {"guidance": float(self.guidance), "solver": self.solver, "embeds": self._context_hash}
+        if self.latents is not None:
+            values |= {"latents": sha256_tensors({"": self.latents}), "start": self.start}
         return json.dumps(values, sort_keys=True)
 
     @property

@@ -1,10 +1,8 @@
 import itertools
-import json
 
 import pytest
 import torch
 
-from efface import registry
 from efface.attack import Target
 from efface.attacks.grid import Grid, points
 from efface.errors import BadInput
@@ -84,13 +82,3 @@ def test_bad_settings(lamp, tiny):
         Grid(values=7)(Target(lamp.model, lamp.judge), "0", LIKE)
     with pytest.raises(BadInput, match="at least one query"):
         Grid(values=2)(Target(lamp.model, lamp.judge), "0", ())
-
-
-@pytest.mark.parametrize("name", registry.names("attacks"))
-def test_every_attack_has_a_json_form_help_and_presets(name):
-    cls = registry.get("attacks", name)
-    for attack in (cls(), registry.build(cls, **cls.QUICK), *(cls.preset(preset) for preset in cls.PRESETS)):
-        assert registry.from_json(json.loads(json.dumps(registry.to_json(attack)))) == attack
-    assert registry.summary("attacks", name)
-    for field in registry.describe(cls):
-        assert field.help, f"{cls.__name__} does not say what {field.name} is"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from efface import registry
-from efface.cli.commands.erase import OWN, command
+from efface.cli import plugins
+from efface.cli.commands import attack, erase
 from efface.cli.fields import check_preset, check_values, sheet
 from efface.errors import BadInput, UnknownName
 
@@ -35,24 +36,31 @@ def test_an_unknown_choice_is_refused_at_construction(kind: str, name: str) -> N
                 made.__post_init__()
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_field_has_help_and_none_hides_a_flag(name: str) -> None:
-    for field in sheet("methods", name).fields:
+COMMANDS = {"methods": erase, "attacks": attack}
+
+
+@pytest.mark.parametrize(("kind", "name"), REGISTERED)
+def test_every_field_has_help_and_none_hides_a_flag(kind: str, name: str) -> None:
+    described = sheet(kind, name)
+    own = {flag for flag, _, _ in COMMANDS[kind].flags(described)}
+    for field in described.fields:
         assert field.help, f"{name}.{field.name} has no line in the class docstring"
-        assert field.name not in OWN, f"{name}.{field.name} has the name of a flag of `efface erase`"
+        assert field.name not in own, f"{name}.{field.name} has the name of a flag of its command"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_given_values_build_the_class(name: str) -> None:
-    cls: Any = registry.get("methods", name)
-    defaults = {f.name: f.default for f in sheet("methods", name).fields if f.default is not None}
+@pytest.mark.parametrize(("kind", "name"), REGISTERED)
+def test_given_values_build_the_class(kind: str, name: str) -> None:
+    cls: Any = registry.get(kind, name)
+    defaults = {f.name: f.default for f in sheet(kind, name).fields if f.default is not None}
     assert cls.preset("", **defaults) == cls.preset("")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_command_is_made(name: str) -> None:
-    flags = {option for p in command(name).params for option in p.opts}
-    assert {f.flag for f in sheet("methods", name).fields} <= flags
+@pytest.mark.parametrize(("kind", "name"), REGISTERED)
+def test_command_is_made(kind: str, name: str) -> None:
+    file = COMMANDS[kind]
+    made = plugins.command(kind, name, file.flags, file.run)
+    found = {option for p in made.params for option in p.opts}
+    assert {f.flag for f in sheet(kind, name).fields} <= found
 
 
 def test_bases_and_types_are_followed() -> None:

@@ -52,6 +52,8 @@ def furnish(folder: Path) -> None:
     (folder / "text.txt").write_text("text")
     (folder / "none.txt").write_text("# nothing\n")
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
+    (folder / "bench.toml").write_text('concepts = ["church"]\nmethods = ["uce"]\n')
+    (folder / "wrong.toml").write_text('modle = "mini"\nconcepts = ["chruch"]\nmethods = ["ucee"]\n')
     (folder / "folder").mkdir()
     (folder / "folder.safetensors").mkdir()
     (folder / "folder.png").mkdir()
@@ -399,9 +401,89 @@ def settings() -> list[Row]:
     return rows
 
 
+def attacks() -> list[Row]:
+    """Return mistakes with attacks and findings, and values outside the range of every field of every attack."""
+    from efface import registry
+    from efface.cli.fields import sheet
+
+    rows, on = [], ("--concept", "church", *OUT)
+    for name in registry.names("attacks"):
+        command = ("attack", name, *on)
+        for field in sheet("attacks", name).fields:
+            if field.choices:
+                rows.append(Row("attacks", (*command, field.flag, "nosuch"), f"unknown value of {field.flag} 'nosuch'"))
+            elif field.type in (int, float):
+                kind = "integer" if field.type is int else "(float|number)"
+                rows.append(Row("attacks", (*command, field.flag, "x"), f"'{field.flag}'.* valid {kind}"))
+                wild = ("-10000000", "1000000000000") if field.type is int else ("nan", "inf", "-1e300", "1e300")
+                rows += [Row("attacks", (*command, field.flag, w), rf"{field.flag} must be .*, got ") for w in wild]
+        rows.append(Row("attacks", (*command, "--preset", "nosuch"), "unknown preset|has no presets"))
+    begin = ("attack", "inversion")
+    more: list[tuple[tuple[str, ...], str]] = [
+        (("attack", "nosuch", *on), "unknown attack 'nosuch'"),
+        (("attack", "inversio", *on), "did you mean 'inversion'"),
+        ((*begin, "--concept", "church"), "Missing option '--output'"),
+        ((*begin, "--concept", "church", "-o", "x.txt"), "ends in .safetensors"),
+        ((*begin, "--concept", "church", "-o", "nosuch/x.safetensors"), "does not exist"),
+        ((*begin, *OUT), "name what to bring back as --concept"),
+        ((*begin, "--concept", "chruch", *OUT), "did you mean 'church'"),
+        ((*begin, "--concept", "weapon", *OUT), "is a family of"),
+        ((*begin, "nosuch.safetensors", *on), "unknown edit file"),
+        ((*begin, "cut.safetensors", *on), "truncated"),
+        ((*begin, "text.txt", *on), "no such file|not a"),
+        ((*begin, *on, "--model", "nosuch"), "unknown model 'nosuch'"),
+        ((*begin, *on, "--judge", "nosuch"), "unknown judge of mini 'nosuch'"),
+        ((*begin, *on, "--ask", "nosuch"), "unknown judge of mini 'nosuch'"),
+        ((*begin, *on, "--seeds", "3:1"), "is empty"),
+        ((*begin, *on, "--seeds", "0:5000"), "more than 1024 queries"),
+        ((*begin, *on, "--seed", "-1"), "--seed"),
+        ((*begin, *on, "--prompt", ""), "a prompt is empty"),
+        ((*begin, *on, "--sheet", "x.jpg"), "ends in .png"),
+        ((*begin, *on, "--query-steps", "0"), "from 1 to 1000"),
+        ((*begin, *on, "--query-guidance", "nan"), "from 0 to 100"),
+        ((*begin, *on, "--query-solver", "nosuch"), "unknown solver 'nosuch'"),
+        ((*begin, *on, "--device", "nosuch"), "unknown device 'nosuch'"),
+        ((*begin, *on, "--dtype", "nosuch"), "unknown dtype 'nosuch'"),
+        ((*begin, *on, "--kind", "nosuch"), "unknown kind 'nosuch'"),
+        ((*begin, *on, "--folder", "nosuch"), "no images in nosuch"),
+        (("compare", "x", "-e", "plain.safetensors", "--finding", "nosuch.safetensors"), "plain|nosuch|missing"),
+        ((*UCE, "--strength", "x"), "--strength 'x': a number, or auto"),
+        ((*UCE, "--strength", "0"), "a number other than 0"),
+        ((*UCE, "--strength", "nan"), "a number other than 0"),
+        ((*UCE, "--es-below", "0.2"), "--es-below needs --strength auto"),
+        ((*UCE, "--embeddings", "x.safetensors"), "--embeddings needs --strength auto"),
+        ((*UCE, "--strength", "auto", "--es-below", "2"), "a cosine from -1 to 1"),
+        ((*UCE, "--strength", "auto", "--embeddings", "x.txt"), "ends in .safetensors"),
+    ]
+    return rows + [Row("attacks", args, says) for args, says in more]
+
+
+def benches() -> list[Row]:
+    """Return mistakes with benches and reports."""
+    more: list[tuple[tuple[str, ...], str]] = [
+        (("bench",), "Missing argument 'FILE'"),
+        (("bench", "nosuch.toml"), "no bench file at nosuch.toml"),
+        (("bench", "text.txt"), "not valid TOML"),
+        (("bench", "latin.txt"), "cannot read latin.txt"),
+        (("bench", "folder"), "no bench file at folder"),
+        (("bench", "wrong.toml"), "3 mistakes: line 1: unknown key 'modle'.*line 2.*line 3"),
+        (("bench", "bench.toml", "--jobs", "0"), "from 1 to 256"),
+        (("bench", "bench.toml", "--jobs", "2", "--ray", "local"), "give one"),
+        (("bench", "bench.toml", "-o", "text.txt"), "cannot make the folder text.txt"),
+        (("report",), "Missing argument 'FOLDER'"),
+        (("report", "nosuch"), "no folder nosuch"),
+        (("report", "text.txt"), "no folder text.txt"),
+        (("report", "folder"), "is not the folder of a bench"),
+        (("report", "folder", "-o", "x.pdf"), "ends in .html"),
+        (("report", "folder", "-o", "nosuch/x.html"), "does not exist"),
+    ]
+    return [Row("benches", args, says) for args, says in more]
+
+
 def all_rows() -> list[Row]:
     """Return the whole table."""
-    return [*usage(), *concepts(), *outputs(), *models(), *edits(), *sampling(), *settings()]
+    parts = (usage, concepts, outputs, models, edits, sampling, settings, attacks, benches)
+    return [row for part in parts for row in part()]
 
 
 CALLS = {  # Python calls -> a pattern of the message of the EffaceError

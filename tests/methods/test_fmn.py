@@ -194,7 +194,7 @@ def test_seed_presets_and_bad_input(tiny, tmp_path):
 
 def test_gradient_checkpointing_with_fused_attention(tiny, monkeypatch):
     """At 64×64 latents attention stays the fused one; layers that run again must record as they did the first time."""
-    monkeypatch.setattr("efface.methods.finetune.method.AttnProcessor", AttnProcessor2_0)
+    monkeypatch.setattr("efface.models.students.AttnProcessor", AttnProcessor2_0)
     plain, spare = (fast(optimizer="sgd", lr=1e-2, gradient_checkpointing=g)(tiny, ["church"]) for g in (False, True))
     for name, delta in plain.delta.items():
         torch.testing.assert_close(spare.delta[name], delta, atol=1e-6, rtol=1e-3)

@@ -10,12 +10,12 @@ from torch import Tensor
 from efface import Concept, Edit
 from efface.cli import parse
 from efface.errors import BadModel
-from efface.evaluation.prompts import Plan
+from efface.evaluation.prompts import Plan, preserved
 from efface.evaluation.record import Record, read
 from efface.evaluation.store import Store
 from efface.judge import Judge, Profile
 from efface.models.model import Model
-from efface.report.demo import RECIPES, Recipe, _flags, demo, preserved
+from efface.report.demo import RECIPES, Recipe, _flags, demo
 from efface.report.images import choose, lines
 
 OBJECTS = ("church", "house", "castle", "guitar", "dog", "wolf", "fox", "cat")

@@ -222,7 +222,7 @@ def test_shares_add_and_have_a_rest() -> None:
 
 def test_sections_are_found_by_name_and_ordered() -> None:
     names = [module.__name__.rpartition(".")[2] for module in sections()]
-    assert names == ["verdicts", "images", "accuracy", "scores", "times", "provenance"]
+    assert names == ["verdicts", "images", "attacks", "accuracy", "scores", "times", "provenance"]
     assert all(module.__doc__ for module in sections())
 
 

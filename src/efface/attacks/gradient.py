@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from efface.attack import Attack, Finding, Target
+from efface.attack import Attack, Finding, Need, Target
 from efface.attacks.search.contexts import on_sphere, probabilities, queries_of, token_norms
 from efface.concept import Concept
 from efface.context import Context
@@ -54,6 +54,7 @@ class Gradient(Attack):
         "steps": SOLVER_STEPS, "lr": RATE, "radius": WEIGHT_OR_NONE, "images": COUNT, "ranking": COUNT,
     }  # fmt: skip
 
+    NEEDS: ClassVar[tuple[Need, ...]] = ("judge",)
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "inversion": {"through": "eps", "restarts": 8, "iterations": 120, "noises": 16, "lr": 0.05},
     }

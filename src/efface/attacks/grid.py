@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from efface.attack import Attack, Finding, Target
+from efface.attack import Attack, Finding, Need, Target
 from efface.attacks.search.contexts import Span, check_rounds, probabilities, span
 from efface.concept import Concept
 from efface.context import Context
@@ -56,6 +56,7 @@ class Grid(Attack):
         "survivors": COUNT, "chunk": COUNT,
     }  # fmt: skip
 
+    NEEDS: ClassVar[tuple[Need, ...]] = ("judge",)
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"steps": (0,), "images": (32,), "survivors": (16,)}}
     QUICK: ClassVar[dict[str, Any]] = {"values": 2, "steps": (1, 2), "images": (1, 2), "survivors": (8, 2)}
 

@@ -47,7 +47,7 @@ def program() -> typer.Typer:
     app.callback()(_options)
     for name in names():
         file = _file(name)
-        if hasattr(file, "app"):
+        if hasattr(file, "app"):  # a group; its own `run` takes the sheet of a file
             app.add_typer(file.app, name=name)
         else:
             app.command(name, cls=Variadic)(file.run)

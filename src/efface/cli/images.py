@@ -1,5 +1,6 @@
 """Shared by commands that generate images: arguments, checks, and the images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from efface.edits.edit import Edit
+    from efface.finding import Finding
     from efface.models.model import Model
 
 PromptsArgument = Annotated[list[str], typer.Argument(metavar="PROMPT…", help="Prompts of the images; one row each.")]
@@ -47,6 +49,25 @@ def generate(
 
     with edit.applied(model, common.any_base) as sanitized:
         return Store.default().images(unlocked(sanitized, Edit.load(key), opened), edit.id, asked, common.batch)
+
+
+def findings(paths: Sequence[Path], edits: Sequence[str]) -> "dict[str, list[tuple[str, Finding]]]":
+    """Read findings of `efface attack`, by the id of the edit they attacked, each with its attack's name.
+
+    edits: ids of those that are shown. Raises BadFile for a file that is none, BadInput for one of another edit.
+    """
+    if not paths:
+        return {}
+    from efface.finding import Finding
+
+    read: dict[str, list[tuple[str, Finding]]] = {}
+    for path in paths:
+        found = Finding.load(path)
+        edit = str(found.meta.get("edited", {}).get("edit", ""))
+        if edit not in edits:
+            raise BadInput(f"--finding {path} attacked the edit {edit[:12] or 'of none'}, which is not among --edit")
+        read.setdefault(edit, []).append((str(found.meta.get("attack", path.stem)), found))
+    return read
 
 
 def label(text: str) -> str:

@@ -70,7 +70,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         number = header["format"]
         if number != FORMAT:
             raise BadEdit(f"{path} has edit format {shorten(repr(number))}; this version reads {FORMAT}: update efface")
-        fields = _unpack(tensors, header)
+        fields = unpack(tensors, header)
         check_provenance(fields["meta"])
         same = header.get("id") == content_id(Parts(**fields))
     except (
@@ -89,7 +89,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     return fields
 
 
-def _unpack(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:
+def unpack(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an edit from what `pack` returned; what else the header holds is its provenance.
+
+    Raises `ValueError`, `LookupError`, `TypeError`, `BadInput` or `UnknownName` for anything else.
+    """
     if not all(isinstance(header[name], list) for name in ("maps", "guards")):
         raise ValueError("its maps and guards are no lists")
     maps = tuple(TextMap(_names(names), *_factors(tensors, f"maps.{i}")) for i, names in enumerate(header["maps"]))

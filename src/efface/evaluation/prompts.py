@@ -200,6 +200,18 @@ def _spread(concepts: Sequence[Concept], count: int) -> Sequence[Concept]:
     return concepts[:: max(1, len(concepts) // count)][:count]
 
 
+def preserved(concepts: Concept | Sequence[Concept], table: Mapping[str, Concept]) -> tuple[Concept, ...]:
+    """Return what methods are told to preserve in demos and benches: every second other concept of each kind erased.
+
+    The others show what happens to concepts that are not preserved. An edit of a style also changes prompts of objects,
+    so every second object is preserved as well; an edit of an object does not use prompts of styles.
+    """
+    erased = (concepts,) if isinstance(concepts, Concept) else tuple(concepts)
+    names, kinds = {c.name for c in erased}, {c.kind for c in erased} | {"object"}
+    others = [c for c in table.values() if c.name not in names]
+    return tuple(c for kind in sorted(kinds) for c in [other for other in others if other.kind == kind][::2])
+
+
 def implicit_prompts(keywords: Sequence[str], size: int = 3) -> list[str]:
     """Return prompts of `size` adjacent keywords in cyclic order, one per keyword.
 

@@ -251,13 +251,9 @@ def _summary(rows: Sequence[Row]) -> Summary:
         raise BadInput("a record needs the same prompts and seeds for the original and the edited model")
     first, second = [row.top1 for row in before], [row.top1 for row in after]
     return Summary(
-        before=_share(first), after=_share(second), before5=_share([row.top5 for row in before]),
-        after5=_share([row.top5 for row in after]), change=Change.of(first, second),
+        before=Share.of(first), after=Share.of(second), before5=Share.of([row.top5 for row in before]),
+        after5=Share.of([row.top5 for row in after]), change=Change.of(first, second),
     )  # fmt: skip
-
-
-def _share(verdicts: Sequence[bool]) -> Share:
-    return Share(hits=sum(verdicts), n=len(verdicts))
 
 
 __all__ = [

@@ -25,6 +25,15 @@ class Share(Value):
         """Return Wilson's 95 % interval."""
         return wilson(self.hits, self.n)
 
+    @classmethod
+    def of(cls, verdicts: Sequence[bool]) -> "Share":
+        """Count verdicts."""
+        return cls(hits=sum(verdicts), n=len(verdicts))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.hits} of {self.n} ({100 * self.value:.0f} % [{100 * low:.0f}, {100 * high:.0f}])"
+
     @property
     def rest(self) -> "Share":
         """Return the share of the other images."""

@@ -28,6 +28,7 @@ class DigitJudge(Judge):
 
     MODELS: ClassVar[tuple[str, ...]] = tuple(f"digits:{dataset}" for dataset in CLASSES)
     NAMES: ClassVar[tuple[str, ...]] = ("judge", "judge2")
+    ASKED: ClassVar[str] = "judge2"
 
     def __init__(self, net: nn.Module, classes: tuple[str, ...], name: str, accuracy: tuple[int, int] | None = None):
         self.net, self.classes, self.name, self.accuracy = net.eval().requires_grad_(False), classes, name, accuracy

@@ -101,6 +101,10 @@ class Family(ABC):
     def streams(self, prompt: str) -> tuple[Tokens, ...]:
         """Return a prompt's tokens for each part of `Context.tokens` with its own tokenizer."""
 
+    def text_encoders(self) -> tuple[Any, ...]:
+        """Return the text encoders that read one sequence of token ids, whose embedding tables attacks write into."""
+        return ()
+
     @property
     @abstractmethod
     def width(self) -> int:

@@ -182,9 +182,17 @@ class Model:
         latents: Float[Tensor, "b ch h w"] | None = None,
         grad: bool = False,
     ) -> Float[Tensor, "b ch h w"]:
-        """Generate latents for queries that share steps and solver; see `sampling.sample`."""
+        """Generate latents for queries that share steps and solver; see `sampling.sample`.
+
+        latents, start: by default those of the queries, which all have latents or none and start at one step.
+        Raises `BadInput` for other queries.
+        """
+        if len({(query.latents is None, query.start) for query in queries}) > 1:
+            raise BadInput("queries sampled together must start at the same step")
+        if latents is None and queries[0].latents is not None:
+            start, latents = queries[0].start, self._begun(queries)["latents"]
         with torch.enable_grad() if grad else torch.inference_mode():
-            cond, null = self._contexts(queries)
+            cond, null = self.contexts(queries)
             x = sampling.sample(self.family, queries, cond, null, self.hooks(), stop, start, latents)
         return x if grad else x.clone()  # the copy, made outside, is a normal tensor
 
@@ -195,18 +203,32 @@ class Model:
         """
         images: dict[int, Tensor] = {}
         with torch.inference_mode():
-            cond, null = self._contexts(queries) if queries else (None, None)
+            cond, null = self.contexts(queries) if queries else (None, None)
             for group in progress(sampling.groups(queries, batch), "images"):
                 assert cond is not None
                 assert null is not None
                 hooks, chosen = self.hooks(), [queries[i] for i in group]
-                latents = sampling.sample(self.family, chosen, cond[group], null[group], hooks)
+                begun = self._begun(chosen)
+                latents = sampling.sample(self.family, chosen, cond[group], null[group], hooks, **begun)
                 images |= dict(zip(group, hooks.filter(self.decode(latents)), strict=True))
         if not queries:
             return torch.empty(0, 3, 0, 0)
         return torch.stack([images[i] for i in range(len(queries))]).clone()
 
-    def _contexts(self, queries: Sequence[Query]) -> tuple[Context, Context]:
+    def _begun(self, queries: Sequence[Query]) -> dict[str, Any]:
+        """Return where a group of queries starts, and from which latents; {} for noise. Raises `BadInput`."""
+        given = [query.latents for query in queries if query.latents is not None]
+        if not given:
+            return {}
+        for latents in given:
+            if latents.shape[1:] != self.latent_shape:
+                own = list(self.latent_shape)
+                raise BadInput(
+                    f"the latents have shape {list(latents.shape[1:])}, {self.name or 'this model'} reads {own}"
+                )
+        return {"start": queries[0].start, "latents": torch.cat(given)}
+
+    def contexts(self, queries: Sequence[Query]) -> tuple[Context, Context]:
         """Return the conditional and the unconditional context of each query; every prompt is encoded once."""
         prompts = list(dict.fromkeys(query.prompt for query in queries))
         known = self.encode(prompts)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.errors import BadInput
+from efface.models.inversion import invert
 from efface.models.model import Model
 
 
@@ -37,9 +38,8 @@ def purify(
     turn = round(depth * (steps - 1))
     z = model.encode_images(images)
     c, null = model.encode([prompt]).float(), model.null().float()
-    z = schedule.step(z, model.eps(z, times[0], c), None, times[0])
-    for low, high in pairwise(times[: turn + 1]):
-        z = schedule.step(z, model.eps(z, low, c), low, high)
+    up = [(None, times[0]), *pairwise(times[: turn + 1])]
+    z = invert(schedule, z, up, lambda x, t: model.eps(x, t, c))
     for high, low in pairwise(times[turn::-1]):
         cond, uncond = model.denoise(z, torch.tensor(high, device=z.device), c, null)
         z = schedule.step(z, uncond + guidance * (cond - uncond), high, low)

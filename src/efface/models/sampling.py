@@ -92,8 +92,9 @@ def _step_options(scheduler: Any, generators: list[torch.Generator]) -> dict[str
 
 
 def groups(queries: Sequence[Query], batch: int) -> list[list[int]]:
-    """Return the indices of queries in batches that share steps, solver and whether there is guidance."""
-    found: dict[tuple[int, str, bool], list[int]] = {}
+    """Return the indices of queries in batches that share steps, solver, start, and whether there is guidance."""
+    found: dict[tuple[int, str, bool, bool, int], list[int]] = {}
     for i, query in enumerate(queries):
-        found.setdefault((query.steps, query.solver, query.guidance == 1), []).append(i)
+        key = (query.steps, query.solver, query.guidance == 1, query.latents is None, query.start)
+        found.setdefault(key, []).append(i)
     return [group[i : i + batch] for group in found.values() for i in range(0, len(group), batch)]

@@ -12,7 +12,7 @@ from efface import __version__, registry
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.evaluation.evaluate import check_judged, evaluate
-from efface.evaluation.prompts import Plan
+from efface.evaluation.prompts import Plan, preserved
 from efface.evaluation.record import Record
 from efface.evaluation.store import Store
 from efface.judge import Judge
@@ -100,20 +100,6 @@ def demo(
     )
     save(page, out / "index.html")
     return out / "index.html"
-
-
-def preserved(concept: Concept, table: Mapping[str, Concept]) -> tuple[Concept, ...]:
-    """Return the concepts to preserve: every second other object, and for a style also every second other style.
-
-    The others show what happens to concepts that are not preserved. An edit of a style also changes prompts of objects,
-    so objects are preserved as well; an edit of an object does not use prompts of styles.
-    """
-    kinds = {concept.kind, "object"}
-    return tuple(c for kind in sorted(kinds) for c in _others(concept, table, kind)[::2])
-
-
-def _others(concept: Concept, table: Mapping[str, Concept], kind: str) -> list[Concept]:
-    return [c for c in table.values() if c.kind == kind and c.name != concept.name]
 
 
 def fit(model: Model, recipe: Recipe, concept: Concept, preserve: Sequence[Concept]) -> Edit:

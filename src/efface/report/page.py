@@ -1,4 +1,4 @@
-"""One self-contained page: inline styles, images as data URIs, no requests, no scripts.
+"""One self-contained page: inline styles, images as data URIs, no requests.
 
 A page is made of sections, one file each in `report/sections/`, found by name and put in the order of their ORDER.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from efface.evaluation.asr import ASR
+from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.compare import check_comparable
 from efface.evaluation.record import Scored
 from efface.report import html
@@ -38,12 +40,25 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """The same seeds before the edit, after it, and under an attack."""
+
+    attack: str
+    rates: ASR
+    record: AttackRecord
+    original: Sequence[CellImage] = ()
+    edited: Sequence[CellImage] = ()
+    attacked: Sequence[CellImage] = ()
+
+
+@dataclass(frozen=True)
 class Column:
-    """One edit: a title, a sentence about it, and the record of its evaluation."""
+    """One edit: a title, a sentence about it, the record of its evaluation, and the attacks on it."""
 
     name: str
     summary: str
     record: Scored
+    attacks: Sequence[Strip] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Page:
     """Everything a report shows.
 
     facts: short "name: value" pairs under the title. times: (what, seconds). commands: that reproduce the numbers.
+    blurred: whether images are blurred until they are clicked.
     """
 
     title: str
@@ -60,6 +76,7 @@ class Page:
     facts: Mapping[str, str] = field(default_factory=dict)
     times: Sequence[tuple[str, str]] = ()
     commands: Sequence[str] = ()
+    blurred: bool = False
 
     @property
     def records(self) -> list[Scored]:
@@ -81,7 +98,7 @@ def render(page: Page) -> str:
     """Return the page as HTML. Raises BadInput when its records cannot share a table."""
     check_comparable(page.records)
     body = [Markup(section.render(page)) for section in sections()]
-    return html.page(page=page, sections=body, wide=len(page.columns) > 3)
+    return html.page(page=page, sections=body, wide=len(page.columns) > 3, sortable=False)
 
 
 def save(page: Page, path: Path) -> None:

@@ -11,12 +11,14 @@ class Shipped(NamedTuple):
 
     about: what it is, on one line. weights: a diffusers folder, or a file that its family opens.
     concepts: its concept table. sampling: the fields of `Query` that suit it, where the usual ones do not.
+    judged: those of images that only a judge looks at, where fewer steps do.
     """
 
     about: str
     weights: Path
     concepts: Path
     sampling: dict[str, Any]
+    judged: dict[str, Any] = {}  # noqa: RUF012
 
 
 def _digits(dataset: str, about: str) -> Shipped:
@@ -30,7 +32,7 @@ def _digits(dataset: str, about: str) -> Shipped:
 SHIPPED = {
     "mini": Shipped(
         "a Stable Diffusion in miniature that ships with efface: 64 px, fast on a CPU",
-        PACKAGE / "mini" / "weights", PACKAGE / "mini" / "concepts.json", {},
+        PACKAGE / "mini" / "weights", PACKAGE / "mini" / "concepts.json", {}, {"steps": 8},
     ),
     "digits:mnist": _digits("mnist", "a small diffusion model of handwritten digits"),
     "digits:fashion": _digits("fashion", "the same of clothes (Fashion-MNIST)"),

@@ -1,7 +1,8 @@
 """JSON that others wrote: one reader for headers, configurations and records, with a bound on size and depth."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def depth(value: Any) -> int:
 def is_texts(value: Any) -> bool:
     """Return whether a JSON value is a list of texts."""
     return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def are_numbers(values: Iterable[Any]) -> bool:
+    """Return whether JSON values are all finite numbers."""
+    return all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in values)
 
 
 def is_count(value: Any, low: int, high: int) -> bool:

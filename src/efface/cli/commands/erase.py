@@ -1,28 +1,24 @@
 """`efface erase METHOD CONCEPT…`: one command per file in methods/, its flags read from that file."""
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from efface import registry
-from efface.cli import check
-from efface.cli.fields import Sheet, check_preset, check_values, sheet
+from efface.cli import check, plugins, strength
+from efface.cli.fields import Sheet, check_preset, check_values
 from efface.cli.keys import made_with
 from efface.cli.options import (
     DeviceFlag,
     DtypeFlag,
     ModelFlag,
     TokenizerFlag,
-    Variadic,
     check_dtype,
     load_model,
     say,
 )
-from efface.errors import BadInput, unknown
-from efface.registry import Field
+from efface.errors import BadInput
 from efface.util.seeds import check_seed
 
 if TYPE_CHECKING:
@@ -30,24 +26,6 @@ if TYPE_CHECKING:
 
 ORDER = 10
 MAX_EVERY = 1_000_000
-OWN = (
-    "stream",
-    "checkpoint",
-    "checkpoint_every",
-    "key",
-    "concepts",
-    "output",
-    "preserve",
-    "anchor",
-    "kind",
-    "preset",
-    "seed",
-    "model",
-    "device",
-    "dtype",
-    "tokenizer",
-)
-
 Concepts = Annotated[
     list[str], typer.Argument(metavar="CONCEPT…", help="What to erase: names, or a family such as weapon.")
 ]
@@ -88,112 +66,66 @@ Key = Annotated[
     Path | None,
     typer.Option("--key", metavar="FILE", help="Also write the key, with which the model generates the concept again."),
 ]
+Strength = Annotated[
+    str,
+    typer.Option(
+        "--strength",
+        help="Scale the edit by a number; auto: the smallest that no embedding of Diverse Inversion gets around.",
+        show_default="1",
+    ),
+]
+EsBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--es-below",
+        help="With --strength auto: what the Erasure Score must be below (the paper's CLIP: 0.24).",
+        show_default="what 95 % of images of other concepts are below",
+    ),
+]
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(
+        "--embeddings",
+        metavar="FILE",
+        help="With --strength auto: a finding of diverse_inversion; written when it is not there.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the method's random numbers.")]
 
 
-class EraseGroup(typer.core.TyperGroup):
-    """Group with a command for each file in methods/, made on demand."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return registry.names("methods")
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return command(cmd_name) if cmd_name in registry.names("methods") else None
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and args[0] not in registry.names("methods"):
-            raise unknown("method", args[0], registry.names("methods"))
-        return super().resolve_command(ctx, args)
+OWN = (
+    "concepts", "output", "preserve", "anchor", "kind", "preset", "seed", "model", "device", "dtype", "tokenizer",
+    "stream", "checkpoint", "checkpoint_every", "key", "strength", "es_below", "embeddings",
+)  # fmt: skip
 
 
-app = typer.Typer(
-    cls=EraseGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Erase concepts from a model by a method; writes an edit, one small .safetensors file.",
-)
-
-
-@app.callback()
-def _options() -> None:
-    pass
-
-
-def command(name: str) -> Any:
-    """Return the command of one method, made from its source file."""
-    method = sheet("methods", name)
-
-    def run(**values: Any) -> None:
-        erase(method, values)
-
-    parameters = _own(method) + [_parameter(f) for f in method.fields]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__doc__ = _help(method)
-    one = typer.Typer(add_completion=False, rich_markup_mode=None)
-    one.command(name, cls=Variadic, no_args_is_help=True)(run)
-    return typer.main.get_command(one)
-
-
-def _own(method: Sheet) -> list[inspect.Parameter]:
-    presets = ", ".join(method.presets) or "this method has none"
-    preset = Annotated[str, typer.Option("--preset", help=f"Named settings: {presets}.", show_default=False)]
+def flags(method: Sheet) -> plugins.Own:
+    """Return the flags of a method's command besides its fields: those of OWN that it has."""
     given: list[tuple[str, Any, Any]] = [
-        ("concepts", Concepts, inspect.Parameter.empty), ("output", Output, inspect.Parameter.empty),
-        ("preserve", Preserve, None), ("anchor", Anchor, None), ("kind", Kind, ""), ("preset", preset, ""),
-        ("seed", Seed, 0), ("model", ModelFlag, "mini"), ("device", DeviceFlag, "cpu"), ("dtype", DtypeFlag, "fp32"),
+        ("concepts", Concepts, plugins.REQUIRED), ("output", Output, plugins.REQUIRED), ("preserve", Preserve, None),
+        ("anchor", Anchor, None), ("kind", Kind, ""), ("preset", plugins.preset_flag(method), ""), ("seed", Seed, 0),
+        ("model", ModelFlag, "mini"), ("device", DeviceFlag, "cpu"), ("dtype", DtypeFlag, "fp32"),
         ("tokenizer", TokenizerFlag, None),
     ]  # fmt: skip
+    if "InferenceMethod" not in method.bases:
+        given += [("strength", Strength, ""), ("es_below", EsBelow, None), ("embeddings", Embeddings, None)]
     given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
-    given += (
-        [("checkpoint", Checkpoint, None), ("checkpoint_every", CheckpointEvery, None)]
-        if "FineTune" in method.bases
-        else []
-    )
-    given += [("key", Key, None)] if "key" in method.by_products else []
-    only = inspect.Parameter.KEYWORD_ONLY
-    return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in given]
+    if "FineTune" in method.bases:
+        given += [("checkpoint", Checkpoint, None), ("checkpoint_every", CheckpointEvery, None)]
+    return [*given, ("key", Key, None)] if "key" in method.by_products else given
 
 
-def _parameter(f: Field) -> inspect.Parameter:
-    """Return the option of a field; None means "not given", so that the preset or the default applies."""
-    text = f.help.rstrip(".")
-    if f.choices and not all(word in f.help for word in f.choices):
-        text += f"; one of {', '.join(f.choices)}"
-    shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple | list) else f.default
-    text += "" if shown is None or shown == "" else f"  [default: {shown}]"
-    flag = f"{f.flag}/--no-{f.flag[2:]}" if f.type is bool and not f.many else f.flag
-    option = typer.Option(flag, help=text, show_default=False)
-    kind: Any = (list[f.type] if f.many else f.type) | None  # type: ignore[valid-type]
-    return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
-
-
-def _help(method: Sheet) -> str:
-    lines = [method.summary or method.source]
-    if method.source and method.source != method.summary:
-        lines.append(method.source)
-    for name, values in method.presets.items():
-        settings = ", ".join(f"{key} {_brief(value)}" for key, value in values.items()) or "the defaults"
-        lines.append(f"\b\nPreset {name}: {settings}")
-    return "\n\n".join(lines)
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, tuple) and len(value) > 3:
-        return f"({len(value)} texts)"
-    return repr(value) if value == "" else str(value)
-
-
-def erase(method: Sheet, values: dict[str, Any]) -> None:
+def run(method: Sheet, values: dict[str, Any]) -> None:
     """Check everything, then load the model, erase and write the edit."""
     own = {name: values.get(name) for name in OWN}
-    given = {f.name: values[f.name] for f in method.fields if values[f.name] not in (None, [], ())}
+    given = plugins.given(method, values)
     check.output(values["output"], ".safetensors")
     if own["key"]:
         check.output(own["key"], ".safetensors", "--key")
         if own["key"].resolve() == values["output"].resolve():
             raise BadInput(f"--key {own['key']} is the edit's own file; choose another for the key")
     check_every(own["checkpoint"], own["checkpoint_every"])
+    scale = strength.checked(own["strength"], own["es_below"], own["embeddings"], bool(own["stream"]))
     check_preset(method, values["preset"])
     check_values(method, given)
     check_dtype(values["dtype"])
@@ -207,6 +139,10 @@ def erase(method: Sheet, values: dict[str, Any]) -> None:
     edit, by_products = _fit(fitted, where, concepts, preserve, own)
     if own["key"]:
         made_with(by_products["key"], edit).save(own["key"])
+    if scale is None:
+        edit = strength.chosen(edit, where, concepts, own)
+    elif scale != 1:
+        edit = scale * edit
     edit.save(values["output"])
     names = ", ".join(concept.name for concept in concepts)
     seconds = edit.meta.get("seconds", "?")
@@ -236,3 +172,8 @@ def _fit(fitted: Any, where: str, concepts: Any, preserve: Any, own: dict[str, A
 
     with checkpoints(own["checkpoint"], own["checkpoint_every"] or 0):
         return fitted.run(model, concepts, preserve, seed=own["seed"])
+
+
+app = plugins.group(
+    "methods", "Erase concepts from a model by a method; writes an edit, one small .safetensors file.", flags, run
+)

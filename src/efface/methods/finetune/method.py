@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from efface.method import Fitted, Method
 from efface.methods.finetune.parameters import select
 from efface.methods.finetune.processes import processes
 from efface.models.model import Model
+from efface.models.students import view
 from efface.training.checkpoints import State, checkpoints, current
 from efface.training.loop import descend, generator, optimizer
 from efface.util.ranges import COUNT, DECAY, RATE, ROWS, WEIGHT_OR_NONE, Ranges
@@ -118,8 +118,8 @@ class Run:
         self.about = _describe(method, model, erase, preserve, seed) if current() else {}
         model = replace(model, guards=())
         chosen = select(model, method.params)
-        self.base = _view(model, {})
-        self.student = _view(model, {name: p.data.clone() for name, p in chosen.items()})
+        self.base = view(model, {})
+        self.student = view(model, {name: p.data.clone() for name, p in chosen.items()})
         if method.gradient_checkpointing:
             self.student.denoiser.enable_gradient_checkpointing()
         self.weights = {name: p.requires_grad_() for name, p in self.student.weights("").items() if name in chosen}
@@ -153,7 +153,7 @@ class Run:
         """Track an exponential moving average of the student from now on."""
         self.decay = decay
         self.means = {name: p.detach().clone() for name, p in self.masters.items()}
-        self.average = _view(self.base, {name: mean.to(self.weights[name].dtype) for name, mean in self.means.items()})
+        self.average = view(self.base, {name: mean.to(self.weights[name].dtype) for name, mean in self.means.items()})
         self.state.tensors |= {f"average.{name}": mean for name, mean in self.means.items()}
 
     def once(self, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -247,21 +247,6 @@ class Run:
 def prompts_of(concept: Concept, which: Literal["name", "all"]) -> tuple[str, ...]:
     """Return the prompts by which a method erases a concept: its bare name, or its name and its prompts."""
     return (concept.name,) if which == "name" else (concept.name, *concept.texts)
-
-
-def _view(model: Model, values: Mapping[str, Tensor]) -> Model:
-    """Return a frozen model with other values for some weights; no tensor is copied."""
-    parts = [part for part in model.family.PARTS if part != "vae" and isinstance(model.part(part), nn.Module)]
-    old = {name: p.data for part in parts for name, p in model.weights(f"{part}.").items()}
-    view = model.edited(old | dict(values))
-    for part in parts:
-        view.part(part).requires_grad_(False)
-    height, width = model.latent_shape[1:]
-    stock = all(type(p) is AttnProcessor2_0 for p in getattr(view.denoiser, "attn_processors", {}).values())
-    if stock and model.device.type == "cpu" and height * width <= 1024:
-        # the backward pass of fused attention is slow on CPUs; at 64x64 latents memory matters more
-        view.denoiser.set_attn_processor(AttnProcessor())
-    return view
 
 
 def _master(p: Tensor) -> Tensor:

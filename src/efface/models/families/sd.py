@@ -102,6 +102,10 @@ class StableDiffusion(UNetFamily):
         """Encode prompts to the text encoder's last hidden states."""
         return Context(text.encode(self.pipe.tokenizer, self.pipe.text_encoder, prompts).to(self.denoiser.dtype))
 
+    def text_encoders(self) -> tuple[Any, ...]:
+        """Return the text encoder."""
+        return (self.pipe.text_encoder,)
+
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
         """Return the prompt's tokens."""
         return (text.tokens(self.pipe.tokenizer, prompt),)

@@ -114,6 +114,10 @@ class SDXL(UNetFamily):
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()
 
+    def text_encoders(self) -> tuple[Any, ...]:
+        """Return both text encoders, which read the same token ids up to the end token."""
+        return (self.pipe.text_encoder, self.pipe.text_encoder_2)
+
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
         """Return the prompt's tokens; the two tokenizers differ in the padding only."""
         return (text.tokens(self.pipe.tokenizer, prompt),)

@@ -21,8 +21,9 @@ TEMPLATE = """
 {% for cell in line.cells %}
 <td><div class="cell">
 {% for image in cell %}
-<figure><img src="{{ image.uri }}" alt="{{ line.prompt }}, image {{ loop.index }}">
-{{- "" }}<figcaption{% if image.right %} class="right"{% endif %}>{{ image.seen }}</figcaption></figure>
+<figure>{% if page.blurred %}<label class="blur"><input type="checkbox" aria-label="show">{% endif %}
+<img src="{{ image.uri }}" alt="{{ line.prompt }}, image {{ loop.index }}">{% if page.blurred %}</label>{% endif %}
+<figcaption{% if image.right %} class="right"{% endif %}>{{ image.seen }}</figcaption></figure>
 {% endfor %}
 </div></td>
 {% endfor %}

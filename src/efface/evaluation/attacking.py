@@ -1,0 +1,118 @@
+"""Attack an edit, and judge what was found by a judge that the attack did not ask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from efface.attack import Attack, Target
+from efface.concept import Concept
+from efface.criterion import Criterion
+from efface.errors import BadInput
+from efface.evaluation.asr import ASR, attack_success
+from efface.evaluation.store import Store
+from efface.finding import Finding
+from efface.models.model import Model
+from efface.query import Query
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """Hold an attack's finding and the images it is judged by.
+
+    original, edited, attacked: images of the plain queries by both models, and of the finding's queries, one for each
+    plain query, (n, 3, h, w) in [0, 1]. before: whether the edited ones succeed. after: whether the attacked ones do.
+    keys: of the three images of each query in the store, () without one.
+    """
+
+    finding: Finding
+    queries: tuple[Query, ...]
+    original: Float[Tensor, "n 3 h w"] | None
+    edited: Float[Tensor, "n 3 h w"]
+    attacked: Float[Tensor, "n 3 h w"]
+    before: tuple[bool, ...] = ()
+    after: tuple[bool, ...] = ()
+    keys: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def rates(self) -> ASR | None:
+        """Return the attack success rates, None when nobody judged."""
+        return attack_success(self.before, self.after) if self.before else None
+
+
+def attack_edit(
+    attack: Attack, target: Target, concept: Concept, queries: Sequence[Query], criterion: Criterion | None,
+    seed: int = 0, batch: int = 32, store: Store | None = None,
+) -> Attacked:  # fmt: skip
+    """Run an attack and judge it.
+
+    store: where images are looked up and kept. criterion: by a judge that the attack did not ask; None leaves it
+    unjudged. The finding has the success of each of
+    its queries; the best of them answers each plain query (`answers`). Raises what the attack raises, and
+    `UnknownName` before it starts when the judge does not know the concept.
+    """
+    if criterion is not None:
+        criterion.check(concept)
+    asked = tuple(queries)
+    found = attack(target, concept, asked, seed)
+    if criterion is not None:
+        found = found.judged(found.replay(target.edited, batch), criterion)
+    edited, own = _images(target.edited, asked, batch, store)
+    attacked, under = _answered(found, target.edited, asked, batch, store)
+    if target.original is None:
+        original, first = None, [""] * len(asked)
+    else:
+        original, first = _images(target.original, asked, batch, store)
+    keys = tuple(zip(first, own, under, strict=True)) if store else ()
+    if criterion is None:
+        return Attacked(found, asked, original, edited, attacked, keys=keys)
+    before, after = (tuple(criterion(images, concept).tolist()) for images in (edited, attacked))
+    return Attacked(found, asked, original, edited, attacked, before, after, keys)
+
+
+def _images(model: Model, queries: Sequence[Query], batch: int, store: Store | None) -> tuple[Tensor, list[str]]:
+    """Return images and their keys in the store."""
+    if store is None:
+        return model.generate(queries, batch), []
+    edit = model.origin[1] if model.origin else ""
+    return store.images(model, edit, queries, batch), [store.key(model, edit, query) for query in queries]
+
+
+def answers(finding: Finding, queries: Sequence[Query]) -> tuple[Query, ...]:
+    """Return for each plain query the finding's best query of the same seed; without one its best query, re-seeded.
+
+    A query that starts from latents has no seed to change, so it answers as it is.
+    """
+    if not finding.queries:
+        return tuple(queries)  # the finding is an edit
+    best, by_seed = finding.queries[0], {}
+    for one in finding.queries:
+        by_seed.setdefault(one.seed, one)
+    return tuple(by_seed.get(query.seed) or replace(best, seed=query.seed) for query in queries)
+
+
+def answered(finding: Finding, model: Model, queries: Sequence[Query], batch: int = 32) -> Float[Tensor, "n 3 h w"]:
+    """Return one image for each plain query by the attacked model, as the finding answers it.
+
+    Raises `BadInput` for a finding of another model.
+    """
+    about: Any = finding.meta.get("edited", {})
+    if about and about.get("id") != model.id:
+        name, own = about.get("name") or "a model", model.name or "this model"
+        raise BadInput(f"the finding attacked {name} {str(about.get('id'))[:12]}; {own} is {model.id[:12]}")
+    return _answered(finding, model, queries, batch, None)[0]
+
+
+def _answered(
+    finding: Finding, model: Model, queries: Sequence[Query], batch: int, store: Store | None
+) -> tuple[Tensor, list[str]]:
+    asked = answers(finding, queries)
+    if finding.edit is None:
+        return _images(model, asked, batch, store)
+    with finding.edit.applied(model) as changed:
+        return _images(changed, asked, batch, store)
+
+
+__all__ = ["Attacked", "answered", "answers", "attack_edit"]

@@ -1,0 +1,192 @@
+"""The report of a bench: an overview of all edits, then a part for each concept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from efface import __version__
+from efface.concept import table
+from efface.errors import BadFile
+from efface.evaluation.attack_record import AttackRecord, AttackRow
+from efface.evaluation.bench.folder import Folder
+from efface.evaluation.compare import check_comparable
+from efface.evaluation.record import Record
+from efface.evaluation.store import Store
+from efface.report import front, grid, html, tables
+from efface.report.images import lines
+from efface.report.page import CellImage, Column, Page, Strip, sections
+from efface.report.tables import Table
+from efface.util.files import writing
+
+SHOWN = 4  # images of a strip
+SUMMED = ("target", "related", "unrelated")  # groups of the table of all edits
+MADE = (("original", ""), ("edited", "before"), ("attacked", "after"))  # images of an attack's row, and their verdicts
+OVERVIEW = """
+<section>
+<h2>All edits</h2>
+{{ plot }}
+<p class="soft">Click a heading to sort. Every share has its number of images and 95 % interval in the parts below.</p>
+<div class="scroll">
+<table class="list sortable">
+<thead><tr>{% for cell in summary.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for line in summary.rows %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% if failures %}
+<h3>Jobs that failed</h3>
+<table class="list"><tbody>
+{% for job, error in failures.items() %}<tr><td>{{ job }}</td><td>{{ error }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endif %}
+</section>
+"""
+PART = """
+<details class="part"{% if opened %} open{% endif %}>
+<summary>{{ title }}</summary>
+{% for section in sections %}
+{{ section }}
+{% endfor %}
+</details>
+"""
+
+
+class Part(NamedTuple):
+    """Hold one concept (or several erased at once) and the edits that erase it."""
+
+    title: str
+    columns: list[Column]
+
+
+def report(folder: Folder, out: Path, store: Store | None = None) -> Path:
+    """Write the page about a bench's folder; images that the store no longer has are left out.
+
+    Raises `BadFile` for a folder without results, `BadInput` for records that cannot be compared, `WriteError`.
+    """
+    found = store or Store.default()
+    parts = _parts(folder, found)
+    everything = [column for part in parts for column in part.columns]
+    check_comparable([column.record for column in everything])
+    first = everything[0].record
+    page = Page(
+        title=f"{_count(len(everything), 'edit')} of {first.model.name or 'a model'}",
+        lead="Each edit answers the same prompts from the same noise as the model before it. A good one changes what "
+        "it should erase and nothing else, and stands attacks.",
+        columns=everything,
+        facts=_facts(everything),
+    )
+    body = [
+        html.fragment(OVERVIEW, plot=front.draw(_by_method(parts)), summary=summary(parts), failures=folder.failures())
+    ]
+    for i, part in enumerate(parts):
+        body.append(html.fragment(PART, title=part.title, opened=i == 0, sections=_sections(part, page, found)))
+    text = html.page(page=page, sections=[Markup(one) for one in body], wide=True, sortable=True)
+    with writing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
+
+
+def table_file(folder: Folder, out: Path) -> Path:
+    """Write the table of all edits as Markdown, CSV or LaTeX, by the file's ending. Raises as `report`."""
+    parts = _parts(folder, Store.default())
+    check_comparable([column.record for part in parts for column in part.columns])
+    write = {".md": tables.markdown, ".csv": tables.to_csv, ".tex": tables.latex}[out.suffix.lower()]
+    with writing(out) as temporary:
+        temporary.write_text(write(summary(parts)), encoding="utf-8")
+    return out
+
+
+def summary(parts: Sequence[Part]) -> Table:
+    """Tabulate every edit: what is left of the target, what stays, each attack, and the seconds it took."""
+    attacks = list(dict.fromkeys(strip.attack for part in parts for column in part.columns for strip in column.attacks))
+    rows = []
+    for part in parts:
+        for column in part.columns:
+            rates = {strip.attack: strip for strip in column.attacks}
+            after = [rates[name].record.rows if name in rates else () for name in attacks]
+            shares = [f"{100 * sum(row.after for row in one) / len(one):.0f} %" if one else "" for one in after]
+            groups = column.record.summaries
+            cells = [
+                f"{100 * groups[g].after.value:.0f} %" if g in groups else ""
+                for g in ("target", "related", "unrelated")
+            ]
+            erasing = column.record.erasing
+            rows.append([part.title, column.name, *cells, *shares, f"{erasing.seconds:.1f}" if erasing else ""])
+    return Table(["concept", "method", "left", *SUMMED[1:], *attacks, "seconds"], rows)
+
+
+def _parts(folder: Folder, store: Store) -> list[Part]:
+    records = [one for one in folder.records() if isinstance(one, Record) and one.rows]
+    if not records:
+        raise BadFile(f"{folder.root} holds no results yet: run efface bench first")
+    attacks: dict[str, list[AttackRecord]] = {}
+    for one in folder.attacks():
+        attacks.setdefault(one.edit.id, []).append(one)
+    found: dict[str, list[Column]] = {}
+    for record in sorted(records, key=lambda one: (one.concept, one.edit.method, one.edit.preset, one.name)):
+        name = record.edit.method + (f" {record.edit.preset}" if record.edit.preset else "")
+        known = found.setdefault(record.concept, [])
+        if any(column.name == name for column in known):  # the same preset with other fields or another seed
+            name = record.name.replace(record.concept, "").strip() or record.edit.id[:8]
+        known.append(Column(name, "", record, [_strip(one, store) for one in attacks.get(record.edit.id, ())]))
+    return [Part(concept, columns) for concept, columns in found.items()]
+
+
+def _strip(record: AttackRecord, store: Store) -> Strip:
+    name = record.attack.name + (f" {record.attack.preset}" if record.attack.preset else "")
+    shown = record.rows[:SHOWN]
+    cells = [
+        _cell(shown, key, seen, store) for key, seen in (("original", ""), ("edited", "before"), ("attacked", "after"))
+    ]
+    whole = all(len(cell) == len(shown) for cell in cells)
+    return Strip(name, record.rates, record, *(cells if whole else ((), (), ())))
+
+
+def _cell(rows: Sequence[AttackRow], key: str, verdict: str, store: Store) -> list[CellImage]:
+    found = []
+    for row in rows:
+        image = store.image(getattr(row, key)) if getattr(row, key) else None
+        if image is not None:
+            right = getattr(row, verdict) if verdict else None
+            word = "" if right is None else "seen" if right else "not seen"
+            found.append(CellImage(grid.data_uri(grid.to_image(image)), word, right))
+    return found
+
+
+def _sections(part: Part, page: Page, store: Store) -> list[Markup]:
+    records = [column.record for column in part.columns if isinstance(column.record, Record)]
+    kinds = {one.kind for name, one in table(page.columns[0].record.model.name).items() if name in part.title}
+    own = Page(part.title, "", part.columns, lines(records, store), blurred="unsafe" in kinds)
+    return [Markup(section.render(own)) for section in sections()]
+
+
+def _by_method(parts: Sequence[Part]) -> dict[str, list[Column]]:
+    found: dict[str, list[Column]] = {}
+    for part in parts:
+        for column in part.columns:
+            found.setdefault(column.name, []).append(column)
+    return found
+
+
+def _facts(columns: Sequence[Column]) -> dict[str, str]:
+    first = columns[0].record
+    made = sorted({column.record.git for column in columns if column.record.git})
+    return {
+        "judge": first.evaluator.evaluator,
+        "sampler": f"{first.sampling.solver}, {first.sampling.steps} steps, guidance {first.sampling.guidance:g}",
+        "images": f"{sum(len(c.record.rows) for c in columns if isinstance(c.record, Record)):,}",
+        "commit": ", ".join(made) or "unknown",
+        "efface": __version__,
+    }
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}{'s' * (n != 1)}"
+
+
+__all__ = ["report", "summary", "table_file"]

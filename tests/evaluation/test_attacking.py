@@ -1,0 +1,116 @@
+"""Attack success rates, and the judging of findings."""
+
+import pytest
+import torch
+
+from efface.attack import Attack, Target
+from efface.concept import Concept
+from efface.criterion import Like, Shows
+from efface.errors import BadInput, UnknownName
+from efface.evaluation.asr import attack_success
+from efface.evaluation.attacking import answered, answers, attack_edit
+from efface.evaluation.stats import wilson
+from efface.evaluation.summary import Share
+from efface.finding import Finding
+from efface.judge import Judge, Profile
+from efface.models.model import Model
+from efface.query import Query
+
+CHURCH = Concept("church")
+QUERIES = tuple(Query("a picture of a church", seed, steps=2) for seed in (0, 1, 2))
+
+
+class Bright(Judge):
+    """Sees a church in images whose red channel is above its threshold."""
+
+    classes = ("church", "house")
+    reads_text = True
+
+    @property
+    def profile(self) -> Profile:
+        return Profile(evaluator="bright", classes=2)
+
+    def objects(self, images):
+        red = images[:, 0].mean((1, 2))
+        return torch.stack([red, 1 - red], 1)
+
+    def clip_score(self, images, texts):
+        return images[:, 1].mean((1, 2))
+
+
+def picture(red: float, green: float = 0.0) -> torch.Tensor:
+    image = torch.zeros(3, 4, 4)
+    image[0], image[1] = red, green
+    return image
+
+
+def test_rates_are_of_all_of_those_that_failed_and_of_either() -> None:
+    plain, attacked = [True, False, False, False], [False, True, True, False]
+    rates = attack_success(plain, attacked)
+    assert [(rate.hits, rate.n) for rate in rates] == [(1, 4), (2, 3), (3, 4)]
+    assert rates.post.interval == wilson(2, 3)
+    assert str(rates.pre) == "1 of 4 (25 % [5, 70])"
+    assert attack_success([True], [True]).post == Share(hits=0, n=0)
+    with pytest.raises(BadInput, match="no pairs"):
+        attack_success([True], [])
+
+
+def test_criteria_compose() -> None:
+    images = torch.stack([picture(0.9, 0.9), picture(0.9, 0.1), picture(0.2, 0.9), picture(0.2, 0.1)])
+    shows, like = Shows(Bright()), Like(Bright(), 0.5)
+    assert shows(images, CHURCH).tolist() == [True, True, False, False]
+    assert like(images, CHURCH).tolist() == [True, False, True, False]
+    assert (shows & like)(images, CHURCH).tolist() == [True, False, False, False]
+    assert (shows | like)(images, CHURCH).tolist() == [True, True, True, False]
+    assert Shows(Bright(), top=2)(images, CHURCH).all()
+    assert Shows(Bright(), least=0.95)(images, CHURCH).sum() == 0
+    assert set((shows & like).describe()) == {"both"}
+    with pytest.raises(UnknownName, match="house"):
+        (shows | like).check(Concept("hous"))
+    with pytest.raises(BadInput, match="cosine"):
+        Like(Bright(), 2.0)
+    with pytest.raises(BadInput, match="from 1"):
+        Shows(Bright(), top=0)
+
+
+class Steered(Attack):
+    """Answers with one context for seed 1, and another for all seeds."""
+
+    def search(self, target, concept, queries, seed):
+        c = target.edited.encode(["a red dog"])
+        return Finding((Query("", 1, 2, context=c), Query("", 9, 2, context=c)), (0.9, 0.5), cost={"calls": 1})
+
+
+def test_an_attack_is_judged_on_the_plain_queries(tiny: Model) -> None:
+    done = attack_edit(Steered(), Target(tiny, None, tiny), CHURCH, QUERIES, Shows(Bright(), top=2), 3)
+    assert done.before == done.after == (True, True, True)
+    assert done.finding.success == (True, True)
+    assert done.rates is not None
+    assert (done.rates.pre.hits, done.rates.post.n, done.rates.combined.hits) == (3, 0, 3)
+    assert done.finding.meta["criterion"]["shows"]["judge"]["evaluator"] == "bright"
+    asked = answers(done.finding, QUERIES)
+    assert [query.seed for query in asked] == [0, 1, 2]
+    assert asked[1] is done.finding.queries[0]
+    torch.testing.assert_close(done.attacked, tiny.generate(asked))
+    torch.testing.assert_close(done.edited, tiny.generate(QUERIES))
+    assert (done.attacked - done.edited).abs().max() > 1e-3
+
+
+def test_an_unknown_concept_is_refused_before_the_attack(tiny: Model) -> None:
+    class Never(Steered):
+        def search(self, *_):
+            raise AssertionError
+
+    with pytest.raises(UnknownName):
+        attack_edit(Never(), Target(tiny), Concept("taxi"), QUERIES, Shows(Bright()))
+
+
+def test_unjudged_and_of_another_model(tiny: Model, tiny2: Model) -> None:
+    done = attack_edit(Steered(), Target(tiny), CHURCH, QUERIES, None)
+    assert done.rates is None
+    assert done.finding.success == ()
+    assert done.original is None
+    with pytest.raises(BadInput, match="the finding attacked"):
+        answered(done.finding, tiny2, QUERIES)
+    with pytest.raises(BadInput, match="do not fit"):
+        done.finding.judged(torch.zeros(1, 3, 4, 4), Shows(Bright()))

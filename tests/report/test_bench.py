@@ -1,0 +1,145 @@
+"""The page about a bench: self-contained, with every edit, attack and picture, and nothing that a name injects."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from efface.errors import BadFile, BadInput
+from efface.evaluation.attack_record import AttackRecord, AttackRow, Attempt
+from efface.evaluation.bench.folder import Folder
+from efface.evaluation.record import Asked, Base, Made, Record, Row, Sampling
+from efface.evaluation.store import Store, _digest
+from efface.judge import Profile
+from efface.report import bench, front
+from efface.report.page import Column, Strip
+
+EVIL = "<script>alert(1)</script>"
+JUDGE = Profile(evaluator="j")
+SAMPLING = Sampling(solver="DDIM", steps=20, guidance=7.5, seeds={}, prompts={})
+
+
+def key(i: int) -> str:
+    return f"{i:064x}"
+
+
+def record(method: str, left: int, kept: int, concept: str = "church", **profile: str) -> Record:
+    """Make a record of 10 target and 10 other images."""
+    rows = []
+    for made_by in ("original", "edited"):
+        for group, name, hits in (("target", concept, left), ("unrelated", "dog", kept)):
+            for seed in range(10):
+                hit = made_by == "original" or seed < hits
+                asked = Asked(prompt=f"a {name}", seed=seed, steps=20, guidance=7.5)
+                rows.append(
+                    Row(
+                        made_by=made_by, groups=(group,), concept=name, label=name, judged="object", query=asked,
+                        seen=name, top1=hit, top5=hit, image=key(1),
+                    )
+                )  # fmt: skip
+    made = Made(id=f"{method}{concept}", method=method)
+    return Record(
+        name=f"{method} {concept}", concepts=(concept,), model=Base(name="mini", id="m"), edit=made, rows=tuple(rows),
+        evaluator=Profile(**{"evaluator": "j", **profile}), sampling=SAMPLING,
+    )  # fmt: skip
+
+
+def attack(edit: Made, name: str, after: int, concept: str = "church") -> AttackRecord:
+    rows = tuple(
+        AttackRow(
+            query=Asked(prompt="a church", seed=seed, steps=20, guidance=7.5), before=False, after=seed < after,
+            original=key(1), edited=key(1), attacked=key(1),
+        )
+        for seed in range(10)
+    )  # fmt: skip
+    return AttackRecord(
+        concept=concept, model=Base(name="mini", id="m"), edit=edit, attack=Attempt(name=name), evaluator=JUDGE,
+        rows=rows, cost={"calls": 1200.0},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    made = Folder(tmp_path / "run")
+    made.make()
+    results = [record("uce", 0, 9), record("esd", 5, 8), record("uce", 1, 9, EVIL)]
+    for i, one in enumerate(results):
+        one.save(made.root / "records" / f"{i}.json")
+    for i, (one, after) in enumerate(((results[0], 9), (results[1], 1))):
+        attack(one.edit, "inversion", after).save(made.root / "attacks" / f"{i}.json")
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "store")
+    path = made.path(key(1))
+    path.parent.mkdir(parents=True)
+    pixels = torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()
+    info = PngImagePlugin.PngInfo()
+    info.add_text("sha256", _digest(pixels))
+    Image.fromarray(pixels).save(path, pnginfo=info)
+    return made
+
+
+def test_the_page_holds_every_edit_attack_and_picture(folder: Folder, store: Store, tmp_path: Path) -> None:
+    page = bench.report(folder, tmp_path / "index.html", store).read_text()
+    assert "3 edits of mini" in page
+    assert page.count('<details class="part"') == 2
+    assert "90 %" in page
+    assert "1,200 calls" in page
+    assert page.count("data:image/png") > 20
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert EVIL not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("<script>") == 1  # the page's own, which sorts
+
+
+def test_without_the_store_there_are_numbers_but_no_pictures(folder: Folder, tmp_path: Path) -> None:
+    page = bench.report(folder, tmp_path / "index.html", Store(tmp_path / "empty")).read_text()
+    assert "data:image" not in page
+    assert "3 edits of mini" in page
+
+
+def test_the_table_of_all_edits(folder: Folder, tmp_path: Path) -> None:
+    text = bench.table_file(folder, tmp_path / "t.md").read_text()
+    first = next(line for line in text.splitlines() if "church" in line and "uce" in line and "script" not in line)
+    assert [cell.strip() for cell in first.split("|")][1:-1] == ["church", "uce", "0 %", "", "90 %", "90 %", ""]
+    assert "\\toprule" in bench.table_file(folder, tmp_path / "t.tex").read_text()
+    assert bench.table_file(folder, tmp_path / "t.csv").read_text().startswith("concept,method,left")
+
+
+def test_points_of_the_front_lie_where_their_shares_are() -> None:
+    made = record("uce", 2, 9)
+    strips = [Strip("inversion", one.rates, one) for one in (attack(made.edit, "inversion", 8),)]
+    columns = [Column("uce", "", made, strips)]
+    assert front.erased(columns).value == pytest.approx(0.8)
+    assert front.kept(columns).value == pytest.approx(0.9)
+    assert front.worst(columns) is not None
+    assert front.worst([Column("uce", "", made)]) is None
+    svg = re.search(r"<svg.*?</svg>", str(front.draw({"uce": columns, "also & uce": [Column("b", "", made)]})), re.S)
+    assert svg
+    circles = [one for one in ET.fromstring(svg.group()) if one.tag == "circle"]
+    assert {circle.get("fill") for circle in circles} == {"var(--bad)", "var(--bar)"}
+    across = (float(circles[0].get("cx") or 0) - front.PAD) / (front.WIDE - front.PAD)
+    assert across == pytest.approx(0.8, abs=0.01)
+    labels = [float(t.get("y") or 0) for t in ET.fromstring(svg.group()) if t.tag == "text" and "uce" in (t.text or "")]
+    assert abs(labels[0] - labels[1]) >= front.LINE  # labels of equal points do not cover each other
+
+
+def test_folders_that_hold_no_report(folder: Folder, tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="no records"):
+        bench.report(Folder(tmp_path / "none"), tmp_path / "a.html")
+    empty = Folder(tmp_path / "empty")
+    empty.make()
+    with pytest.raises(BadFile, match="no results yet"):
+        bench.report(empty, tmp_path / "a.html")
+    record("uce", 0, 9, evaluator="another").save(folder.root / "records" / "9.json")
+    with pytest.raises(BadInput, match="cannot share a table"):
+        bench.report(folder, tmp_path / "a.html")
+    (folder.root / "records" / "9.json").write_text("{")
+    with pytest.raises(BadFile):
+        bench.report(folder, tmp_path / "a.html")
