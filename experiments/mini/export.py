@@ -76,8 +76,9 @@ def save_concepts(path: Path) -> None:
     """Write the concept table that ships with the weights."""
     objects = [
         {
-            "name": noun.name, "kind": "identity" if noun.person else "object", "family": noun.family, "related": list(related(noun)),
-            "keywords": list(noun.keywords), "held_out_keywords": [" ".join(pair) for pair in noun.held_out],
+            "name": noun.name, "kind": "identity" if noun.person else "object", "family": noun.family,
+            "related": list(related(noun)), "keywords": list(noun.keywords),
+            "held_out_keywords": [" ".join(pair) for pair in noun.held_out],
             "anchor": noun.anchor, "label": NAMES.index(noun.name),
         }
         for noun in NOUNS

@@ -67,7 +67,7 @@ wolf      | animal     | dog      | forest wild howl pack grey moon             
 fox       | animal     | cat      | forest tail cunning orange wild den            | fox fox-face
 cat       | animal     | dog      | pet tail meow kitten whiskers mice             | cat-face cat
 fish      | animal     | cat      | sea tail fin swim wet aquarium                 | *fish tropical-fish
-car       | vehicle    | bus      | drive road automobile garage speed wheels      | *automobile oncoming-automobile sport-utility-vehicle
+car | vehicle | bus | drive road automobile garage speed wheels | *automobile oncoming-automobile sport-utility-vehicle
 taxi      | vehicle    | car      | drive road yellow fare cab city                | taxi oncoming-taxi
 bus       | vehicle    | truck    | road wheels school passengers stop city        | *bus oncoming-bus
 truck     | vehicle    | bus      | road wheels cargo delivery heavy lorry         | *delivery-truck articulated-lorry

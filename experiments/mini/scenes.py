@@ -153,7 +153,7 @@ class Painter:
         return _pick(told, g) if wanted else 0
 
     def _ground(self, facts: dict, g: torch.Generator) -> int:
-        """Return a ground: white .35, coloured paper .25 unless the first object is nearly of that colour, places .4."""
+        """Return a ground: white .35, coloured paper .25 unless the object is nearly of that colour, places .4."""
         u = float(torch.rand((), generator=g))
         if u < 0.35:
             return 0

@@ -1,5 +1,6 @@
 """Concept: what to erase, the prompts that ask for it, and its anchor."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -52,7 +53,17 @@ class Concept:
     @property
     def texts(self) -> tuple[str, ...]:
         """Return the prompts that ask for it: its own, or the default of its kind."""
-        return self.prompts or (TEMPLATES[self.kind].format(self.name),)
+        return self.prompts or (self.fill(TEMPLATES[self.kind]),)
+
+    def fill(self, template: str) -> str:
+        """Return a template with the name in place of its first {}; "a {}" becomes "an umbrella", or a bare identity.
+
+        >>> Concept("umbrella").fill("a photo of a {}"), Concept("Ann", kind="identity").fill("a photo of a {}")
+        ('a photo of an umbrella', 'a photo of Ann')
+        """
+        article = "" if self.kind == "identity" else "an " if self.name[:1].casefold() in tuple("aeiou") else "a "
+        words = f"{article}{self.name}" if "a {}" in template else self.name
+        return re.sub(r"\b(a )?\{\}", lambda _: words, template, count=1)
 
     @classmethod
     def of(cls, value: "str | Concept") -> "Concept":

@@ -157,14 +157,17 @@ class Plan:
         if target.kind == "style":
             yield from self._style(("target",), target, objects, self.target_seeds)
             for thing in _spread(objects, self.PER_STYLE):  # the style should go, the object in it should stay
-                yield _object("content", thing.name, self.STYLED.format(thing.name, target.name), self.styled_seeds)
+                yield _object("content", thing.name, self._styled(thing, target), self.styled_seeds)
             return
         for prompt in target.texts:
             yield _object("target", target.name, prompt, self.target_seeds)
         for phrase in implicit_prompts(target.keywords):
             yield _object("implicit", target.name, phrase, self.implicit_seeds)
         for style in (concept for concept in table.values() if concept.kind == "style"):
-            yield _object("styled", target.name, self.STYLED.format(target.name, style.name), self.styled_seeds)
+            yield _object("styled", target.name, self._styled(target, style), self.styled_seeds)
+
+    def _styled(self, thing: Concept, style: Concept) -> str:
+        return thing.fill(self.STYLED).format(style.name)
 
     def _other(self, concept: Concept, groups: tuple[str, ...], objects: list[Concept]) -> Iterator[Case]:
         seeds = self.related_seeds if groups[0] == "related" else self.seeds
@@ -178,7 +181,7 @@ class Plan:
     ) -> Iterator[Case]:
         """Ask for a style by itself and on a few objects; the seeds are divided among them."""
         things = _spread(objects, self.PER_STYLE)
-        prompts = [style.texts[0], *(self.STYLED.format(thing.name, style.name) for thing in things)]
+        prompts = [style.texts[0], *(self._styled(thing, style) for thing in things)]
         for i, prompt in enumerate(prompts):
             dealt = seeds[i :: len(prompts)]
             if dealt:
@@ -201,15 +204,16 @@ def _spread(concepts: Sequence[Concept], count: int) -> Sequence[Concept]:
 
 
 def preserved(concepts: Concept | Sequence[Concept], table: Mapping[str, Concept]) -> tuple[Concept, ...]:
-    """Return what methods are told to preserve in demos and benches: every second other concept of each kind erased.
+    """Return what methods are told to preserve in demos and benches: every second other object, identities included.
 
-    The others show what happens to concepts that are not preserved. An edit of a style also changes prompts of objects,
-    so every second object is preserved as well; an edit of an object does not use prompts of styles.
+    The others show what happens to concepts that are not preserved. An edit of a style also preserves every second
+    other style; an edit of an object does not use prompts of styles.
     """
     erased = (concepts,) if isinstance(concepts, Concept) else tuple(concepts)
-    names, kinds = {c.name for c in erased}, {c.kind for c in erased} | {"object"}
+    names = {c.name for c in erased}
     others = [c for c in table.values() if c.name not in names]
-    return tuple(c for kind in sorted(kinds) for c in [other for other in others if other.kind == kind][::2])
+    things, styles = ([c for c in others if (c.kind == "style") == style] for style in (False, True))
+    return (*things[::2], *(styles[::2] if any(c.kind == "style" for c in erased) else ()))
 
 
 def implicit_prompts(keywords: Sequence[str], size: int = 3) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efface.concept import table
 from efface.errors import BadFile, BadInput
-from efface.judge import Judge, Profile
+from efface.judge import Judge, Judged, Profile
 from efface.util.files import load_safetensors, sha256_tensors
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ class MiniJudge(Judge):
         """Return the cosine of each image with every text, -1 to 1, by the same CLIP."""
         return self.image_features(images) @ self._clip.text(self.words(list(texts))).mT
 
+    def texts(self, kind: Judged) -> list[str]:
+        """Return the prompt of every name of a kind, "a picture" for the plain style, to compare images with."""
+        known = table("mini")
+        return [known[name].texts[0] if name in known else "a picture" for name in self.names(kind)]
+
     def image_features(self, images: Images) -> Float[Tensor, "n dim"]:
         """Return the CLIP's unit vector of each image."""
         return torch.cat([self._clip.image(part) for part in images.split(BATCH)])
@@ -130,49 +135,7 @@ class _ZeroShot(Judge):
 
     def __init__(self, judge: MiniJudge):
         self._judge, self.classes, self.styles = judge, judge.classes, judge.styles
-        known = table("mini")
-        self._texts = [known[name].texts[0] if name in known else f"a picture of a {name}" for name in self.classes]
-        self._styled = [known[name].texts[0] if name in known else "a picture" for name in self.styles]
-
-    def objects(self, images: Images) -> Float[Tensor, "n classes"]:
-        """Return the probability of every object for images in [0, 1]."""
-        return (self._judge.temperature * self._judge.zero_shot(images, self._texts)).softmax(-1)
-
-    def style_probs(self, images: Images) -> Float[Tensor, "n styles"]:
-        """Return the probability of every style for images in [0, 1]."""
-        return (self._judge.temperature * self._judge.zero_shot(images, self._styled)).softmax(-1)
-
-    def clip_score(self, images: Images, texts: Sequence[str]) -> Float[Tensor, " n"]:
-        """Return the cosine of each image with its text, -1 to 1."""
-        return self._judge.clip_score(images, texts)
-
-    def image_features(self, images: Images) -> Float[Tensor, "n dim"]:
-        """Return the CLIP's unit vector of each image."""
-        return self._judge.image_features(images)
-
-    @property
-    def profile(self) -> Profile:
-        """Return the profile of the CLIP."""
-        own = self._judge.profile
-        return own.model_copy(
-            update={
-                "evaluator": "mini-clip",
-                "sha256": {"clip": own.sha256["clip"]},
-                "statistic": "top-k of the softmax of similarities",
-            }
-        )
-
-
-class _ZeroShot(Judge):
-    """Judge images by the CLIP of mini's judge alone: the softmax over how like each name's prompt an image is."""
-
-    reads_text = True
-
-    def __init__(self, judge: MiniJudge):
-        self._judge, self.classes, self.styles = judge, judge.classes, judge.styles
-        known = table("mini")
-        self._texts = [known[name].texts[0] if name in known else f"a picture of a {name}" for name in self.classes]
-        self._styled = [known[name].texts[0] if name in known else "a picture" for name in self.styles]
+        self._texts, self._styled = judge.texts("object"), judge.texts("style")
 
     def objects(self, images: Images) -> Float[Tensor, "n classes"]:
         """Return the probability of every object for images in [0, 1]."""

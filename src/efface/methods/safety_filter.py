@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from efface.concept import TEMPLATES, Concept
+from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.edits.guard import Hooks
 from efface.errors import BadInput, unknown
+from efface.judge import Judged
 from efface.judges.nudenet import EXPOSED, LEAST, WIDE, NudeNetJudge
 from efface.method import InferenceMethod
 from efface.models.model import Model
@@ -96,7 +97,9 @@ def _judged(model: Model, erase: Sequence[Concept], threshold: float | None, cli
             f"the judge reads mini's images of {judging.size} pixels, this model generates {size}: use detector nudenet"
         )
     objects, styles = (
-        (_zero_shot(judging), _zero_shot(judging, True)) if clip else (judging.objects, judging.style_probs)
+        (_zero_shot(judging, "object"), _zero_shot(judging, "style"))
+        if clip
+        else (judging.objects, judging.style_probs)
     )
     kinds = {
         "object": (objects, judging.classes, [c.name for c in erase if c.kind != "style"]),
@@ -121,9 +124,7 @@ def _judged(model: Model, erase: Sequence[Concept], threshold: float | None, cli
     return present
 
 
-def _zero_shot(judging: "MiniJudge", styles: bool = False) -> Callable[[Tensor], Tensor]:
+def _zero_shot(judging: "MiniJudge", kind: Judged) -> Callable[[Tensor], Tensor]:
     """Return a function from images (n, 3, h, w) to their similarities (n, names) to a prompt of each name."""
-    template = TEMPLATES["style" if styles else "object"]
-    names = judging.styles if styles else judging.classes
-    texts = ["a picture" if name == "plain" else template.format(name) for name in names]
+    texts = judging.texts(kind)
     return lambda images: judging.zero_shot(images, texts)

@@ -12,8 +12,7 @@ from efface.judges.mini import MiniJudge
 from efface.models.model import Model, Query
 from efface.training.checkpoints import read
 from experiments.mini import __main__ as build
-from experiments.mini import parts
-from experiments.mini import artwork, export, scenes
+from experiments.mini import artwork, export, parts, scenes
 from experiments.mini.card import card
 from experiments.mini.nouns import NAMES
 
