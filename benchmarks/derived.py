@@ -1,6 +1,6 @@
 """Attack UCE and RECE on mini with derived embeddings, and sweep RECE's λ: the counterparts of its figures 5 and 6.
 
-For ten objects, after 0 (UCE), 1, 3 and 5 epochs of RECE: the share of images that show the concept again when an
+For six objects, after 0 (UCE), 1, 3 and 5 epochs of RECE: the share of images that show the concept again when an
 embedding that eq. 7 of the paper derives takes the place of the prompt, for each λ of the attacker. *Old* embeddings
 were derived against UCE's weights, *new* ones against the very weights under attack. Beside it what is left of other
 objects. Then the λ that RECE itself derives with.
@@ -11,13 +11,13 @@ objects. Then the λ that RECE itself derives with.
 
 import argparse
 import json
-import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from _bench import read_bench
 from torch import Tensor
 
 from efface.concept import Concept, table
@@ -39,7 +39,7 @@ from efface.util.files import writing
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 RECORD = HERE / "records" / "derived.json"
-OBJECTS = tomllib.loads((HERE / "methods.toml").read_text())["objects"]
+OBJECTS = [c[0].name for c in read_bench("methods").concepts if len(c) == 1 and c[0].kind == "object"]
 HOW: dict[str, Any] = {"steps": 8}
 EPOCHS = (0, 1, 3, 5)
 ATTACK = (1e-3, 1e-1, 10.0)  # the attacker's λ of eq. 7

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib as mpl
 import torch
+from _bench import FOLDER, read_bench
 from torch import Tensor
 
 from efface import registry
+from efface.concept import Concept, table
 from efface.edits.edit import Edit
 from efface.edits.provenance import git
 from efface.evaluation.evaluate import evaluate, images
@@ -33,14 +36,12 @@ from efface.evaluation.prompts import preserved
 from efface.evaluation.stats import wilson
 from efface.evaluation.summary import Share
 from efface.judges.mini import judge
-from efface.methods.aside_tmp import asides
 from efface.models.learned_prompt import unlocked
 from efface.models.model import Model
 from efface.models.purification import purify
 from efface.query import Query
 from efface.report import grid
 from efface.util.files import writing
-from methods import EDITS, drawn, mini, plan
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -52,8 +53,15 @@ OUT = HERE.parent / "docs" / "assets" / "figures"
 CONCEPT = "church"
 Fields = dict[str, Any]
 Row = dict[str, Any]
+PLAN = read_bench("methods").plan  # prompts and seeds of the table of methods
 FAST: Fields = {"bf16": True}  # how KPOP and All but One are trained here; the table of methods trains in float32
 SCORES = {"target": "church, by its name", "implicit": "church, by keywords", "unprotected": "others, not preserved"}
+
+
+@cache
+def mini() -> tuple[Model, dict[str, Concept]]:
+    """Load the model and its concepts once."""
+    return Model.load("mini"), table("mini")
 
 
 def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Edit], Edit] = lambda e: e) -> Row:
@@ -64,7 +72,7 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
     (_, known), name = mini(), json.dumps(fields, sort_keys=True)
     concept = known[CONCEPT]
     edit = then(trained(method, fields))
-    result = evaluate(drawn(), edit, concept, known, judge("mini"), plan(), any_base=True)
+    result = evaluate(mini()[0], edit, concept, known, judge("mini"), PLAN)
     named = {c.name for c in preserved(concept, known)}
     others = [v.after for k, v in result.singles.items() if v.group == "unrelated" and k not in named]
     left_out = sum(others, Share(hits=0, n=0))
@@ -103,13 +111,11 @@ def trained(method: str, fields: Fields) -> Edit:
     if not path.exists():
         model, known = mini()
         concept = known[CONCEPT]
-        with asides() as found:
-            edit = registry.get("methods", method).preset("mini", **fields)(
-                model, concept, preserved(concept, known), seed=0
-            )
+        made = registry.get("methods", method).preset("mini", **fields)
+        edit, by_products = made.run(model, concept, preserved(concept, known), seed=0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for name, aside in found.items():
-            aside.save(path.with_suffix(f".{name}.safetensors"))
+        for name, one in by_products.items():
+            one.save(path.with_suffix(f".{name}.safetensors"))
         edit.save(path)
     return Edit.load(path)
 
@@ -117,19 +123,19 @@ def trained(method: str, fields: Fields) -> Edit:
 def place(method: str, fields: Fields) -> Path:
     """Return where the edit of a setting is kept, its key beside it."""
     text = "-".join(f"{k}={v}" for k, v in sorted(fields.items())) or "preset"
-    return EDITS / "figures" / f"{method}-{text}.safetensors"
+    return FOLDER / "figures" / f"{method}-{text}.safetensors"
 
 
 def drawn_with_key(fields: Fields, queries: Sequence[Query]) -> Tensor:
     """Return images (n, 3, h, w) of KPOP's sanitized model with the key to it."""
     key = Edit.load(place("kpop", fields).with_suffix(".key.safetensors"))
-    with trained("kpop", fields).applied(drawn(), any_base=True) as sanitized:
+    with trained("kpop", fields).applied(mini()[0]) as sanitized:
         return unlocked(sanitized, key).generate(queries)
 
 
 def share_with_key(fields: Fields) -> Row:
     """Return the share of images of the concept, drawn with the key, that the judge takes for it."""
-    queries = [Query(mini()[1][CONCEPT].texts[0], seed, **plan().sampling) for seed in range(24)]
+    queries = [Query(mini()[1][CONCEPT].texts[0], seed, **PLAN.sampling) for seed in range(24)]
     judging = judge("mini")
     named = judging.objects(drawn_with_key(fields, queries)).argmax(1) == judging.classes.index(CONCEPT)
     hits = int(named.sum())
@@ -226,10 +232,8 @@ def kpop_key() -> None:
     known, names = mini()[1], (CONCEPT, "house", "guitar")
     fields = FAST | {"lam": 1.0}
     edit = trained("kpop", fields)
-    asked = [[Query(known[name].texts[0], seed, **plan().sampling) for seed in range(4)] for name in names]
-    cells = [
-        [images(drawn(), e, own, any_base=True) for e in (None, edit)] + [drawn_with_key(fields, own)] for own in asked
-    ]
+    asked = [[Query(known[name].texts[0], seed, **PLAN.sampling) for seed in range(4)] for name in names]
+    cells = [[images(mini()[0], e, own) for e in (None, edit)] + [drawn_with_key(fields, own)] for own in asked]
     grid.save(grid.sheet(cells, names, ["original", "KPOP", "with its key"], side=96), OUT / "kpop_key.png")
 
 

@@ -1,193 +1,220 @@
-"""Run every method of methods.toml on mini and judge it; one JSON line a job in records/methods.jsonl.
+"""Run every method of methods.toml on mini and judge it; a stopped run goes on where it was.
 
-A stopped run goes on where it was. Each process runs one job at a time on one thread.
-
-    python benchmarks/methods.py [--only METHOD] [--workers 2]    # run what is missing, then write the table
-    python benchmarks/methods.py --table                          # write docs/methods/results.md from the record
-    python benchmarks/methods.py --sheets                         # draw a sheet of pictures for each method
+python benchmarks/methods.py [--jobs 2]    # what is missing, then docs/methods/results.md, its chart, the README
+python benchmarks/methods.py --pages       # the pages only, from records/methods.jsonl
+efface bench benchmarks/methods.toml -o build/bench    # the same runs, without the pages
 """
 
-import argparse
-import multiprocessing
-import os
-import threading
-import time
 import tomllib
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
+from statistics import median
 
-import torch
+from _bench import DOCS, FOLDER, HERE, arguments, on_record, read_bench, run
 
-from efface import registry
-from efface.concept import Concept, table
-from efface.edits.provenance import git, versions
-from efface.evaluation.evaluate import evaluate, sampling_of
-from efface.evaluation.prompts import Plan, preserved
-from efface.evaluation.record import Aggregate, Base, Cost, Made, Record, Scored, read
-from efface.judge import judge_of
+from efface.concept import table
+from efface.edits.edit import Edit
+from efface.evaluation.bench.file import Chosen
+from efface.evaluation.bench.folder import Folder
+from efface.evaluation.bench.jobs import jobs as planned
+from efface.evaluation.compare import check_comparable
+from efface.evaluation.evaluate import images
+from efface.evaluation.prompts import implicit_prompts
+from efface.evaluation.record import Scored
+from efface.evaluation.summary import Share
 from efface.models.model import Model
+from efface.query import Query
+from efface.report import grid
+from efface.util.files import writing
 
-HERE = Path(__file__).parent
-SETUP = tomllib.loads((HERE / "methods.toml").read_text())
-RECORDS = HERE / "records" / "methods.jsonl"
-EDITS = HERE.parent / "build" / "edits"  # outside git
-FIVE = ("five", "five, others kept")
+BENCH = read_bench("methods")
+INTRO = """# Every method on mini
 
+`python benchmarks/methods.py` made this page from `benchmarks/methods.toml`. Each number is in
+`benchmarks/records/methods.jsonl`, with the edit's settings, seed and commit; the command makes the
+edits again.
 
-class Job(NamedTuple):
-    """One row of the record: a method with a preset, and a concept or one of the two settings of five."""
+Images: {steps} steps of {solver}, guidance {guidance:g}.
+Presets called `mini` were chosen once for all concepts on {development},
+which are in no table ([how](presets.md)). Half of the other objects are preserved; for a style, half
+of the other styles too.
 
-    method: str
-    preset: str
-    setting: str
+- *Erased*: share of images of the concept in which the judge no longer names it first (ESR-1), or
+  not among its first five names (ESR-5). Higher is better.
+- *Implicit*: ESR-1 for implicit prompts, which ask for the concept by keywords, without its name.
+- *Related*, *others*: share of images of other concepts that the judge still knows (PSR). Higher is
+  better. Others are the unrelated concepts that were **not** to be preserved.
+- *SSIM* compares the images of unrelated prompts with those of the untouched model from the same noise.
+- *Seconds* is the median time of one edit on one thread.
 
-    @property
-    def path(self) -> Path:
-        """Return where its edit is kept."""
-        return EDITS / f"{self.method}-{self.preset or 'default'}-{self.setting}.safetensors".replace(" ", "_")
-
-
-def jobs() -> Iterator[Job]:
-    """Yield every job, concept by concept, so that a partial record holds all methods."""
-    for setting in (*SETUP["objects"], *SETUP["styles"], *FIVE):
-        for entry in SETUP["method"]:
-            if runs(entry, setting):
-                yield Job(entry["name"], entry.get("preset", ""), setting)
-
-
-def runs(entry: dict[str, Any], setting: str) -> bool:
-    """Return whether a row of the table has a job in a setting."""
-    if setting in FIVE:
-        return entry.get("five") in ("both", setting)
-    return ("objects" if setting in SETUP["objects"] else "styles") in entry.get("settings", ("objects", "styles"))
+In brackets: 95 % intervals (Wilson), pooled over concepts. Images of one concept share an edit, so
+true intervals are wider.
+"""
 
 
-def records() -> list[Record | Aggregate]:
-    """Read the records on disk that hold results. Raises BadFile."""
-    return [record for record in read(RECORDS) if not record.error] if RECORDS.exists() else []
+def kind_of(row: Scored) -> str:
+    """Return "object", "identity" or "style", or "several" for concepts that were erased at once."""
+    return "several" if len(row.concepts) > 1 else table(BENCH.model)[row.concepts[0]].kind
 
 
-def plan() -> Plan:
-    """Return the evaluation's prompts and seeds."""
-    counts: dict[str, int] = dict(SETUP["plan"])
-    steps = counts.pop("steps")
-    seeds: dict[str, Any] = {name: tuple(range(n)) for name, n in counts.items()}
-    return Plan(steps=steps, **seeds)
+def score(rows: Sequence[Scored], group: str, side: str = "after", gone: bool = False) -> Share | None:
+    """Pool a share over records: of the images judged right, or with `gone` of the others. side: as in `Summary`."""
+    found = [getattr(row.summaries[group], side) for row in rows if group in row.summaries]
+    total = sum(found, Share(hits=0, n=0))
+    if not total.n:
+        return None
+    return total.rest if gone else total
 
 
-@cache
-def mini() -> tuple[Model, dict[str, Concept]]:
-    """Load the model that is edited once a process."""
-    torch.set_num_threads(1)
-    return Model.load("mini"), table("mini")
+def percent(share: Share | None, interval: bool = True) -> str:
+    """Write a share in per cent."""
+    if share is None:
+        return ""
+    ends = f" [{100 * share.interval.low:.0f}, {100 * share.interval.high:.0f}]" if interval else ""
+    return f"{100 * share.value:.1f}{ends}"
 
 
-@cache
-def drawn() -> Model:
-    """Load the model that draws what is judged: the same in bfloat16, which is judged alike and takes half the time."""
-    return Model.load("mini", dtype=torch.bfloat16)
+def mean(values: Iterable[float]) -> float:
+    """Return the mean."""
+    found = list(values)
+    return sum(found) / max(1, len(found))
 
 
-def concepts(job: Job, known: dict[str, Concept]) -> tuple[list[Concept], tuple[Concept, ...]]:
-    """Return what a job erases and what it preserves."""
-    if job.setting not in FIVE:
-        concept = known[job.setting]
-        return [concept], preserved(concept, known)
-    ten = [known[name] for name in SETUP["objects"]]
-    return ten[:5], tuple(ten[5:]) if "kept" in job.setting else ()
+def ssim(rows: Sequence[Scored]) -> str:
+    """Write the mean similarity of images of unrelated prompts, "" where it was not measured."""
+    found = [one.value for one in (row.mean("ssim", "unrelated") for row in rows) if one]
+    return f"{mean(found):.3f}" if found else ""
 
 
-def run(job: Job) -> Record:
-    """Erase, judge and measure one job; a job that fails gives a record without rows that says why."""
-    model, known = mini()
-    erase, preserve = concepts(job, known)
-    try:
-        rest = memory_peak(reset=True)
-        began, busy = time.perf_counter(), time.process_time()
-        edit = registry.get("methods", job.method).preset(job.preset)(model, erase, preserve, seed=0)
-        cost = Cost(
-            seconds=round(time.perf_counter() - began, 2), cpu_seconds=round(time.process_time() - busy, 2),
-            peak_mb=round(memory_peak() / 2**20), loaded_mb=round(rest / 2**20),
-        )  # fmt: skip
-        edit.save(job.path)
-        record = evaluate(drawn(), edit, erase, known, judge_of("mini"), plan(), any_base=True)
-        return record.model_copy(update={"name": job.setting, "erasing": cost})
-    except Exception as error:  # one job that fails must not stop an hour of others
-        return failed(job, erase, f"{type(error).__name__}: {error}")
+COLUMNS: dict[str, Callable[[Sequence[Scored]], str]] = {
+    "erased, ESR-1": lambda rows: percent(score(rows, "target", gone=True)),
+    "ESR-5": lambda rows: percent(score(rows, "target", "after5", gone=True), False),
+    "implicit, ESR-1": lambda rows: percent(score(rows, "implicit", gone=True)),
+    "related, PSR-1": lambda rows: percent(score(rows, "related")),
+    "others, PSR-1": lambda rows: percent(score(rows, "unpreserved")),
+    "PSR-5": lambda rows: percent(score(rows, "unpreserved", "after5"), False),
+    "SSIM": ssim,
+    "weights changed": lambda rows: f"{100 * mean(row.whole['changed_weights'] for row in rows):.1f} %",
+    "seconds": lambda rows: f"{median(row.erasing.seconds for row in rows if row.erasing):.1f}",
+}
+SHORT = ("erased, ESR-1", "implicit, ESR-1", "related, PSR-1", "others, PSR-1", "seconds")
+UNTOUCHED = {
+    "erased, ESR-1": "target", "implicit, ESR-1": "implicit",
+    "related, PSR-1": "related", "others, PSR-1": "unpreserved",
+}  # fmt: skip
 
 
-def failed(job: Job, erase: list[Concept], error: str) -> Record:
-    """Return the record of a job that gave no images."""
-    names = tuple(concept.name for concept in erase)
-    made = Made(id="", method=job.method, preset=job.preset, seed=0, erased=names)
-    base, sampling = Base(name="mini", id=drawn().id), sampling_of(drawn(), plan())
-    return Record(
-        name=job.setting, concepts=names, model=base, edit=made, evaluator=judge_of("mini").profile, sampling=sampling,
-        versions=versions(), git=git(), error=error,
-    )  # fmt: skip
+def of(chosen: Chosen, rows: Sequence[Scored]) -> list[Scored]:
+    """Return the records of one method with one preset."""
+    return [row for row in rows if (row.edit.method, row.edit.preset) == (chosen.name, chosen.preset)]
 
 
-def key(record: Scored) -> Job:
-    """Return the job that a record is of."""
-    return Job(record.edit.method, record.edit.preset, record.name)
+def section(title: str, rows: Sequence[Scored], kind: str, columns: Sequence[str] = tuple(COLUMNS)) -> list[str]:
+    """Return one table: a row for each method and preset, over the concepts of a kind that are on record."""
+    rows = [row for row in rows if kind_of(row) == kind]
+    if not rows:
+        return []
+    settings = len({row.concepts for row in rows})
+    shown = [name for name in columns if any(COLUMNS[name]([row]) for row in rows)]
+    first = of(BENCH.methods[0], rows) or rows
+    before = {n: percent(score(first, g, "before", gone="ESR" in n), False) for n, g in UNTOUCHED.items()}
+    lines = [f"## {title}", "", f"| method | preset | {' | '.join(shown)} |", "|---|---" + "|---" * len(shown) + "|"]
+    lines.append("| *untouched* | | " + " | ".join(before.get(name, "") for name in shown) + " |")
+    for chosen in BENCH.methods:
+        own = of(chosen, rows)
+        if own:
+            missing = "" if len(own) == settings else f" ({len(own)} of {settings})"
+            cells = " | ".join(COLUMNS[name](own) for name in shown)
+            lines.append(f"| `{chosen.name}`{missing} | {chosen.preset} | {cells} |")
+    counts = ", ".join(f"{group} {summary.after.n}" for group, summary in rows[0].summaries.items())
+    return [*lines, "", f"Images a concept and method: {counts}.", ""]
 
 
-def memory_peak(reset: bool = False) -> int:
-    """Return the peak resident bytes of this process since the last reset; with `reset`, those held now."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+def write(rows: Sequence[Scored]) -> None:
+    """Write the page, the chart and the README's table."""
+    check_comparable(rows)
+    development = tomllib.loads((HERE / "presets.toml").read_text(encoding="utf-8"))["concepts"]
+    sampling = rows[0].sampling
+    about = {"steps": sampling.steps, "solver": sampling.solver, "guidance": sampling.guidance}
+    lines = [
+        INTRO.format(**about, development=", ".join(development)),
+        "![erased against others](../assets/methods.svg)",
+        "",
+    ]
+    lines += section("One object at a time", rows, "object")
+    lines += section("One person at a time", rows, "identity")
+    lines += section("One style at a time", rows, "style")
+    lines += section("Five objects at once", rows, "several")
+    pictures = sorted((DOCS / "assets" / "sheets").glob("*.png"))
+    lines += ["## Images", "", "Church erased: the same seeds before and after.", ""] if pictures else []
+    lines += [f"### {path.stem}\n\n![{path.stem}](../assets/sheets/{path.name})\n" for path in pictures]
+    with writing(DOCS / "methods" / "results.md") as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    chart(rows)
+    readme(rows)
 
 
-def leave_with(parent: int) -> None:
-    """End this process soon after its parent has ended, however that ended."""
+def readme(rows: Sequence[Scored]) -> None:
+    """Put a short table between the markers of the README."""
+    path = DOCS.parent / "README.md"
+    begin, end = "<!-- methods: begin -->\n", "<!-- methods: end -->"
+    head, rest = path.read_text(encoding="utf-8").split(begin)
+    lines = section("One object at a time", rows, "object", SHORT)[2:-2]
+    with writing(path) as temporary:
+        temporary.write_text(head + begin + "\n".join(lines) + end + rest.split(end)[1], encoding="utf-8")
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def chart(rows: Sequence[Scored]) -> None:
+    """Draw erased against kept, one mark for each method, over objects."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "efface", "font.size": 10})
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    marks = cycle("osD^vP*Xhp<>8dHs1")
+    for chosen in BENCH.methods:
+        own = [row for row in of(chosen, rows) if kind_of(row) == "object"]
+        x, y = score(own, "target", gone=True), score(own, "unpreserved")
+        if x and y:
+            ends = [[[abs(s.value - s.interval.low)], [abs(s.interval.high - s.value)]] for s in (x, y)]
+            axes.errorbar(
+                x.value, y.value, xerr=ends[0], yerr=ends[1], fmt=next(marks), label=chosen.label, elinewidth=0.7
+            )
+    axes.set(xlabel="erased: ESR-1 of the concept", ylabel="others: PSR-1 of unpreserved objects")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    with writing(DOCS / "assets" / "methods.svg") as path:
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def sheets(name: str = "church") -> None:
+    """Draw for each method: rows erased, keywords, two related, three unrelated; columns original and edited."""
+    known, model, folder = table(BENCH.model), Model.load(BENCH.model), Folder(FOLDER)
+    concept = known[name]
+    far = [c for c in known.values() if c.kind == "object" and c.name not in (name, *concept.related)]
+    rows = [concept.texts[0], implicit_prompts(concept.keywords)[0], *(known[n].texts[0] for n in concept.related[:2])]
+    rows += [c.texts[0] for c in far[1 :: len(far) // 3][:3]]
+    queries = [Query(prompt, seed, **BENCH.plan.sampling) for prompt in rows for seed in range(4)]
+    original = images(model, None, queries).unflatten(0, (len(rows), 4))
+    (DOCS / "assets" / "sheets").mkdir(exist_ok=True)
+    for job in planned(BENCH, model.id):
+        if job.what == "edit" and job.concepts == (concept,) and folder.done(job):
+            edited = images(model, Edit.load(folder.path(job)), queries).unflatten(0, (len(rows), 4))
+            cells = [[before, after] for before, after in zip(original, edited, strict=True)]
+            picture = grid.sheet(cells, rows, ["original", job.method.label], side=64)
+            grid.save(picture, DOCS / "assets" / "sheets" / f"{job.method.label.replace(':', '-')}.png")
 
 
 def main() -> None:
-    """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="these methods only, with commas between them")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=10**6, help="at most this many jobs")
-    parser.add_argument("--table", action="store_true", help="write the table of what is on record and stop")
-    parser.add_argument("--sheets", action="store_true", help="draw the sheets of pictures and stop")
-    options = parser.parse_args()
-    if not (options.table or options.sheets):
-        RECORDS.parent.mkdir(exist_ok=True)
-        EDITS.mkdir(parents=True, exist_ok=True)
-        only = options.only.split(",") if options.only else []
-        done = {key(record) for record in records()}
-        todo = [job for job in jobs() if job not in done and (not only or job.method in only)][: options.limit]
-        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes started below
-        context = multiprocessing.get_context("spawn")
-        leave = {"initializer": leave_with, "initargs": (os.getpid(),)}
-        with ProcessPoolExecutor(options.workers, mp_context=context, **leave) as pool:
-            running = {pool.submit(run, job): job for job in todo}
-            for i, future in enumerate(as_completed(running), 1):
-                name = " ".join(running[future])
-                record = future.result()
-                record.append(RECORDS)
-                target = record.summaries.get("target")
-                told = f"target {target.after.value:.2f}" if target else f"failed: {record.error}"
-                print(f"{i} of {len(todo)}: {name}: {told}", flush=True)
-    from _methods_page import sheets, write
-
-    if options.sheets:
+    """Run what is missing, draw the sheets, write the pages."""
+    options = arguments(__doc__)
+    if not options.pages:
+        run("methods", options.jobs)
         sheets()
-    else:
-        write(records())
+    rows, _ = on_record("methods")
+    write(rows)
 
 
 if __name__ == "__main__":

@@ -185,15 +185,22 @@ class Record(Scored):
         rows = [row for row in self.rows if row.made_by == "edited" and group in row.groups and metric in row.scores]
         return Mean.of([row.scores[metric] for row in rows]) if rows else None
 
+    def aggregate(self) -> "Aggregate":
+        """Return the record without rows: some hundred times smaller, with the same shares, intervals and means."""
+        groups = self.summaries
+        metrics = dict.fromkeys(metric for row in self.rows for metric in row.scores)
+        means = {m: {g: mean for g in groups if (mean := self.mean(m, g))} for m in metrics}
+        return Aggregate(**{name: getattr(self, name) for name in Scored.model_fields}, groups=groups, means=means)
+
 
 class Aggregate(Scored):
-    """Hold an old evaluation without rows: counts by group, the paired change, means.
+    """Hold an evaluation without rows: counts by group, the paired change, means.
 
-    groups: the summary of each group. means: by metric and group.
+    note: why there are no rows, or "". groups: the summary of each group. means: by metric and group.
     """
 
     kind: Literal["aggregate"] = "aggregate"
-    note: str = "aggregated before records had rows"
+    note: str = ""
     groups: dict[str, Summary]
     means: dict[str, dict[str, Mean]] = Field(default_factory=dict)
 

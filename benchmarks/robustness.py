@@ -1,0 +1,155 @@
+"""Attack every method of robustness.toml on mini; edits and images are shared with methods.py.
+
+python benchmarks/robustness.py [--jobs 2]    # what is missing, then docs/robustness.md
+python benchmarks/robustness.py --pages       # the page only, from records/robustness-attacks.jsonl
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from _bench import DOCS, arguments, on_record, read_bench, run
+
+from efface.concept import table
+from efface.evaluation.attack_record import AttackRecord
+from efface.evaluation.bench.file import Chosen
+from efface.evaluation.summary import Share
+from efface.util.files import writing
+
+BENCH = read_bench("robustness")
+TRAINED = ("esd", "ca", "sdd", "fmn", "sa", "kpop", "surgical", "task_vector")
+CLOSED = ("uce", "time", "rece")
+GUIDED = ("negative", "sld")
+PAGE = """# What attacks bring back on mini
+
+`python benchmarks/robustness.py` made this page from `benchmarks/robustness.toml`. Each number is in
+`benchmarks/records/robustness-attacks.jsonl`, with the edit's and the attack's settings, seeds, judge
+and commit.
+
+Each cell is the share of images that show the erased concept, in %, with 95 % intervals (Wilson),
+pooled over concepts; *name* is the plain prompt without an attack. The judge that decides was asked
+by no attack. Images of one concept share an edit, so true intervals are wider.
+
+"""
+Records = Sequence[AttackRecord]
+
+
+def of(rows: Records, methods: Sequence[str], attack: str = "") -> list[AttackRecord]:
+    """Return the records of some methods, under one attack or under all."""
+    return [row for row in rows if row.edit.method in methods and attack in ("", row.attack.name) and row.rows]
+
+
+def after(rows: Records) -> Share:
+    """Return the share of images under attack that show the concept."""
+    return Share.of([one.after for row in rows for one in row.rows])
+
+
+def named(rows: Records) -> Share:
+    """Return the share of images of the plain prompt that show it; each edit counts once."""
+    edits = {row.edit.id: row for row in rows}
+    return Share.of([one.before for row in edits.values() for one in row.rows])
+
+
+class Claim(NamedTuple):
+    """A finding of a paper as a comparison on mini: the first share is larger than the second."""
+
+    text: str
+    source: str
+    larger: Callable[[Records], Share]
+    smaller: Callable[[Records], Share]
+
+
+def _brings_back(method: str) -> Claim:
+    return Claim(
+        f"Concept Inversion brings back what `{method}` erased", "Pham et al. 2024, table 2; Pham et al. 2023",
+        lambda rows: after(of(rows, (method,), "inversion")), lambda rows: named(of(rows, (method,), "inversion")),
+    )  # fmt: skip
+
+
+def _weaker(text: str, source: str, weak: Sequence[str], strong: Sequence[str], attack: str) -> Claim:
+    return Claim(text, source, lambda rows: after(of(rows, weak, attack)), lambda rows: after(of(rows, strong, attack)))
+
+
+VECTOR = "Pham et al. 2024, table 2"
+CLAIMS = (
+    *(_brings_back(method) for method in ("esd", "uce", "negative", "sld")),
+    *(
+        _weaker(f"the task vector resists Concept Inversion, `{m}` does not", VECTOR, (m,), ("task_vector",), "inversion")
+        for m in ("esd", "uce", "negative", "sld")
+    ),
+    *(
+        _weaker(f"RECE resists {title} better than UCE", "Gong et al. 2024, table 4", ("uce",), ("rece",), attack)
+        for attack, title in (("ring_a_bell", "Ring-A-Bell"), ("unlearndiffatk", "UnlearnDiffAtk"), ("p4d", "P4D"))
+    ),
+    _weaker(
+        "closed-form edits survive harmless fine-tuning better than trained ones", "SPQR", TRAINED, CLOSED,
+        "harmless_finetuning",
+    ),
+)  # fmt: skip
+
+
+def verdict(claim: Claim, rows: Records) -> str:
+    """Say whether intervals are apart as the claim has them."""
+    larger, smaller = claim.larger(rows), claim.smaller(rows)
+    if not (larger.n and smaller.n):
+        return "not measured"
+    if larger.interval.low > smaller.interval.high:
+        return "agrees"
+    return "disagrees" if smaller.interval.low > larger.interval.high else "cannot be told"
+
+
+def percent(share: Share) -> str:
+    """Write a share in per cent, "" for no images."""
+    if not share.n:
+        return ""
+    return f"{100 * share.value:.1f} [{100 * share.interval.low:.0f}, {100 * share.interval.high:.0f}]"
+
+
+def section(title: str, rows: Records, kinds: Sequence[str]) -> list[str]:
+    """Return one table: a row for each method, a column for each attack, over concepts of some kinds."""
+    known = table(BENCH.model)
+    rows = [row for row in rows if known[row.concept].kind in kinds]
+    attacks = [one for one in BENCH.attacks if any(row.attack.name == one.name for row in rows)]
+    if not attacks:
+        return []
+    lines = [f"## {title}", "", f"| method | name | {' | '.join(f'`{a.name}`' for a in attacks)} |"]
+    lines.append("|---" * (len(attacks) + 2) + "|")
+    for chosen in BENCH.methods:
+        own = [row for row in of(rows, (chosen.name,)) if row.edit.preset == chosen.preset]
+        if own:
+            cells = [percent(after([row for row in own if row.attack.name == one.name])) for one in attacks]
+            lines.append(f"| {_called(chosen)} | {percent(named(own))} | {' | '.join(cells)} |")
+    one = next(row for row in rows if row.rows)
+    return [*lines, "", f"Images a concept, method and attack: {len(one.rows)}.", ""]
+
+
+def _called(chosen: Chosen) -> str:
+    return f"`{chosen.name}`" + (f" {chosen.preset}" if chosen.preset != BENCH.model else "")
+
+
+def write(rows: Records) -> None:
+    """Write the page."""
+    lines = [PAGE, *section("Objects", rows, ("object", "identity")), *section("Styles", rows, ("style",))]
+    lines += [
+        "## The papers' findings",
+        "",
+        "| finding | source | larger | smaller | on mini |",
+        "|---|---|---|---|---|",
+    ]
+    for claim in CLAIMS:
+        shares = f"{percent(claim.larger(rows))} | {percent(claim.smaller(rows))}"
+        lines.append(f"| {claim.text} | {claim.source} | {shares} | {verdict(claim, rows)} |")
+    lines += ["", "*Agrees* and *disagrees*: the intervals are apart.", ""]
+    with writing(DOCS / "robustness.md") as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    options = arguments(__doc__)
+    if not options.pages:
+        run("robustness", options.jobs)
+    write(on_record("robustness")[1])
+
+
+if __name__ == "__main__":
+    main()
