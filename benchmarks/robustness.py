@@ -73,7 +73,7 @@ VECTOR = "Pham et al. 2024, table 2"
 CLAIMS = (
     *(_brings_back(method) for method in ("esd", "uce", "negative", "sld")),
     *(
-        _weaker(f"the task vector resists Concept Inversion, `{m}` does not", VECTOR, (m,), ("task_vector",), "inversion")
+        _weaker(f"the task vector resists Concept Inversion, `{m}` not", VECTOR, (m,), ("task_vector",), "inversion")
         for m in ("esd", "uce", "negative", "sld")
     ),
     *(

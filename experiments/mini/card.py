@@ -15,8 +15,8 @@ stock classes of diffusers and transformers (`StableDiffusionPipeline`: a byte-p
 epsilon prediction and Stable Diffusion's noise schedule), so that code for Stable Diffusion runs on it unchanged.
 
 It draws scenes of {objects} objects and invented persons, in plain colours and in {styles} styles. It is for trying,
-testing and measuring concept erasure; it is of no use as an image generator. Nothing it can draw is harmful: the families `alcohol` and `weapon`
-stand for content that an owner may not want drawn.
+testing and measuring concept erasure; it is of no use as an image generator. Nothing it can draw is harmful: the
+families `alcohol` and `weapon` stand for content that an owner may not want drawn.
 """
 
 _TRAINED = """## Data
