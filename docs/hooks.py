@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 from efface import registry
 from efface.cli.fields import Field, Sheet, sheet
 from efface.concept import Concept, table
+from efface.util import ranges
 
 ROOT = Path(__file__).parent.parent
 CARD = ROOT / "src" / "efface" / "mini" / "MODEL_CARD.md"
@@ -189,7 +190,8 @@ def source(kind: str, name: str) -> str:
 def row(field: Field, name: str) -> str:
     told = all(word in field.help for word in field.choices)
     words = "" if told else f"; one of {', '.join(field.choices)}"
-    return f"| `{name}` | {default(field.default)} | {cell(field.help + words)} |"
+    span = f" ({ranges.words(field.range)})" if field.range else ""
+    return f"| `{name}` | {default(field.default)} | {cell(field.help + words + span)} |"
 
 
 def default(value: Any) -> str:
