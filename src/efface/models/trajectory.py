@@ -65,7 +65,8 @@ def partly_denoise(
             e = _guided(model, z[going], t, row[going], contexts, null, guidance, guide)
             z[going] = schedule.step(z[going], e, int(times[i]), int(times[i - 1]))
     width = total // steps
-    t = places * width + torch.randint(width, places.shape, generator=rng) if jitter else times[places]
+    low = schedule.FIRST + places * width
+    t = low + torch.randint(width, places.shape, generator=rng) if jitter else times[places]
     return Partial(found, t.to(device), row.repeat(reuse))
 
 
