@@ -38,6 +38,7 @@ class TransformerFamily(Family):
 
     DENOISER: ClassVar[str] = "transformer"
     BLOCKS: ClassVar[Mapping[str, str]] = {"joint": "transformer_blocks"}
+    FAST: ClassVar[str] = ""
     SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {
         "x": _reads_text,
         "x-strict": lambda name: ".add_k_proj." in name or ".add_v_proj." in name,
@@ -106,10 +107,11 @@ class TransformerFamily(Family):
 
     def check(self) -> None:
         """Check the scheduler. Raises `BadModel` for one that is not of a flow."""
-        if "use_dynamic_shifting" not in self.pipe.scheduler.config:
+        scheduler: Any = getattr(self.pipe, "scheduler", None)
+        if scheduler is not None and "use_dynamic_shifting" not in scheduler.config:
             raise BadModel(
-                f"{self.TITLE} predicts a flow, and a {type(self.pipe.scheduler).__name__} does not sample one: give "
-                "the model with its own FlowMatchEulerDiscreteScheduler"
+                f"{self.TITLE} predicts a flow, and a {type(scheduler).__name__} does not sample one: give the model "
+                "with its own FlowMatchEulerDiscreteScheduler"
             )
 
     # --- arguments of the denoiser ---
