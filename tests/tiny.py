@@ -53,7 +53,9 @@ def clip(kind: type, words: CLIPTokenizer, width: int, **config):
 def t5_words(length: int = 16) -> T5Tokenizer:
     """Make a tokenizer of T5's kind: no start token, the same words, any other one is unknown."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in dict.fromkeys(SENTENCE.split()))]
-    return T5Tokenizer(vocab=[(piece, -float(i > 2)) for i, piece in enumerate(pieces)], extra_ids=0, model_max_length=length)
+    return T5Tokenizer(
+        vocab=[(piece, -float(i > 2)) for i, piece in enumerate(pieces)], extra_ids=0, model_max_length=length
+    )
 
 
 def t5(words: T5Tokenizer, width: int) -> T5EncoderModel:

@@ -20,6 +20,7 @@ from efface.training.loop import generator
 CHURCH = Concept("church", anchor="house")
 MAPS = {"fmn", "kpop"}  # read cross-attention
 
+
 def quick(name: str, **values) -> Method:
     cls = registry.get("methods", name)
     return registry.build(cls, **{**cls.QUICK, **values})
@@ -119,7 +120,9 @@ def test_a_guard_without_true_guidance_is_refused_where_guidance_is_distilled(ti
         if not tiny_each.family.distilled:
             assert guarded.generate(asked).isfinite().all()
             return
-        with pytest.raises(BadInput, match=r"guidance is distilled into this model .* give a true guidance scale above 1"):
+        with pytest.raises(
+            BadInput, match=r"guidance is distilled into this model .* give a true guidance scale above 1"
+        ):
             guarded.generate(asked)
     both = UCE()(tiny_each, ["dog"]).as_guard() + UCE()(tiny_each, [CHURCH]).as_guard()
     with both.applied(tiny_each) as mapped:  # maps of the text change both sides alike and need none

@@ -271,9 +271,7 @@ class RECE(ClosedForm):
                     text = one.concept.texts[0]
                     tokens = model.encode([text]).tokens.float().clone()
                     tokens[0, : len(embeds)] = embeds.to(tokens)
-                    queries = [
-                        Query(text, seed=seed + i, context=Context(tokens)) for i in range(self.stop_images)
-                    ]
+                    queries = [Query(text, seed=seed + i, context=Context(tokens)) for i in range(self.stop_images)]
                     shares.append(presence(judge, one.concept, edited.generate(queries)))
         return max(shares)
 

@@ -13,7 +13,13 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from efface.context import Context
-from efface.errors import BadModel
+from efface.errors import BadEdit, BadModel
+from efface.method import Method
+from efface.methods.esd import ESD
+from efface.methods.negative import NegativePrompt
+from efface.methods.task_vector import TaskVector
+from efface.methods.uce import UCE
+from efface.models.attach import attach
 from efface.models.families.flux import pack, unpack
 from efface.models.family import family_of
 from efface.models.model import Model
@@ -181,3 +187,31 @@ def test_it_is_recognised_and_what_does_not_fit_is_refused(flux: Model):
     pipe.transformer = FluxTransformer2DModel.from_config({**flux.denoiser.config, "in_channels": 24})
     with pytest.raises(BadModel, match="reads 24 channels and the autoencoder has 4 × 4"):
         family_of(pipe).check()
+
+
+@pytest.mark.parametrize("method", [UCE(pooled=True), ESD(steps=2, ddim_steps=3, lr=1e-3)])
+def test_an_edit_of_weights_attaches_to_the_pipeline(flux: Model, method: Method):
+    edit, asked = method(flux, ["church"]), queries(4.0, 2.0)
+    with edit.applied(flux) as edited:
+        images = edited.generate(asked)
+    assert (images[0] - flux.generate(asked)[0]).abs().max() > 1e-3
+    pipe = own(flux)
+    attach(edit, pipe)
+    assert (by_pipeline(pipe, asked) - images).abs().max() <= 1e-5
+
+
+def test_a_guard_is_not_attached_to_a_pipeline_that_runs_the_sides_of_guidance_one_by_one(flux: Model):
+    edit, pipe = NegativePrompt()(flux, ["church"]), own(flux)
+    with pytest.raises(BadEdit, match="does not call its denoiser on both sides of guidance at once"):
+        attach(edit, pipe)
+    assert type(pipe) is FluxPipeline
+
+
+def test_images_to_train_on_are_made_by_the_distilled_guidance(flux: Model):
+    seen = []
+    hook = flux.denoiser.register_forward_hook(lambda _module, args, _out: seen.append(len(args[0])))
+    try:
+        TaskVector(steps=1, images=1, image_steps=2, image_batch=1)(flux, ["church"])
+    finally:
+        hook.remove()
+    assert seen[:2] == [1, 1]  # one pass a step

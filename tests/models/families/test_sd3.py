@@ -13,6 +13,11 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from efface.errors import BadInput, BadModel
+from efface.methods.esd import ESD
+from efface.methods.negative import NegativePrompt
+from efface.methods.sld import SLD
+from efface.methods.uce import UCE
+from efface.models.attach import attach
 from efface.models.family import family_of
 from efface.models.model import Model
 from efface.query import Query
@@ -164,3 +169,34 @@ def test_it_is_recognised_and_what_does_not_fit_is_refused(sd3: Model):
         setattr(pipe, name, value)
         with pytest.raises(BadModel, match=match):
             family_of(pipe).check()
+
+
+METHODS = {
+    "uce": UCE(pooled=True),
+    "esd": ESD(steps=2, ddim_steps=3, lr=1e-3),
+    "negative": NegativePrompt(),
+    "sld": SLD.preset("max"),
+    "map": UCE(),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_edit_attaches_to_the_pipeline(sd3: Model, name: str):
+    edit = METHODS[name](sd3, ["church"])
+    edit = edit.as_guard() if name == "map" else edit
+    with edit.applied(sd3) as edited:
+        images = edited.generate(queries())
+    assert (images[0] - sd3.generate(queries())[0]).abs().max() > 1e-3
+    pipe = own(sd3)
+    attach(edit, pipe)
+    assert (by_pipeline(pipe, queries()) - images).abs().max() <= 1e-5
+
+
+def test_a_transformer_that_reads_other_channels_is_refused(sd3: Model):
+    pipe = own(sd3)
+    pipe.transformer = SD3Transformer2DModel.from_config({**sd3.denoiser.config, "in_channels": 8})
+    with pytest.raises(BadModel, match="reads 8 channels and the autoencoder has 4"):
+        family_of(pipe).check()
+    pipe.transformer = SD3Transformer2DModel.from_config({**sd3.denoiser.config, "sample_size": 7})
+    with pytest.raises(BadModel, match="sample_size in the transformer's configuration is 7: it must be a multiple"):
+        family_of(pipe).check()

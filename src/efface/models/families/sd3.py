@@ -28,7 +28,9 @@ class StableDiffusion3(TransformerFamily):
     def owns(cls, pipe: Any) -> bool:
         """Return whether a pipeline has the transformer of SD3, which projects its captions."""
         config: Any = getattr(getattr(pipe, "transformer", None), "config", {})
-        return "caption_projection_dim" in config and "pooled_projection_dim" in config and "pos_embed_max_size" in config
+        return (
+            "caption_projection_dim" in config and "pooled_projection_dim" in config and "pos_embed_max_size" in config
+        )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
