@@ -12,11 +12,14 @@ from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.errors import BadInput, UnknownName
 from efface.judge import Judge, Profile
+from efface.methods.uce import UCE
 from efface.metric import Better, Need, Samples
 from efface.metrics.changed_weights import ChangedWeights
 from efface.metrics.clip_score import ClipScore
 from efface.metrics.presence import Presence
 from efface.metrics.ssim import SSIM
+from efface.models.model import Model
+from efface.query import Query
 
 NAMES = registry.names("metrics")
 N = 4
@@ -76,6 +79,22 @@ def test_every_metric_keeps_its_range_and_scores_no_change_as_perfect(name: str,
     if metric.BETTER != "as its group":
         best = high if metric.BETTER == "high" else low
         torch.testing.assert_close(scores, torch.full_like(scores, best), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_metric_scores_images_and_edits_of_flows_too(name: str, tiny_each: Model) -> None:
+    edit = UCE()(tiny_each, ["church"])
+    asked = [Query("a church", seed, 2, 3.0) for seed in range(N)]
+    original = tiny_each.generate(asked)
+    with edit.applied(tiny_each) as edited:
+        images = edited.generate(asked)
+    labels = ["dark", "light", "grey", "grey"]
+    samples = Samples(images, original, original, ["a"] * N, labels, ["object"] * N, Bright(), tiny_each, edit)
+    scores = registry.get("metrics", name)()(samples)
+    assert scores.isfinite().all()
+    if name == "changed_weights":
+        changed = tiny_each.weights()["transformer.context_embedder.weight"].numel()
+        assert float(scores) == pytest.approx(changed / sum(w.numel() for w in tiny_each.weights().values()))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -124,6 +124,6 @@ class Gradient(Attack):
             noise = torch.randn(x.shape, generator=rng)
             asked = Context(c.repeat_interleave(self.noises, 0))
             guess = model.eps(schedule.noised(x, noise, t), t, asked)
-            return (guess - noise).square().mean((1, 2, 3)).view(len(c), self.noises).mean(1)
+            return (guess - schedule.target(x, noise)).square().mean((1, 2, 3)).view(len(c), self.noises).mean(1)
 
         return loss

@@ -109,7 +109,7 @@ class LatentInversion(Attack):
         guidance = torch.tensor([query.guidance for query in asked], device=clean.device).view(-1, 1, 1, 1)
         alone = bool((guidance == 1).all()) and model.hooks().guide is unguided
 
-        def noise(x: Tensor, t: int) -> Tensor:
+        def noise(x: Tensor, t: float | int) -> Tensor:
             time = torch.tensor(t, device=x.device)
             if alone:
                 return model.eps(x, time, model.hooks().embed(cond))

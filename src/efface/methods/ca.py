@@ -122,14 +122,16 @@ class CA(FineTune):
                 told = row + len(pairs) * word
             x_t = noised(run.base, x_0, noise, t)
             with torch.no_grad():
-                goal = noise if self.target == "noise" else run.student.eps(x_t, t, c(row))
+                known = run.base.family.schedule.target(x_0, noise)
+                goal = known if self.target == "noise" else run.student.eps(x_t, t, c(row))
             value = masked_error(run.student.eps(x_t, t, c_star(told)) - goal, mask)
             return value + self.prior * plain() if self.prior else value
 
         def plain() -> Float[Tensor, ""]:
             chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
             x_t = noised(run.base, clean[chosen], noise, t)
-            return masked_error(run.student.eps(x_t, t, c(chosen % len(pairs))) - noise)
+            target = run.base.family.schedule.target(clean[chosen], noise)
+            return masked_error(run.student.eps(x_t, t, c(chosen % len(pairs))) - target)
 
         return loss
 

@@ -67,7 +67,8 @@ class Folder(Checkpoint):
         """Return a pipeline of these parts and the folder's own scheduler."""
         from diffusers import DiffusionPipeline
 
-        given = {**{name: None for name in NOT_READ if name in self.index}, **parts}
+        absent = [name for name, entry in self.index.items() if name in NOT_READ or entry == [None, None]]
+        given = {**dict.fromkeys(absent), **parts}
         if "safety_checker" in self.index:
             given["requires_safety_checker"] = False
         try:
