@@ -12,16 +12,19 @@ from efface.cli.options import ModelFlag
 from efface.concept import Concept, table
 from efface.errors import BadModel, unknown
 
-KINDS = ("methods", "attacks", "metrics", "judges", "families", "models", "concepts")
+KINDS = ("methods", "attacks", "metrics", "judges", "families", "exports", "models", "concepts")
 
 
 def show(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="methods, attacks, metrics, judges, families, models or concepts.")
+        str,
+        typer.Argument(
+            metavar="WHAT", help="methods, attacks, metrics, judges, families, exports, models or concepts."
+        ),
     ],
     model: ModelFlag = "mini",
 ) -> None:
-    """List methods, attacks, metrics, judges, model families, models or a model's concepts."""
+    """List methods, attacks, metrics, judges, model families, formats of export, models or a model's concepts."""
     if what not in KINDS:
         raise unknown("list", what, KINDS)
     rows = concepts(model) if what == "concepts" else models() if what == "models" else registered(what)
@@ -37,6 +40,8 @@ def registered(kind: str) -> list[tuple[str, ...]]:
     """Return (name, summary, presets) of every file of a folder."""
     if kind == "families":
         return [(name, registry.summary(kind, name)) for name in registry.names(kind)]
+    if kind == "exports":
+        return [(name.replace("_", "-"), registry.summary(kind, name)) for name in registry.names(kind)]
     sheets = [sheet(kind, name) for name in registry.names(kind)]
     return [(s.name, s.summary or s.source, _presets(tuple(s.presets))) for s in sheets]
 
