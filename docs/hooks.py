@@ -81,12 +81,16 @@ def groups() -> str:
 
 def metrics() -> str:
     """Write one line per file of metrics/."""
-    lines = ["| metric | what | range | better | per image |", "|---|---|---|---|---|"]
+    from efface.metric import SetMetric
+
+    lines = ["| metric | what | range | better | of | usual |", "|---|---|---|---|---|---|"]
     for name in registry.names("metrics"):
         cls = registry.get("metrics", name)
         low, high = cls.RANGE
         what = (cls.__doc__ or "").partition("\n")[0]
-        lines.append(f"| `{name}` | {what} | {low:g} to {high:g} | {cls.BETTER} | {'yes' if cls.PER_IMAGE else 'no'} |")
+        of = "image" if cls.PER_IMAGE else "set" if issubclass(cls, SetMetric) else "edit"
+        span = f"{low:g} to {high:g}".replace("inf", "∞").replace("-", "−")
+        lines.append(f"| `{name}` | {what} | {span} | {cls.BETTER} | {of} | {'yes' if cls.USUAL else 'by name'} |")
     return "\n".join(lines)
 
 

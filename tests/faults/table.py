@@ -54,6 +54,8 @@ def furnish(folder: Path) -> None:
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
     (folder / "bench.toml").write_text('concepts = ["church"]\nmethods = ["uce"]\n')
     (folder / "wrong.toml").write_text('modle = "mini"\nconcepts = ["chruch"]\nmethods = ["ucee"]\n')
+    (folder / "protocol.toml").write_text('title = "x"\npaper = 3\n\n[mini]\nmethods = ["ucee"]\nweird = 1\n')
+    (folder / "words.csv").write_text("words\na\n")
     (folder / "folder").mkdir()
     (folder / "folder.safetensors").mkdir()
     (folder / "folder.png").mkdir()
@@ -477,12 +479,52 @@ def benches() -> list[Row]:
         (("report", "folder", "-o", "x.pdf"), "ends in .html"),
         (("report", "folder", "-o", "nosuch/x.html"), "does not exist"),
     ]
+    data = ("bench", "protocol:rece-artists", "--model", "org/nosuch-model", "--data")
+    more += [
+        (("bench", "protocol:nosuch"), "unknown protocol 'nosuch'"),
+        (("bench", "protocol:kpop-object"), "did you mean 'kpop-objects'"),
+        (("bench", "protocol:"), "unknown protocol ''"),
+        (("bench", "protocol:neighbours", "--model", "digits:mnist"), r"for mini only, not for digits:mnist"),
+        (("bench", "protocol:rece-artists", "--model", "org/x"), "--data artists=FILE.csv"),
+        (
+            ("bench", "protocol.toml"),
+            "5 mistakes: .*table is missing.*concepts is missing.*line 2: paper.*line 5.*line 6",
+        ),
+        (("bench", "bench.toml", "--model", "nosuch"), "unknown model 'nosuch'"),
+        (("bench", "bench.toml", "--judge", "nosuch"), "unknown judge of mini 'nosuch'"),
+        (("bench", "bench.toml", "--judge", "resnet50:nosuch.safetensors"), "no file nosuch.safetensors"),
+        (("bench", "bench.toml", "--judge", "clip_zero_shot"), "name it as clip_zero_shot:FOLDER"),
+        (("bench", "bench.toml", "--judge", "clip_zero_shot:folder"), "holds no config.json"),
+        ((*data, "artists"), "write NAME=FILE"),
+        ((*data, "=x.csv"), "write NAME=FILE"),
+        ((*data, "artists=nosuch.csv"), "no file nosuch.csv"),
+        ((*data, "artists=words.csv"), "no column of prompts"),
+        ((*data, "artists=words.csv", "artists=words.csv"), "given twice"),
+    ]
     return [Row("benches", args, says) for args, says in more]
+
+
+def audits() -> list[Row]:
+    """Return mistakes with audits."""
+    more: list[tuple[tuple[str, ...], str]] = [
+        (("audit",), "Missing argument 'EDIT'"),
+        (("audit", "nosuch.safetensors"), "unknown edit file"),
+        (("audit", "cut.safetensors"), "truncated"),
+        (("audit", "text.txt"), "no such file|not a"),
+        (("audit", "plain.safetensors"), "no edit|not an edit|format|edit"),
+        (("audit", "plain.safetensors", "--jobs", "0"), "from 1 to 256"),
+        (("audit", "plain.safetensors", "--quick", "--protocol", "audit"), "give one"),
+        (("audit", "plain.safetensors", "--protocol", "audti"), "did you mean 'audit'"),
+        (("audit", "plain.safetensors", "--model", "nosuch"), "unknown model 'nosuch'"),
+        (("audit", "plain.safetensors", "--data", "x"), "write NAME=FILE"),
+        (("audit", "plain.safetensors", "--nosuch"), "unknown flag of efface audit '--nosuch'"),
+    ]
+    return [Row("audits", args, says) for args, says in more]
 
 
 def all_rows() -> list[Row]:
     """Return the whole table."""
-    parts = (usage, concepts, outputs, models, edits, sampling, settings, attacks, benches)
+    parts = (usage, concepts, outputs, models, edits, sampling, settings, attacks, benches, audits)
     return [row for part in parts for row in part()]
 
 
