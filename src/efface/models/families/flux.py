@@ -28,6 +28,7 @@ class Flux(TransformerFamily):
     """View a FLUX.1 pipeline; latents are packed, 2 × 2 to a token, inside the denoiser's arguments only."""
 
     TITLE: ClassVar[str] = "FLUX.1"
+    GUIDANCE: ClassVar[float] = 1.0  # of true guidance, the pipeline's default
     PARTS: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "vae")
     BLOCKS: ClassVar[Mapping[str, str]] = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
 
@@ -105,7 +106,7 @@ class Flux(TransformerFamily):
         return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
 
     def inputs(self, x: Float[Tensor, "b ch h w"], t: Time) -> tuple[Tensor, dict[str, Any]]:
-        """Return the packed latents, their places (0, y, x), and the noise level, which the model multiplies by 1,000."""
+        """Return the packed latents, their places (0, y, x), and the noise level, 0 to 1, in place of the timestep."""
         _, _, height, width = x.shape
         rows, columns = torch.arange(height // 2, device=x.device), torch.arange(width // 2, device=x.device)
         places = torch.cartesian_prod(torch.zeros(1, device=x.device), rows.float(), columns.float()).to(x.dtype)

@@ -19,9 +19,10 @@ LARGEST = 1024  # of a side of the latents: 8192 pixels
 
 @dataclass(frozen=True, eq=False)
 class StableDiffusion3(TransformerFamily):
-    """View a Stable Diffusion 3 or 3.5 pipeline; without its T5, whose tokens are then zeros, as the pipeline has it."""
+    """View a Stable Diffusion 3 or 3.5 pipeline; without T5, its tokens are zeros, as in the pipeline."""
 
     TITLE: ClassVar[str] = "Stable Diffusion 3 and 3.5"
+    GUIDANCE: ClassVar[float] = 7.0  # the pipeline's default
     PARTS: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
     @classmethod
