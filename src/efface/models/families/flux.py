@@ -16,6 +16,7 @@ from efface.context import Context
 from efface.errors import BadModel
 from efface.models import text
 from efface.models.family import Time
+from efface.models.files.original_layout import Configs, Shapes
 from efface.models.transformer_family import TransformerFamily
 
 LENGTH, SHORT = 512, 256  # tokens of T5: dev's, and schnell's
@@ -37,6 +38,19 @@ class Flux(TransformerFamily):
         """Return whether a pipeline has the transformer of FLUX.1, with its rotary embedding of three axes."""
         config: Any = getattr(getattr(pipe, "transformer", None), "config", {})
         return "guidance_embeds" in config and "num_single_layers" in config and "pooled_projection_dim" in config
+
+    @classmethod
+    def reads(cls, shapes: Shapes) -> bool:
+        """Return whether tensors of these names are FLUX's in Black Forest Labs' layout."""
+        return any(name.endswith("double_blocks.0.img_attn.qkv.weight") for name in shapes)
+
+    @classmethod
+    def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
+        """Raise `BadModel`: such files hold the transformer alone."""
+        raise BadModel(
+            "it is the transformer of FLUX.1 alone, without text encoders and autoencoder: give the diffusers folder "
+            "or the hub id of the model"
+        )
 
     @property
     def distilled(self) -> bool:
