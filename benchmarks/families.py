@@ -1,9 +1,10 @@
 """Time UCE on the text weights of SDXL and FLUX.1 at their real shapes, beside the published way, in one run.
 
 The weights and the text vectors are random: only their shapes matter here, and no text encoder is needed. Timed on
-efface's side is the whole method, from names of concepts to new matrices, provenance included; encoding is on neither side. The published way is
-that of UCE's code of 2025 (https://github.com/rohitgandikota/unified-concept-editing): for every matrix the targets'
-values, both sums, and an inverse, in float32. Each side runs in a process of its own, so that its memory can be told.
+efface's side is the whole method, from names of concepts to new matrices, provenance included; encoding is on neither
+side. The published way is that of UCE's code of 2025 (https://github.com/rohitgandikota/unified-concept-editing): for
+every matrix the targets' values, both sums, and an inverse, in float32. Each side runs in a process of its own, so that
+its memory can be told.
 
     python benchmarks/families.py             # prints seconds, memory and their ratio
     python benchmarks/families.py --record    # also writes records/families.json
