@@ -1,4 +1,4 @@
-"""Methods on models with joint attention that predict a flow: what runs, what it trains, and what is refused with a reason."""
+"""Methods on models with joint attention that predict a flow: what runs, what is trained, and what is refused."""
 
 import pytest
 import torch

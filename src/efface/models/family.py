@@ -42,6 +42,7 @@ class Family(ABC):
     )  # those with weights, in the order of a model's id
     BLOCKS: ClassVar[Mapping[str, str]] = {}  # name of a block of the denoiser -> part of its weights' names
     SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {"full": lambda name: True}  # parameter sets for training
+    GUIDANCE: ClassVar[float] = 7.5  # classifier-free guidance scale where none is given; 1: none
     FAST: ClassVar[str] = "dpm++"  # the solver that makes images to train on, in few steps
 
     # --- recognition ---

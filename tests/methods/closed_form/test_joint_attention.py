@@ -1,4 +1,4 @@
-"""Closed-form edits of models with joint attention: the one matrix that reads the text, its bias, and the pooled path."""
+"""Closed-form edits of models with joint attention: the matrix that reads the text, its bias, and the pooled path."""
 
 import pytest
 import torch

@@ -12,7 +12,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from efface.cli import images
+from efface.cli.app import run
+from efface.cli.options import Common
 from efface.context import Context
+from efface.edits.edit import Edit
 from efface.errors import BadEdit, BadModel
 from efface.method import Method
 from efface.methods.esd import ESD
@@ -24,6 +28,7 @@ from efface.models.families.flux import pack, unpack
 from efface.models.family import family_of
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.files import save_safetensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "tiny.py")))
 
@@ -215,3 +220,35 @@ def test_images_to_train_on_are_made_by_the_distilled_guidance(flux: Model):
     finally:
         hook.remove()
     assert seen[:2] == [1, 1]  # one pass a step
+
+
+def test_a_single_file_of_the_transformer_is_refused_with_the_reason(tmp_path: Path):
+    path = tmp_path / "flux1-dev.safetensors"
+    save_safetensors(
+        path, {"double_blocks.0.img_attn.qkv.weight": torch.zeros(6, 2), "txt_in.weight": torch.zeros(2, 2)}
+    )
+    with pytest.raises(BadModel, match=r"cannot be read: it is the transformer of FLUX\.1 alone"):
+        Model.load(path)
+
+
+def test_on_the_command_line_guidance_is_none_where_it_is_not_given(flux: Model, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("EFFACE_HOME", str(tmp_path))
+    made = images.generate(flux, None, ["a church"], (0,), {"steps": 2}, Common())
+    near, far = (flux.generate([Query("a church", 0, 2, scale)]) for scale in (1.0, 7.5))
+    assert (made - near).abs().max() <= 0.5 / 255 + 1e-4 < (made - far).abs().max()  # stored in 8 bits
+
+
+def test_the_command_line_erases_and_generates(folder_of, monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setenv("EFFACE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    where = str(folder_of("flux"))
+    for line in (
+        f"erase uce church --model {where} --stream --pooled -o church.safetensors",
+        f"generate church --steps 2 --edit church.safetensors --model {where} -o sheet.png",
+    ):
+        assert run(line.split()) == 0, capsys.readouterr().err
+    assert set(Edit.load("church.safetensors").names) == {
+        "transformer.context_embedder.weight",
+        "transformer.time_text_embed.text_embedder.linear_1.weight",
+    }
+    assert (tmp_path / "sheet.png").is_file()

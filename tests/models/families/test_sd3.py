@@ -2,6 +2,7 @@
 
 import copy
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,15 +13,19 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
+from efface.edits.edit import Edit
 from efface.errors import BadInput, BadModel
+from efface.methods.closed_form.stream import erase
 from efface.methods.esd import ESD
 from efface.methods.negative import NegativePrompt
 from efface.methods.sld import SLD
 from efface.methods.uce import UCE
 from efface.models.attach import attach
 from efface.models.family import family_of
+from efface.models.files import stream
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.files import save_safetensors
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "tiny.py")))
 
@@ -200,3 +205,108 @@ def test_a_transformer_that_reads_other_channels_is_refused(sd3: Model):
     pipe.transformer = SD3Transformer2DModel.from_config({**sd3.denoiser.config, "sample_size": 7})
     with pytest.raises(BadModel, match="sample_size in the transformer's configuration is 7: it must be a multiple"):
         family_of(pipe).check()
+
+
+# --- single files ---
+@pytest.fixture(scope="module")
+def big() -> Model:
+    """Return a random SD3 with one head of 64 channels, as the original layout needs."""
+    wide = {"attention_head_dim": 64, "num_attention_heads": 1, "caption_projection_dim": 64}
+    return Model(make_pipe(**wide))
+
+
+@pytest.fixture(scope="module")
+def home(big: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with that model as one file, and its tokenizers beside it."""
+    path = tmp_path_factory.mktemp("sd3")
+    save_safetensors(path / "all.safetensors", original(big), {"modelspec.resolution": "16x16"})
+    for name in ("tokenizer", "tokenizer_3"):
+        big.part(name).save_pretrained(path / name)
+    return path
+
+
+def original(model: Model) -> dict[str, Tensor]:
+    """Return a model's tensors in the original layout, put together from the places that the family names."""
+    configs = {"transformer": model.denoiser.config, "vae": model.part("vae").config}
+    found: dict[str, dict[str, Tensor]] = {}
+    for part in model.family.PARTS:
+        for name, value in model.part(part).state_dict().items():
+            key, view = model.family.original_key(f"{part}.{name}", configs)
+            found.setdefault(key, {})[view] = value
+    tensors = {}
+    for key, views in found.items():
+        if "q" in views:
+            tensors[key] = torch.cat([views[third] for third in "qkv"])
+        elif "swapped" in views:
+            tensors[key] = torch.cat(views["swapped"].chunk(2)[::-1])
+        else:
+            (value,) = views.values()
+            tensors[key] = value[:, :, None, None] if "matrix" in views else value
+    return {key: value.clone() for key, value in tensors.items()}
+
+
+def test_places_in_the_original_layout_are_those_that_diffusers_converts(big: Model):
+    from diffusers.loaders import single_file_utils as theirs
+
+    tensors = original(big)
+    own = {key: value for key, value in tensors.items() if key.startswith("model.diffusion_model.")}
+    found = theirs.convert_sd3_transformer_checkpoint_to_diffusers(own)
+    found |= {
+        f"vae.{k}": v for k, v in theirs.convert_ldm_vae_checkpoint(dict(tensors), big.part("vae").config).items()
+    }
+    for part, prefix in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
+        clip = theirs.convert_ldm_clip_checkpoint(tensors, f"text_encoders.{prefix}.transformer.")
+        found |= {f"{part}.{name}": value for name, value in clip.items()}
+    found |= {
+        f"text_encoder_3.{name}": value
+        for name, value in theirs.convert_sd3_t5_checkpoint_to_diffusers(tensors).items()
+    }
+    wanted = dict(big.denoiser.state_dict())
+    for part in ("vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        wanted |= {f"{part}.{name}": value for name, value in big.part(part).state_dict().items()}
+    plain = {name.replace(".text_model.", "."): value for name, value in found.items()}
+    for name, value in wanted.items():
+        if name != "text_encoder_3.encoder.embed_tokens.weight":  # tied
+            assert torch.equal(plain[name.replace(".text_model.", ".")], value), name
+
+
+def test_a_single_file_is_the_model_it_was_made_from(big: Model, home: Path):
+    loaded = Model.load(home / "all.safetensors", tokenizer=home / "tokenizer")
+    ours, theirs = loaded.weights(""), big.weights("")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (loaded.generate(queries()) - big.generate(queries())).abs().max() <= 1e-5
+    edit = UCE()(big, ["church"])
+    assert UCE()(loaded, ["church"]) == edit
+    assert erase(UCE(), home / "all.safetensors", ["church"], tokenizer=home / "tokenizer") == edit
+
+
+def test_an_edited_copy_of_a_single_file_has_the_edit_where_it_belongs(big: Model, home: Path, tmp_path: Path):
+    names = [
+        "transformer.norm_out.linear.weight",  # stored with its halves swapped
+        "transformer.transformer_blocks.0.attn.add_k_proj.weight",  # a third of a tensor
+        "transformer.context_embedder.weight",
+    ]
+    delta = {name: torch.randn(big.weights()[name].shape, generator=torch.Generator().manual_seed(0)) for name in names}
+    stream.write(Edit(delta=delta), home / "all.safetensors", tmp_path / "copy.safetensors")
+    copy, old = Model.load(tmp_path / "copy.safetensors", tokenizer=home / "tokenizer").weights(""), big.weights("")
+    for name, value in copy.items():
+        torch.testing.assert_close(value, old[name] + delta.get(name, 0), atol=1e-6, rtol=1e-6)
+
+
+def test_a_single_file_without_encoders_is_refused_and_one_without_t5_is_not(big: Model, home: Path, tmp_path: Path):
+    tensors = original(big)
+    clips = {key: value for key, value in tensors.items() if "t5xxl" not in key}
+    save_safetensors(tmp_path / "clips.safetensors", clips, {"modelspec.resolution": "16x16"})
+    loaded = Model.load(tmp_path / "clips.safetensors", tokenizer=home / "tokenizer")
+    assert loaded.part("text_encoder_3") is None
+    assert not loaded.encode(["a church"]).tokens[:, 16:].any()
+    bare = {key: value for key, value in tensors.items() if "text_encoders" not in key}
+    save_safetensors(tmp_path / "bare.safetensors", bare)
+    with pytest.raises(BadModel, match="it has no text encoders: give a checkpoint that includes them"):
+        Model.load(tmp_path / "bare.safetensors", tokenizer=home / "tokenizer")
+    shutil.copytree(home / "tokenizer", tmp_path / "alone" / "tokenizer")
+    with pytest.raises(BadModel, match="needs T5's vocabulary, which is not in the file"):
+        Model.load(
+            shutil.copy(home / "all.safetensors", tmp_path / "alone"), tokenizer=tmp_path / "alone" / "tokenizer"
+        )

@@ -34,8 +34,8 @@ def generated_latents(
     depends on the run's seed, the stage and i, so `batch` (images made at once) changes images by rounding only. A
     resumed run reads them from its checkpoint folder, batch by batch.
 
-    steps, guidance: of the solver, DPM-Solver++ or, for a flow, Euler's method; a model into which guidance is distilled
-    makes its images by that, unless there are negative prompts. negative: one for each prompt, or none.
+    steps, guidance: of the solver, DPM-Solver++ or, for a flow, Euler's method; a model into which guidance is
+    distilled makes its images by that, unless there are negative prompts. negative: one for each prompt, or none.
     Raises: BadInput for a count or batch below 1, or another number of negative prompts.
     """
     check_counts(images=count, image_batch=batch)

@@ -16,6 +16,7 @@ from efface.context import Context
 from efface.errors import BadModel
 from efface.models import text
 from efface.models.family import Time
+from efface.models.files.original_layout import Configs, Shapes
 from efface.models.transformer_family import TransformerFamily
 
 LENGTH, SHORT = 512, 256  # tokens of T5: dev's, and schnell's
@@ -28,6 +29,7 @@ class Flux(TransformerFamily):
     """View a FLUX.1 pipeline; latents are packed, 2 × 2 to a token, inside the denoiser's arguments only."""
 
     TITLE: ClassVar[str] = "FLUX.1"
+    GUIDANCE: ClassVar[float] = 1.0  # of true guidance, the pipeline's default
     PARTS: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "vae")
     BLOCKS: ClassVar[Mapping[str, str]] = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
 
@@ -36,6 +38,19 @@ class Flux(TransformerFamily):
         """Return whether a pipeline has the transformer of FLUX.1, with its rotary embedding of three axes."""
         config: Any = getattr(getattr(pipe, "transformer", None), "config", {})
         return "guidance_embeds" in config and "num_single_layers" in config and "pooled_projection_dim" in config
+
+    @classmethod
+    def reads(cls, shapes: Shapes) -> bool:
+        """Return whether tensors of these names are FLUX's in Black Forest Labs' layout."""
+        return any(name.endswith("double_blocks.0.img_attn.qkv.weight") for name in shapes)
+
+    @classmethod
+    def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
+        """Raise `BadModel`: such files hold the transformer alone."""
+        raise BadModel(
+            "it is the transformer of FLUX.1 alone, without text encoders and autoencoder: give the diffusers folder "
+            "or the hub id of the model"
+        )
 
     @property
     def distilled(self) -> bool:
@@ -105,7 +120,7 @@ class Flux(TransformerFamily):
         return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
 
     def inputs(self, x: Float[Tensor, "b ch h w"], t: Time) -> tuple[Tensor, dict[str, Any]]:
-        """Return the packed latents, their places (0, y, x), and the noise level, which the model multiplies by 1,000."""
+        """Return the packed latents, their places (0, y, x), and the noise level, 0 to 1, in place of the timestep."""
         _, _, height, width = x.shape
         rows, columns = torch.arange(height // 2, device=x.device), torch.arange(width // 2, device=x.device)
         places = torch.cartesian_prod(torch.zeros(1, device=x.device), rows.float(), columns.float()).to(x.dtype)

@@ -3,25 +3,44 @@
 Esser et al. 2024, https://arxiv.org/abs/2403.03206.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from efface.context import Context
 from efface.errors import BadModel
 from efface.models import text
+from efface.models.files import original_layout as layout
+from efface.models.files import original_transformer as original
+from efface.models.files.original_layout import UNET, VAE, Configs, Shapes, Stored
 from efface.models.transformer_family import TransformerFamily
 from efface.util.ranges import short
 
+CLIP_L, CLIP_G = "text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer."
+T5 = "text_encoders.t5xxl.transformer."
+HOMES = {UNET: "transformer", VAE: "vae", CLIP_L: "text_encoder", CLIP_G: "text_encoder_2", T5: "text_encoder_3"}
+INDEX = {
+    "_class_name": "StableDiffusion3Pipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_3": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "tokenizer_3": ["transformers", "T5Tokenizer"],
+    "transformer": ["diffusers", "SD3Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 LENGTH = 256  # tokens of T5, the pipeline's default
 LARGEST = 1024  # of a side of the latents: 8192 pixels
 
 
 @dataclass(frozen=True, eq=False)
 class StableDiffusion3(TransformerFamily):
-    """View a Stable Diffusion 3 or 3.5 pipeline; without its T5, whose tokens are then zeros, as the pipeline has it."""
+    """View a Stable Diffusion 3 or 3.5 pipeline; without T5, its tokens are zeros, as in the pipeline."""
 
     TITLE: ClassVar[str] = "Stable Diffusion 3 and 3.5"
+    GUIDANCE: ClassVar[float] = 7.0  # the pipeline's default
     PARTS: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
     @classmethod
@@ -31,6 +50,59 @@ class StableDiffusion3(TransformerFamily):
         return (
             "caption_projection_dim" in config and "pooled_projection_dim" in config and "pos_embed_max_size" in config
         )
+
+    # --- single files in the original layout ---
+    @classmethod
+    def reads(cls, shapes: Shapes) -> bool:
+        """Return whether a checkpoint of these tensors is of this family."""
+        return f"{UNET}joint_blocks.0.context_block.attn.qkv.weight" in shapes
+
+    @classmethod
+    def configs(cls, shapes: Shapes, meta: Mapping[str, str], prediction: str = "") -> Configs:
+        """Read the configurations of a pipeline's parts; T5 may be missing, the CLIPs may not."""
+        if not any(name.startswith(CLIP_L) for name in shapes):
+            raise BadModel(
+                "it has no text encoders: give a checkpoint that includes them, or the diffusers folder of the model"
+            )
+        first, second = (
+            original.projected_clip_config(shapes, prefix, act)
+            for prefix, act in ((CLIP_L, "quick_gelu"), (CLIP_G, "gelu"))
+        )
+        found = {
+            "model_index": dict(INDEX),
+            "transformer": original.transformer_config(shapes),
+            "vae": {**layout.vae_config(shapes), "scaling_factor": 1.5305, "shift_factor": 0.0609},
+            "text_encoder": first,
+            "text_encoder_2": second,
+            "tokenizer": layout.tokenizer_config(first, "<|endoftext|>"),
+            "tokenizer_2": layout.tokenizer_config(second, "!"),
+            "scheduler": {"num_train_timesteps": 1000, "shift": 3.0},
+        }
+        if any(name.startswith(T5) for name in shapes):
+            found["text_encoder_3"] = original.t5_config(shapes, T5)
+            words = found["text_encoder_3"]["vocab_size"]
+            found["tokenizer_3"] = {"kind": "t5", "vocab_size": words, "model_max_length": 512}
+        else:
+            found["model_index"] |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+        layout.size_config(found, meta, 128, "transformer")
+        return found
+
+    @classmethod
+    def original_key(cls, name: str, configs: Configs) -> Stored:
+        """Return where a weight is stored; name: "transformer.….weight"."""
+        part, _, rest = name.partition(".")
+        if part == "transformer":
+            return original.transformer_key(rest, configs[part])
+        if part == "vae":
+            return layout.vae_key(rest, configs[part])
+        if part == "text_encoder_3":
+            return Stored(T5 + rest)
+        return original.projected_clip_key(rest, CLIP_L if part == "text_encoder" else CLIP_G)
+
+    @classmethod
+    def part_of(cls, key: str, configs: Configs) -> str:
+        """Return the part a stored tensor is a weight of, "" for one of no part."""
+        return layout.part_at(key, HOMES)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
