@@ -196,7 +196,7 @@ def test_evaluate(invoke: Invoke, work: Path) -> None:
 
 
 def test_lists(invoke: Invoke) -> None:
-    for kind in ("methods", "attacks", "metrics", "judges"):
+    for kind in ("methods", "attacks", "metrics", "judges", "exports"):
         _, out, _ = invoke("list", kind)
         assert all(name in out for name in registry.names(kind)) if (registry.ROOT / kind).is_dir() else out
     assert "mini" in invoke("list", "models")[1]
@@ -332,7 +332,11 @@ LIGHT = (
 )
 
 
-@pytest.mark.parametrize("line", [*LIGHT, "list models", "generate --help", "evaluate --help", "demo --help"])
+@pytest.mark.parametrize(
+    "line",
+    [*LIGHT, "list models", "list exports"]
+    + [f"{name} --help" for name in ("export", "inspect", "generate", "evaluate", "demo")],
+)
 def test_help_and_lists_need_no_torch(line: str) -> None:
     """What answers at once imports no heavy library and none of the modules that need one."""
     code = (

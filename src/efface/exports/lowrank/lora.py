@@ -65,7 +65,7 @@ class LoRA(Export):
         if flat:
             raise BadEdit(
                 f"a LoRA changes matrices and convolutions only, this edit also changes {some(flat)}: export to diff, "
-                "single-file or diffusers-folder"
+                "single-file or diffusers-folder, or leave them out first (in Python: edit.prune(without='*.bias'))"
             )
         if edit.delta and self.rank is None and self.error is None:
             raise BadInput(
