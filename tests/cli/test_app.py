@@ -196,9 +196,10 @@ def test_evaluate(invoke: Invoke, work: Path) -> None:
 
 
 def test_lists(invoke: Invoke) -> None:
-    for kind in ("methods", "attacks", "metrics", "judges", "exports"):
+    for kind in ("methods", "attacks", "metrics", "judges"):
         _, out, _ = invoke("list", kind)
         assert all(name in out for name in registry.names(kind)) if (registry.ROOT / kind).is_dir() else out
+    assert "kohya-lora" in invoke("list", "exports")[1]
     assert "mini" in invoke("list", "models")[1]
     assert "church" in invoke("list", "concepts")[1]
     assert "neon" in invoke("list", "concepts", "--model", "../known")[1]

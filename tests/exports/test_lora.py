@@ -112,6 +112,15 @@ def test_half_precision_is_a_small_error_that_is_reported(tiny, tmp_path: Path):
     assert sizes[0] > sizes[1] == pytest.approx(sizes[2], rel=0.01)
 
 
+def test_alpha_is_exact_in_every_precision(tiny2, tmp_path: Path):
+    """bf16 has no number between 256 and 258, so that alpha must not be stored in it."""
+    edit, path = mapped(tiny2.pipe), tmp_path / "x.safetensors"
+    export_edit(edit, "kohya-lora", path, tiny2.pipe, dtype="bf16", compare="weights")
+    stored, _ = load_safetensors(path)
+    assert {v.dtype for k, v in stored.items() if k.endswith(".alpha")} == {torch.float32}
+    assert {v.dtype for k, v in stored.items() if not k.endswith(".alpha")} == {torch.bfloat16}
+
+
 def test_a_dense_edit_is_cut_at_the_stated_error(tiny, tmp_path: Path):
     names = [name for name in tiny.weights() if name.endswith("attn2.to_q.weight")][:3]
     edit = tiny_.dense({name: tuple(tiny.weights()[name].shape) for name in names})

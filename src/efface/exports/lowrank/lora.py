@@ -89,7 +89,10 @@ class LoRA(Export):
         rank = max((one.rank for one in found.values()), default=0)
         found = {name: one.padded(rank) for name, one in found.items()}
         dtype = getattr(torch, Precision[self.dtype].torch)
-        tensors = {key: fitting(key, value, dtype) for key, value in self.tensors(found, base).items()}
+        tensors = {
+            key: value if key.endswith(".alpha") else fitting(key, value, dtype)  # bf16 rounds numbers above 256
+            for key, value in self.tensors(found, base).items()
+        }
         save_safetensors(out, tensors, {**header_of(edit, base, self.name), **self.meta(found, base)})
         planned = {name: one.left_out / max(float(exact[name].norm()), 1e-30) for name, one in found.items()}
         return Written(planned, rank, self.dtype)
