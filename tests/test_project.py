@@ -89,7 +89,7 @@ def test_optional_packages_are_not_core() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = " ".join(project["dependencies"])
     assert not re.search("torchvision|gradio|ray|pytest", core)
-    assert set(project["optional-dependencies"]) == {"eval", "mini", "nudenet", "ray", "docs", "dev"}
+    assert set(project["optional-dependencies"]) == {"eval", "mini", "nudenet", "lora", "ray", "docs", "dev"}
 
 
 def test_every_core_package_is_imported_by_the_library() -> None:

@@ -17,7 +17,7 @@ from efface.exporting.base import Base, Values, open_base
 from efface.exporting.report import Compare, Report, Verified, Written
 from efface.exporting.tools import TOOLS
 from efface.util import temporary
-from efface.util.ranges import Ranges
+from efface.util.ranges import Ranges, short
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def export_edit(
 
     >>> export_edit(efface.Edit.load("church.safetensors"), "kohya-lora", "church_lora.safetensors", "sd14.safetensors")
     """
-    cls = registry.get("exports", to.replace("-", "_"))
+    if not isinstance(edit, Edit):
+        raise BadInput(f"an edit is an Edit, got {short(edit)}")
+    cls = registry.get("exports", str(to).replace("-", "_"))
     if compare not in ("auto", "outputs", "weights"):
         raise BadInput(f"compare is auto, outputs or weights, got {compare!r}")
     return registry.build(cls, **fields)(edit, open_base(model), Path(out), any_base, compare)

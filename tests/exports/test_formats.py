@@ -196,7 +196,7 @@ def test_the_digits_model_has_no_lora(tmp_path: Path):
     name, weight = next((name, w) for name, w in model.weights().items() if w.dim() == 2)
     edit = own.dense({name: tuple(weight.shape)})
     with pytest.raises(BadEdit, match="no tool reads a LoRA of a DigitUNet"):
-        export_edit(edit, "kohya-lora", tmp_path / "x.safetensors", model, rank=2)
+        export_edit(edit, "kohya-lora", tmp_path / "x.safetensors", "digits:mnist", rank=2)
 
 
 def test_an_edit_of_another_base_is_refused_unless_asked_for(tiny, tmp_path: Path):

@@ -106,17 +106,23 @@ def inputs(denoiser: Any) -> dict[str, Any]:
 
 
 def output(denoiser: Any) -> Tensor:
-    """Return a denoiser's output for these inputs."""
+    """Return a denoiser's output for these inputs, in its own precision."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: cast(one) for name, one in value.items()}
+        return value.to(denoiser.dtype) if isinstance(value, Tensor) else value
+
     with torch.no_grad():
-        return denoiser(**inputs(denoiser), return_dict=False)[0]
+        return denoiser(**cast(inputs(denoiser)), return_dict=False)[0]
 
 
 def twin(pipe: Any) -> Any:
-    """Return a pipeline with a denoiser of its own."""
+    """Return a pipeline with a denoiser of its own, in float64, so that only the file's rounding is seen."""
     copied = copy.copy(pipe)
     for part in ("unet", "transformer"):
         if getattr(pipe, part, None) is not None:
-            setattr(copied, part, copy.deepcopy(getattr(pipe, part)))
+            setattr(copied, part, copy.deepcopy(getattr(pipe, part)).double())
     return copied
 
 
@@ -130,8 +136,8 @@ def edited_output(pipe: Any, edit: Edit) -> Tensor:
     denoiser = getattr(twin(pipe), part_of(pipe))
     for full in edit.names:
         weight = denoiser.get_parameter(full.partition(".")[2])
-        change = edit.delta.get(full, torch.zeros_like(weight))
+        change = edit.delta.get(full, torch.zeros_like(weight)).double()
         for one in edit.maps:
-            change = change + (weight @ one.left @ one.right if full in one.names else 0)
+            change = change + (weight @ one.left.double() @ one.right.double() if full in one.names else 0)
         weight.data = weight.data + change
     return output(denoiser)

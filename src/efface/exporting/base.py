@@ -20,6 +20,7 @@ from efface.models import fingerprint
 from efface.models.files.checkpoint import Checkpoint, silent_libraries
 from efface.models.files.load import find_checkpoint
 from efface.models.model import Model
+from efface.util.shipped import SHIPPED
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,8 @@ def open_base(model: Any) -> Base:
 
     Raises `BadFile`, `BadModel` and `UnknownName`.
     """
+    if isinstance(model, str) and model in SHIPPED and SHIPPED[model].weights.is_file():  # in a format of its own
+        model = Model.load(model)
     if isinstance(model, str | os.PathLike):
         return _on_disk(find_checkpoint(model), os.fspath(model))
     pipe, name = (model.pipe, model.name) if isinstance(model, Model) else (model, type(model).__name__)

@@ -59,7 +59,7 @@ def lora(path: Path, entries: Entries, meta: Mapping[str, str]) -> Summary:
     notes += [f"{len(texts)} weights are of text encoders"] if texts else []
     return Summary(
         kind, str(path), path.stat().st_size, names.title(found), names.groups(how, values, {}),
-        made=_exported(meta), layout=layout, readers=names.readers(way, found, roles), notes=tuple(notes),
+        made=_exported(meta), layout=layout, readers=names.readers(way, found, modules, roles), notes=tuple(notes),
     )  # fmt: skip
 
 

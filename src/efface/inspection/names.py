@@ -48,14 +48,16 @@ def layout_of(keys: Iterable[str]) -> tuple[str, str]:
     return "", ""
 
 
-def readers(way: str, architecture: str, roles: Collection[str]) -> tuple[str, ...]:
-    """Return the tools that read keys named in a way, with these roles, for a model of an architecture."""
-    wanted = set(roles)
+def readers(way: str, architecture: str, modules: Iterable[str], roles: Collection[str]) -> tuple[str, ...]:
+    """Return the tools that read keys named in a way, with these modules and roles, of an architecture."""
+    wanted, plain = set(roles), [re.sub(r"^(unet|transformer)\.", "", module) for module in modules]
     return tuple(
         tool.title
         for tool in TOOLS.values()
         for one in tool.reads.get(architecture, ())
-        if one.way == way and wanted <= {ROLES[end] for end in one.endings}
+        if one.way == way
+        and wanted <= {ROLES[end] for end in one.endings}
+        and all(re.fullmatch(one.only, module) for module in plain)
     )
 
 

@@ -1,8 +1,8 @@
 """Two factors for the difference of each weight, ΔW = up @ down.
 
-Text maps have them exactly: W (I + L R) - W = (W L) R, so that down is R, the same for all layers, and up is W L. They
-can be cut to fewer rows of R. Dense differences are cut after some singular values: no matrix of that rank is nearer
-(Eckart and Young 1936).
+Text maps have them exactly: W (I + L R) - W = (W L) R. Down has orthonormal rows that span those of R, the same for all
+weights; with R itself, rows that are nearly parallel cancel, which half precision does not hold. Of dense differences
+some singular values are kept: no matrix of that rank is nearer (Eckart and Young 1936).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,8 @@ from torch.nn.functional import pad
 
 from efface.edits.edit import Edit
 from efface.edits.parts import TextMap
+
+NOTHING = 1e-8  # share of a text map that is rounding: directions below it are left out of an exact export
 
 
 class Factors(NamedTuple):
@@ -46,17 +48,18 @@ class Part(NamedTuple):
 
 
 def parts(edit: Edit, weights: Mapping[str, Tensor], rank: int | None, error: float | None) -> list[Part]:
-    """Return an edit's text maps, cut to a rank or to an error over all of their weights, if one is given."""
-    if rank is None and error is None:
-        return [Part(m.names, m.left, m.right, m.left, torch.zeros_like(m.right)) for m in edit.maps]
-    return [_shrunk(text_map, weights, rank, error) for text_map in edit.maps]
+    """Return an edit's text maps with orthonormal rows in their right factors, which half precision holds well.
+
+    rank, error: directions to keep of each, or the share of its differences that may be left out, over all weights.
+    """
+    return [_part(text_map, weights, rank, error) for text_map in edit.maps]
 
 
-def _shrunk(text_map: TextMap, weights: Mapping[str, Tensor], rank: int | None, error: float | None) -> Part:
-    """Return a text map with fewer rows in its right factor, which stays the same for all weights.
+def _part(text_map: TextMap, weights: Mapping[str, Tensor], rank: int | None, error: float | None) -> Part:
+    """Return a text map whose right factor has the rows that matter most, the same for all weights.
 
-    The rows are the first eigenvectors of the sum of (W L R)^T (W L R) over the weights W: no others of that number
-    leave out less. It has the rank of R, so the eigenvectors are found in the space of R's rows.
+    The rows are eigenvectors of the sum of (W L R)^T (W L R) over the weights W: no others of that number leave out
+    less. It has the rank of R, so they are found in the space of R's rows.
     """
     left, right = text_map.left.double(), text_map.right.double()
     ups = (weights[name].flatten(1).double() @ left for name in text_map.names)
@@ -65,7 +68,7 @@ def _shrunk(text_map: TextMap, weights: Mapping[str, Tensor], rank: int | None, 
     energy, vectors = torch.linalg.eigh(inner @ gram @ inner.mT)
     energy, vectors = energy.flip(0).clamp(min=0), vectors.flip(1)
     tails = energy.flip(0).cumsum(0).flip(0).sqrt()
-    count = rank if rank is not None else int((tails > (error or 0.0) * tails[0]).sum())
+    count = rank if rank is not None else int((tails > (error or NOTHING) * tails[0]).sum())
     kept = (rows @ vectors[:, : max(1, min(count, len(energy)))]).mT
     rest = right - right @ kept.mT @ kept
     small, kind = left @ (right @ kept.mT), text_map.left.dtype
@@ -92,11 +95,9 @@ def factors(
 
 
 def _map(part: Part, matrix: Float[Tensor, "out inner"]) -> Factors:
-    """Return the factors of a text map; rows of down have norm 1, so that half precision holds them."""
-    sizes = part.right.norm(dim=1).clamp(min=1e-30)
+    """Return the factors of a text map for one weight, and what its rank leaves out."""
     wide = matrix.to(part.left.dtype)
-    rest = float((wide @ part.whole @ part.rest).norm()) if bool(part.rest.any()) else 0.0
-    return Factors(wide @ (part.left * sizes), part.right / sizes[:, None], rest)
+    return Factors(wide @ part.left, part.right, float((wide @ part.whole @ part.rest).norm()))
 
 
 def cut(delta: Float[Tensor, "out inner"], rank: int | None, error: float | None) -> Factors:

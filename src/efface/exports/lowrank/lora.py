@@ -65,7 +65,7 @@ class LoRA(Export):
         if flat:
             raise BadEdit(
                 f"a LoRA changes matrices and convolutions only, this edit also changes {some(flat)}: export to diff, "
-                "single-file or diffusers-folder"
+                "single-file or diffusers-folder, or leave them out first (in Python: edit.prune(without='*.bias'))"
             )
         if edit.delta and self.rank is None and self.error is None:
             raise BadInput(
@@ -89,7 +89,10 @@ class LoRA(Export):
         rank = max((one.rank for one in found.values()), default=0)
         found = {name: one.padded(rank) for name, one in found.items()}
         dtype = getattr(torch, Precision[self.dtype].torch)
-        tensors = {key: fitting(key, value, dtype) for key, value in self.tensors(found, base).items()}
+        tensors = {
+            key: value if key.endswith(".alpha") else fitting(key, value, dtype)  # bf16 rounds numbers above 256
+            for key, value in self.tensors(found, base).items()
+        }
         save_safetensors(out, tensors, {**header_of(edit, base, self.name), **self.meta(found, base)})
         planned = {name: one.left_out / max(float(exact[name].norm()), 1e-30) for name, one in found.items()}
         return Written(planned, rank, self.dtype)
