@@ -59,7 +59,7 @@ class Vectors(SetMetric):
         if self.features == "inception" and not Path(self.weights).is_file():
             lacking.append(f"the file of Inception's weights ({self.weights or 'none given'}; nothing is downloaded)")
         if self.features == "inception" and not installed("torch_fidelity"):
-            lacking.append("the package torch-fidelity, which is not installed: pip install 'efface[fid]'")
+            lacking.append("the package torch-fidelity, which is not installed: pip install torch-fidelity")
         return lacking
 
     def vectors(self, images: Float[Tensor, "n 3 h w"], judge: Judge | None) -> Float[Tensor, "n dim"]:
