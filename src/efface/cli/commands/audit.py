@@ -20,7 +20,9 @@ Output = Annotated[
         "--output", "-o", metavar="FOLDER", help="Folder of the results.", show_default="audits/ + the edit's name"
     ),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="The protocol audit-quick: a minute or two, few images.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="The protocol audit-quick: a few minutes, two attacks, few images.")
+]
 ProtocolFlag = Annotated[
     str,
     typer.Option(
