@@ -183,6 +183,22 @@ assert "as throwaway" in run("export", str(path), "--to", "throwaway", "-o", str
 assert "throwaway" in run("list", "exports")
 """,
     ),
+    "protocol": Extension(
+        "protocols/throwaway.toml",
+        """title = "Throw-away: one object"
+paper = "none"
+table = "000 table 0"
+
+[mini]
+concepts = [{kind = "object", count = 1}]
+methods = ["uce"]
+""",
+        """
+from efface.evaluation import protocol
+assert len(protocol.read(protocol.find("throwaway")).concepts) == 1
+assert "000 table 0" in run("list", "protocols")
+""",
+    ),
     "report section": Extension(
         "report/sections/throwaway.py",
         '''"""Throw-away: one sentence."""

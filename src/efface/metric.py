@@ -153,7 +153,8 @@ class Metric(ABC):
         Files are named by their sha256, 16 digits. Raises `BadFile` for a file that is not there.
         """
         plain = {f.name: getattr(self, f.name) for f in registry.describe(type(self))}
-        files = {name: sha256_file(Path(plain.pop(name)))[:16] for name in self.FILES if plain[name]}
+        paths = {name: plain.pop(name) for name in self.FILES}
+        files = {name: sha256_file(Path(path))[:16] for name, path in paths.items() if path}
         judged = {"judge": judge.profile.model_dump()} if judge is not None and "judge" in self.NEEDS else {}
         return {"metric": registry.name_of(type(self)), **registry.to_json(plain), **files, **judged}
 

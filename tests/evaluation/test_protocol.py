@@ -13,6 +13,7 @@ from efface.evaluation.bench.prompt_sets import read_csv
 from efface.evaluation.prompts import GROUPS
 
 CSV = "prompt,artist,evaluation_seed,evaluation_guidance\na cat,Van Gogh,3,7\na dog,Monet,4,\n"
+ARTISTS = ("Kelly McKernan", "Thomas Kinkade", "Tyler Edlin", "Kilian Eng")
 WRONG = """title = "x"
 paper = 3
 weird = 1
@@ -43,7 +44,7 @@ csv = "@coco"
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, Path]:
     path = tmp_path / "rows.csv"
-    path.write_text(CSV)
+    path.write_text(CSV + "".join(f"a house,{name},1,\n" for name in ARTISTS))
     return dict.fromkeys(("i2p", "coco", "artists", "objects", "alexnet", "inception", "coco_images"), path)
 
 
@@ -72,7 +73,9 @@ def test_every_protocol_says_what_it_is_and_can_be_read_at_its_sizes(name: str, 
         elif needed:
             assert bench.prompts  # a model without a table has no others
             for job in jobs(bench, "id"):
-                assert job.what == "edit" or any(case.groups == ("target",) for case in job.cases)
+                asked = {group for case in job.cases for group in case.groups}
+                assert ("target" in asked) == (job.what == "evaluation")
+                assert {concept.name for concept in job.named} >= {case.label for case in job.cases if case.label}
 
 
 def test_kpop_objects_are_five_of_ten_classes_with_500_images_each() -> None:
@@ -106,10 +109,11 @@ def test_rows_have_their_own_seed_and_guidance_and_are_dealt_by_artist(data: dic
     cases = [case for one in bench.prompts for case in one.cases([Concept("van gogh", kind="style")])]
     assert [(c.groups[0], c.prompt, c.seeds, c.guidance) for c in cases] == [
         ("target", "a cat", (3,), 7.0), ("unrelated", "a dog", (4,), None),
+        *[("unrelated", "a house", (1,), None)] * len(ARTISTS),
     ]  # fmt: skip
     bench = protocol.read(protocol.find("kpop-artists"), "some/model", data)
     cases = [case for one in bench.prompts for case in one.cases([Concept("Monet", kind="style")])]
-    assert [(c.concept, c.seeds) for c in cases] == [("Monet", (4, 5, 6, 7, 8)), ("Van Gogh", (3, 4, 5, 6, 7))]
+    assert [(c.concept, c.seeds) for c in cases[:2]] == [("Monet", (4, 5, 6, 7, 8)), ("Van Gogh", (3, 4, 5, 6, 7))]
 
 
 def test_everything_that_is_wrong_is_said_at_once_with_its_line(tmp_path: Path) -> None:

@@ -498,7 +498,7 @@ def benches() -> list[Row]:
         (("bench", "protocol:rece-artists", "--model", "org/x"), "--data artists=FILE.csv"),
         (
             ("bench", "protocol.toml"),
-            "5 mistakes: .*table is missing.*concepts is missing.*line 2: paper.*line 5.*line 6",
+            "5 mistakes: concepts is missing.*table is missing.*line 2: paper.*line 5.*line 6",
         ),
         (("bench", "bench.toml", "--model", "nosuch"), "unknown model 'nosuch'"),
         (("bench", "bench.toml", "--judge", "nosuch"), "unknown judge of mini 'nosuch'"),

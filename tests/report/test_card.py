@@ -1,5 +1,7 @@
 """The erasure card: every sentence follows from the numbers, and nothing in a name is taken as markup."""
 
+import re
+
 import pytest
 
 from efface.evaluation.attack_record import AttackRecord, AttackRow, Attempt
@@ -75,8 +77,6 @@ def attack(after: int, n: int = 32, name: str = "inversion", concept: str = "chu
     ],
 )
 def test_the_verdict_in_words(audit: Audit, says: str) -> None:
-    import re
-
     assert re.search(says, sentence(audit)), sentence(audit)
 
 
@@ -97,10 +97,17 @@ def test_a_card_has_all_its_parts_and_numbers() -> None:
     for told in (
         "0 of 32 (0 % [0, 11])", "9 of 32 (28 % [16, 45])", "took 1.5 s", "changes 2.2 % of the denoiser's weights",
         "net abcd", "fid:judge, to the model before: unrelated 0.25 (n = 32)", "ssim: erased 0.500 ± 0.000",
-        "dog falls from 32 of 32", "Not run: p4d on uce: no words", "protocol audit", "told to preserve", "2026-11-28",
+        "dog falls from 32 of 32", "Not run: p4d on uce: no words", "protocol audit", "Told to preserve", "2026-11-28",
     ):  # fmt: skip
         assert plain(told) in text or told in text, told
     assert len(text.split()) < 700  # one page
+
+
+def test_settings_are_those_that_are_not_the_presets() -> None:
+    made = record(0)
+    fields = {"erase_scale": 1.0, "preserve_scale": 7.5}
+    text = card(Audit(made.model_copy(update={"edit": made.edit.model_copy(update={"fields": fields})})))
+    assert "- **By**: uce preserve\\_scale = 7.5\n" in text
 
 
 def test_several_concepts_are_named_in_the_attacks() -> None:
@@ -114,7 +121,8 @@ def test_names_are_no_markup() -> None:
     evil = "<script>x</script> | [a](http://b) `c` **d**\n# e"
     text = card(Audit(record(0, name=evil), [attack(0, concept=evil)], {evil: evil}))
     assert "<script>" not in text
-    assert "](http" not in text
+    assert not re.search(r"(?<!\\)\]\(", text)
+    assert "http://" not in text  # nor a link without brackets
     assert "\n# e" not in text
     assert "**d**" not in text
     for line in text.splitlines():

@@ -1,6 +1,6 @@
 """The audit of one edit that is there already: a bench without methods, on what the edit says that it erases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,14 @@ from efface.evaluation.bench.folder import Folder
 from efface.evaluation.bench.jobs import Job, on_edit
 
 
-def erased(edit: Edit) -> tuple[Concept, ...]:
-    """Return the concepts that an edit says it erases, each once. Raises `BadInput` for an edit that names none."""
+def erased(edit: Edit, table: Mapping[str, Concept]) -> tuple[Concept, ...]:
+    """Return the concepts that an edit says it erases, each once, as the model's table has them.
+
+    Raises `BadInput` for an edit that names none.
+    """
     meta: Any = edit.meta
-    found = tuple(Concept.from_json(one) for one in meta.get("erase", ()))
+    own = [Concept.from_json(one) for one in meta.get("erase", ())]
+    found = tuple(table.get(concept.name, concept) for concept in own)
     if not found:
         raise BadInput("the edit has no erased concept on record; name it with --concept")
     return tuple(dict.fromkeys(found))

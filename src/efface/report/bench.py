@@ -83,7 +83,9 @@ def report(folder: Folder, out: Path, store: Store | None = None, jobs: Sequence
         facts=_facts(everything),
     )
     body = [
-        html.fragment(OVERVIEW, plot=front.draw(_by_method(parts)), summary=summary(parts), failures=folder.failures())
+        html.fragment(
+            OVERVIEW, plot=front.draw(_by_method(parts)), summary=summary(parts), failures=folder.failures(jobs)
+        )
     ]
     for i, part in enumerate(parts):
         body.append(html.fragment(PART, title=part.title, opened=i == 0, sections=_sections(part, page, found)))

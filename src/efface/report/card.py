@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from efface import __version__
+from efface import __version__, registry
 from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.prompts import GROUPS
-from efface.evaluation.record import Scored
+from efface.evaluation.record import Made, Scored
 from efface.evaluation.summary import Share
 from efface.report import tables
 from efface.report.tables import Table, markdown
@@ -17,6 +17,7 @@ from efface.util.files import writing
 
 WORST = 3  # single concepts that are named among the failures
 LOSS = 0.2  # of accuracy, from which a single concept is named
+LONGEST = 300  # characters of a line of the head
 MARKS: dict[Tone, str] = {"good": "good", "open": "open", "mixed": "mixed", "bad": "bad"}
 
 
@@ -83,26 +84,36 @@ def sentence(audit: Audit) -> str:
 
 def plain(text: str) -> str:
     """Return a text on one line with all signs of Markdown and HTML taken as they are."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>#!|~&$])", r"\\\1", " ".join(text.split())).replace("://", ":\\//")
 
 
 def _head(audit: Audit) -> str:
     record, edit = audit.record, audit.record.edit
-    fields = ", ".join(f"{key} = {value}" for key, value in edit.fields.items())
     share = record.whole.get("changed_weights")
     lines = {
-        "erased": record.concept,
-        "from": f"{record.model.name or 'a model'}, weights {record.model.id[:12]}",
-        "by": " ".join(filter(None, [edit.method or "an edit without a method on record", edit.preset])),
-        "settings": fields[:400] or "none",
-        "told to preserve": ", ".join(edit.preserved)[:400] or "nothing",
-        "edit": f"{edit.id[:12]}"
+        "Erased": record.concept,
+        "From": f"{record.model.name or 'a model'}, weights {record.model.id[:12]}",
+        "By": " ".join(
+            filter(None, [edit.method or "an edit without a method on record", edit.preset, _settings(edit)])
+        ),
+        "Told to preserve": ", ".join(edit.preserved)[:LONGEST] or "nothing",
+        "Edit": f"{edit.id[:12]}"
         + ("" if share is None else f", changes {100 * share:.2g} % of the denoiser's weights"),
-        "judge": f"{record.evaluator.evaluator} ({_hashes(record)}), {record.evaluator.classes} names",
-        "images": f"{record.sampling.solver}, {record.sampling.steps} steps, guidance {record.sampling.guidance:g}",
-        "audited": f"{record.created[:10]}, efface {__version__}, protocol {audit.protocol or 'of its own'}",
+        "Judge": f"{record.evaluator.evaluator} ({_hashes(record)}), {record.evaluator.classes} names",
+        "Images": f"{record.sampling.solver}, {record.sampling.steps} steps, guidance {record.sampling.guidance:g}",
+        "Audited": f"{record.created[:10]}, efface {__version__}, protocol {audit.protocol or 'of its own'}",
     }
-    return markdown(Table(["", ""], [[key, plain(value)] for key, value in lines.items()]))
+    return "\n".join(f"- **{key}**: {plain(value)}" for key, value in lines.items())
+
+
+def _settings(edit: Made) -> str:
+    """Return the fields that are neither the method's defaults nor its preset's, "" for none."""
+    usual: dict[str, Any] = {}
+    if edit.method in registry.names("methods"):
+        cls = registry.get("methods", edit.method)
+        usual = {f.name: f.default for f in registry.describe(cls)} | cls.PRESETS.get(edit.preset, {})
+    usual = {key: registry.to_json(value) for key, value in usual.items()}
+    return ", ".join(f"{key} = {value}" for key, value in edit.fields.items() if usual.get(key) != value)[:LONGEST]
 
 
 def _hashes(record: Scored) -> str:
@@ -117,7 +128,8 @@ def _how_well(record: Scored, found: Sequence[Verdict]) -> str:
     ]
     said = [f"- {MARKS[one.tone]}: {plain(_capital(one.text))}. {plain(_capital(one.numbers))}." for one in found]
     head = "Share of images in which the judge names the concept first, with Wilson's 95 % interval."
-    return "\n\n".join([head, markdown(Table(["prompts", "good is", "before", "after"], rows)), "\n".join(said)])
+    table = markdown(Table(["prompts", "good is", "before", "after"], rows)).strip()
+    return "\n\n".join([head, table, "\n".join(said)])
 
 
 def _against(audit: Audit, found: Sequence[Verdict]) -> str:
@@ -126,7 +138,8 @@ def _against(audit: Audit, found: Sequence[Verdict]) -> str:
     several = len(audit.record.concepts) > 1
     rows = []
     for one, verdict in zip(audit.attacks, found, strict=True):
-        name = " ".join(filter(None, [one.attack.name, one.attack.preset, f"on {one.concept}" * several]))
+        preset = f":{one.attack.preset}" if one.attack.preset else ""
+        name = f"{one.attack.name}{preset}" + f" on {one.concept}" * several
         rates = one.rates
         rows.append([plain(name), str(rates.pre), str(rates.post), str(rates.combined), MARKS[verdict.tone]])
     head = (
@@ -153,7 +166,8 @@ def _cost(record: Scored) -> str:
 
 def _failures(audit: Audit, found: Sequence[Verdict]) -> str:
     lines = [f"- {plain(_capital(one.text))} ({plain(one.numbers)})." for one in found if one.tone in ("bad", "mixed")]
-    lines += [f"- Not settled: {plain(one.text)} ({plain(one.numbers)})." for one in found if one.tone == "open"]
+    unsettled = "; ".join(one.text for one in found if one.tone == "open")
+    lines += [f"- Not settled, for lack of images: {plain(unsettled)}."] if unsettled else []
     singles = [(one.change.value, name, one) for name, one in audit.record.singles.items() if one.group != "target"]
     for change, name, one in sorted(singles, key=lambda item: item[0])[:WORST]:
         if change <= -LOSS:

@@ -10,6 +10,7 @@ from efface.cli import check, parse
 from efface.cli.commands.bench import DataFlag, Jobs, JudgeFlag, check_workers, checked_judge, do, files
 from efface.cli.measure import ConceptFlag, EditArgument
 from efface.cli.options import BaseFlag, base_of, say
+from efface.concept import table
 from efface.errors import BadInput
 
 ORDER = 47
@@ -19,7 +20,9 @@ Output = Annotated[
         "--output", "-o", metavar="FOLDER", help="Folder of the results.", show_default="audits/ + the edit's name"
     ),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="The protocol audit-quick: a minute or two, few images.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="The protocol audit-quick: a few minutes, two attacks, few images.")
+]
 ProtocolFlag = Annotated[
     str,
     typer.Option(
@@ -53,11 +56,11 @@ def run(
     where = check.model(model or base_of(loaded))
     from efface.evaluation import audit
 
-    concepts = check.concepts(concept, where) if concept else audit.erased(loaded)
+    known = table(where)
+    concepts = check.concepts(concept, where) if concept else audit.erased(loaded, known)
     bench = audit.for_one(protocols.read(path, where, given, ()), concepts)
     if judge:
         bench = replace(bench, judge=checked_judge(where, judge))
-    from efface.concept import table
     from efface.evaluation.bench.folder import Folder
     from efface.evaluation.bench.run import judge_for
     from efface.evaluation.evaluate import check_judged
@@ -70,12 +73,12 @@ def run(
     planned = audit.audit_jobs(loaded, concepts, bench, base.id)
     decides = judge_for(planned[0])
     if not planned[0].cases:
-        check_judged(concepts, table(where), decides)
+        check_judged(concepts, known, decides)
     folder = Folder(output or Path("audits") / f"{Path(terms[0].path).stem}{'-quick' * quick}")
     check.make_folder(folder.root)
     audit.begin(loaded, planned, folder)
     do(planned, folder, jobs, lenient=True)
-    found = card.Audit(folder.records(planned)[0], folder.attacks(planned), folder.failures(), name)
+    found = card.Audit(folder.records(planned)[0], folder.attacks(planned), folder.failures(planned), name)
     text = card.card(found)
     card.save(text, folder.root / "card.md")
     say("", page.report(folder, folder.root / "index.html", jobs=planned))

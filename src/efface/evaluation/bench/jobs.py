@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from efface import registry
-from efface.concept import Concept, table
+from efface.concept import Concept, Kind, table
 from efface.evaluation.bench.file import Bench, Chosen
 from efface.evaluation.prompts import Case, Plan, preserved
 
@@ -19,8 +20,8 @@ class Job:
     what: "edit", "evaluation" or "attack". model, model_id: where it is loaded from, and the hash of its weights.
     concepts: erased at once; the first is what an attack brings back. preserve: names that the method is told to
     preserve. seed: of method and attack. plan: prompts and seeds of an evaluation; an attack uses its sampling.
-    judge: who decides, "" for the model's own. cases: prompts in place of the plan's. given: the id of an edit that was
-    made elsewhere, which then no job makes.
+    judge: who decides, "" for the model's own. named: what a judge of any names tells apart, () for the model's table.
+    cases: prompts in place of the plan's. given: the id of an edit that was made elsewhere, which then no job makes.
     """
 
     what: str
@@ -35,6 +36,7 @@ class Job:
     attack_seeds: tuple[int, ...] = ()
     metrics: tuple[Chosen, ...] | None = None
     judge: str = ""
+    named: tuple[Concept, ...] = ()
     cases: tuple[Case, ...] = ()
     given: str = ""
 
@@ -46,7 +48,9 @@ class Job:
     @property
     def edit_job(self) -> "Job":
         """Return the job that makes the edit this one is about."""
-        return replace(self, what="edit", attack=None, attack_seeds=(), metrics=None, plan=Plan(), judge="", cases=())
+        return replace(
+            self, what="edit", attack=None, attack_seeds=(), metrics=None, plan=Plan(), judge="", named=(), cases=()
+        )
 
     @property
     def label(self) -> str:
@@ -67,6 +71,7 @@ class Job:
             metrics = None if self.metrics is None else [one.make().instrument() for one in self.metrics]
             values |= {"plan": {k: v for k, v in asdict(self.plan).items() if k != "batch"}, "metrics": metrics}
             values |= {"judge": self.judge, "cases": [asdict(case) for case in self.cases]}
+            values |= {"named": [concept.to_json() for concept in self.named]}
         if self.attack:
             values |= {"attack": registry.to_json(self.attack.make()), "attack_seeds": self.attack_seeds}
         return values
@@ -95,11 +100,16 @@ def on_edit(
     """Return the evaluation of one edit and the attacks on it. given: the id of an edit that is there already."""
     cases = tuple(case for one in bench.prompts for case in one.cases(concepts))
     about = (bench.model, model_id, concepts, preserve, method, seed, bench.plan)
-    judged = Job("evaluation", *about, metrics=bench.metrics, judge=bench.judge, cases=cases, given=given)
-    attacked = [
-        Job("attack", *about, attack, bench.attack_seeds, judge=bench.judge, given=given) for attack in bench.attacks
-    ]
-    return judged, attacked
+    more: dict[str, Any] = {"judge": bench.judge, "named": _named(cases, concepts), "given": given}
+    judged = Job("evaluation", *about, metrics=bench.metrics, cases=cases, **more)
+    return judged, [Job("attack", *about, attack, bench.attack_seeds, **more) for attack in bench.attacks]
+
+
+def _named(cases: Sequence[Case], concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+    """Return what the judge should see in any of the given prompts, each once."""
+    known = {concept.name: concept for concept in concepts}
+    kinds: dict[str, Kind] = {case.label: case.judged for case in cases if case.label}
+    return tuple(known.get(name) or Concept(name, kind=kind) for name, kind in kinds.items())
 
 
 def _sha256(value: Any) -> str:

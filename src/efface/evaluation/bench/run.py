@@ -9,7 +9,7 @@ from typing import Any
 
 from efface import registry
 from efface.attack import Attack, Target
-from efface.concept import Concept, Kind, table
+from efface.concept import table
 from efface.criterion import Shows
 from efface.edits.edit import Edit
 from efface.edits.provenance import git, versions
@@ -83,14 +83,8 @@ def _evaluation(job: Job, folder: Folder, store: Store) -> None:
 
 
 def judge_for(job: Job) -> Judge:
-    """Return who decides; a judge of any names is given those in question, where there is no table of the model.
-
-    Raises what `judge_of` raises.
-    """
-    kinds: dict[str, Kind] = {case.label: case.judged for case in job.cases if case.label}
-    named = {concept.name: concept for concept in job.concepts}
-    asked = tuple(named.get(name) or Concept(name, kind=kind) for name, kind in kinds.items())
-    return judge_of(job.model, job.judge, () if table(job.model) else asked)
+    """Return who decides. Raises what `judge_of` raises."""
+    return judge_of(job.model, job.judge, job.named)
 
 
 def _attack(job: Job, folder: Folder, store: Store) -> None:
