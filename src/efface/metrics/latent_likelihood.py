@@ -52,7 +52,7 @@ class LatentLikelihood(Metric):
                 queries = [Query(text, guidance=1.0) for text in samples.texts[part]]
                 cond = model.hooks().embed(model.contexts(queries)[0])
 
-                def noise(x: Tensor, t: int, cond=cond) -> Tensor:
+                def noise(x: Tensor, t: float | int, cond=cond) -> Tensor:
                     return model.eps(x, torch.tensor(t, device=x.device), cond)
 
                 found.append(log_likelihood(invert(model.family.schedule, clean, steps, noise, self.rounds)).cpu())
