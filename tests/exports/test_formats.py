@@ -96,6 +96,18 @@ def test_a_copy_is_the_edited_model_in_diffusers(source: str, request, tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_a_flow_is_copied(tiny_each: Model, tmp_path: Path):
+    tiny_each.pipe.save_pretrained(tmp_path / "model")
+    model = Model.load(tmp_path / "model")
+    edit = UCE()(model, ["church"])
+    report = export_edit(edit, "diffusers-folder", tmp_path / "copy", tmp_path / "model")
+    assert "outputs of the denoiser, loaded by diffusers: 0 of" in report.checks[1]
+    with edit.applied(model) as edited:
+        for name, value in Model.load(tmp_path / "copy").weights().items():
+            torch.testing.assert_close(value, edited.weights()[name], rtol=1e-6, atol=1e-7)
+
+
 def _spoil(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Let copies be written wrongly."""
     write = stream.write
