@@ -139,8 +139,8 @@ def _unpack(tensors: dict[str, Tensor], header: dict[str, Any]) -> Finding:
             if tensor is not None and not bool(tensor.float().isfinite().all()):
                 raise ValueError(f"the {name} of query {i} have values that are not finite numbers")
         known = {name: plain[name] for name in ("prompt", "seed", "steps", "start", "guidance", "solver")}
-        latents = named.pop("latents")
-        context = None if named["tokens"] is None else Context(**named)
+        latents, tokens = named.pop("latents"), named.pop("tokens")
+        context = None if tokens is None else Context(tokens, **named)
         queries.append(Query(**known, context=context, latents=latents, embedded=plain.get("embedded")))
     scores, success = tuple(header["scores"]), tuple(header["success"])
     if not untrusted.are_numbers(scores) or not all(isinstance(one, bool) for one in success):
