@@ -86,7 +86,8 @@ class Query:
     def _context_hash(self) -> str | None:
         if self.context is None:
             return None
-        named = {"embeds": self.context.tokens[0], "pooled": self.context.pooled}
+        own = self.context
+        named = {"embeds": own.tokens[0], "pooled": own.pooled, "guidance": own.guidance}
         return sha256_tensors({name: value for name, value in named.items() if value is not None})
 
     def __eq__(self, other: object) -> bool:

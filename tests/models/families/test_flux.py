@@ -1,7 +1,9 @@
 """FLUX.1 dev and schnell: equal to diffusers' own pipeline, and edited, trained, guarded, attached and saved."""
 
 import copy
+import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from efface.cli.options import Common
 from efface.context import Context
 from efface.edits.edit import Edit
 from efface.errors import BadEdit, BadModel
+from efface.finding import Finding
 from efface.method import Method
 from efface.methods.esd import ESD
 from efface.methods.negative import NegativePrompt
@@ -252,3 +255,35 @@ def test_the_command_line_erases_and_generates(folder_of, monkeypatch, tmp_path:
         "transformer.time_text_embed.text_embedder.linear_1.weight",
     }
     assert (tmp_path / "sheet.png").is_file()
+
+
+def test_a_finding_holds_the_scale_that_is_read(flux: Model, tmp_path: Path):
+    church = flux.encode(["a church"])
+    asked = (
+        Query("a church", 0, 2, 1.0, embedded=2.0),
+        Query("a church", 0, 2, 1.0, context=replace(church, guidance=torch.tensor([2.0]))),
+        Query("a church", 0, 2, 1.0, context=church),
+    )
+    assert len({query.key for query in asked}) == 3
+    Finding(asked, (0.0, 0.0, 0.0)).save(tmp_path / "found.safetensors")
+    back = Finding.load(tmp_path / "found.safetensors").queries
+    assert back == asked
+    images = flux.generate(back)
+    assert (images[0] - images[1]).abs().max() <= 1e-5
+    assert (images[0] - images[2]).abs().max() > 1e-4
+
+
+def test_an_edit_of_another_family_is_refused(flux: Model, tiny: Model):
+    with pytest.raises(BadEdit, match="another architecture"):
+        UCE()(tiny, ["church"]).check(flux)
+    with pytest.raises(BadEdit, match="another architecture"):
+        UCE()(flux, ["church"]).check(tiny)
+
+
+def test_quantised_weights_are_refused(folder_of, tmp_path: Path):
+    shutil.copytree(folder_of("flux"), tmp_path / "flux")
+    path = tmp_path / "flux" / "transformer" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "quantization_config": {"bits": 4}}), encoding="utf-8")
+    with pytest.raises(BadModel, match="is quantised: its transformer has a quantization_config"):
+        Model.load(tmp_path / "flux")
