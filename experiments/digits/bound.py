@@ -66,7 +66,8 @@ def bound(
     slopes = tuple(sorted((round(x, 4) for x in found.slopes.tolist()), reverse=True))
     return Bound(
         model=name, alpha=alpha, value=round(found.value, 4), moment=found.moment, hits=tuple(found.hits),
-        prompts=how.prompts, steepest=slopes[0], slopes=slopes, **clock(),
+        prompts=how.prompts, steepest=slopes[0], slopes=slopes,
+        **clock(),  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
 
 

@@ -50,9 +50,10 @@ def test_fine_tuning_trains_the_table_with_a_rate_of_its_own(raw):
     assert set(fixed.delta) == set(raw.weights())
 
 
-def test_the_two_readings_differ_in_the_table_s_rate_only():
-    assert replace(FINETUNE, embedding_lr=0.0) == METHODS["fixed prompts"]
-    assert FINETUNE.embedding_lr > FINETUNE.lr
+def test_the_two_readings_differ_in_the_rates_only():
+    fixed = METHODS["fixed prompts"]
+    assert replace(FINETUNE, lr=fixed.lr, embedding_lr=0.0) == fixed
+    assert FINETUNE.embedding_lr > fixed.lr > FINETUNE.lr
 
 
 def test_edits_of_several_training_seeds_stand_side_by_side(tmp_path):
