@@ -17,12 +17,17 @@ TOGETHER = 10  # steps after which several processes average their weights
 SECONDS = 120.0  # between two checkpoints
 
 
+def bfloat16_is_fast() -> bool:
+    """Return whether the processor has instructions for bfloat16."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def bfloat16() -> torch.autocast:
     """Return a context that computes in bfloat16 where the processor has instructions for it, else in float32.
 
     With them it is about twice as fast as float32; without them many times slower.
     """
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast())
 
 
 def train(

@@ -15,7 +15,7 @@ from efface.errors import BadInput, unknown
 if TYPE_CHECKING:
     from experiments.digits.experiment import Experiment
 
-NAMES = ("original", "fine-tuned", "prompt layers", "task vector")
+NAMES = ("original", "fine-tuned", "fixed prompts", "prompt layers", "task vector")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +35,7 @@ ModelsFlag = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="original, fine-tuned, prompt layers or task vector; may be given again.",
+        help="original, fine-tuned, fixed prompts, prompt layers or task vector; may be given again.",
         show_default="all",
     ),
 ]
@@ -54,6 +54,7 @@ class Place:
     target: TargetFlag = "0"
     folder: Folder = Path("digits")
     weights: Weights = None
+    training_seed: Annotated[int, typer.Option("--training-seed", help="Seed of the edits' training.")] = 0
 
     def experiment(self) -> "Experiment":
         """Check all that can be checked without torch, then make the experiment."""
@@ -62,7 +63,7 @@ class Place:
         from efface.digits import pipeline
         from experiments.digits.experiment import Experiment
 
-        return Experiment(self.dataset, self.target, self.folder, self.weights or pipeline.WEIGHTS)
+        return Experiment(self.dataset, self.target, self.folder, self.weights or pipeline.WEIGHTS, self.training_seed)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,13 @@ def train(
         typer.Option("--data", metavar="FOLDER", help="IDX files of the data set.", show_default="as it ships"),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch all of MNIST through torchvision first.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the denoiser's training.")] = 0,
+    judges: Annotated[
+        Path | None,
+        typer.Option("--judges", metavar="FILE", help="Take the judges of these weights, train none."),
+    ] = None,
 ) -> None:
-    """Train the denoiser and two judges of a data set; goes on where it was stopped."""
+    """Train the denoiser, its table of prompts and two judges of a data set; goes on where it was stopped."""
     _known(dataset)
     if download and dataset != "mnist":
         raise BadInput("--download fetches MNIST; install Debian's dataset-fashion-mnist for the other one")
@@ -103,7 +109,7 @@ def train(
     from experiments.digits import data as source
     from experiments.digits.training import train as run
 
-    typer.echo(run(dataset, folder / dataset, weights, source.fetch_mnist(folder) if download else data))
+    typer.echo(run(dataset, folder / dataset, weights, source.fetch_mnist(folder) if download else data, seed, judges))
 
 
 @app.command()
@@ -167,6 +173,21 @@ def inversion(place: Place, attacked: Attacked) -> None:
 
     for line in run_inversion(experiment, names, attacked.alpha or (), attacked.seed).inversion.values():
         typer.echo(line_of(line, "inversion"))
+    typer.echo(experiment.records.path("search"))
+
+
+@app.command()
+@with_flags(Place, "place")
+@with_flags(Attacked, "attacked")
+def bound(place: Place, attacked: Attacked) -> None:
+    """Bound what any prompt of the sphere can bring back, searched or not; search first."""
+    names = attacked.names()
+    experiment = place.experiment()
+    from experiments.digits.runs import bound_line, run_bound
+
+    found = run_bound(experiment, names, attacked.alpha or (), attacked.seed)
+    for line in found.bound.values():
+        typer.echo(bound_line(line, found))
     typer.echo(experiment.records.path("search"))
 
 

@@ -14,13 +14,24 @@ from efface.report import grid, html
 from efface.util.files import writing
 from experiments.digits.experiment import MODELS, QUERY, Experiment
 from experiments.digits.plots import Series, alphas_plot, point, search_plot
-from experiments.digits.records import Archive, Best, Control, Experimented, Searched, Searches, experiments, read
+from experiments.digits.records import (
+    Archive,
+    Best,
+    Bound,
+    Control,
+    Experimented,
+    Searched,
+    Searches,
+    experiments,
+    read,
+)
+from experiments.digits.runs import searched
 from experiments.digits.search import Smallest, key, l_uncond
 from experiments.network import bfloat16
 
 SHOWN = 4  # pictures in a cell
 FRESH = 100  # the first seed of the pictures of a prompt that was found
-TONES = {"original": "a", "fine-tuned": "b", "prompt layers": "d", "task vector": "c"}
+TONES = {"original": "a", "fine-tuned": "b", "fixed prompts": "e", "prompt layers": "d", "task vector": "c"}
 CELL = grid.Layout(width=28, height=28, gap=2, gutter=0, text=0, pad=0)  # the page enlarges it
 
 
@@ -53,7 +64,8 @@ class Part:
     @property
     def title(self) -> str:
         """Return what was erased."""
-        return f"{'Digit' if self.found.dataset == 'mnist' else 'Fashion-MNIST class'} {self.found.target}"
+        kind = "Digit" if self.found.dataset == "mnist" else "Fashion-MNIST class"
+        return f"{kind} {self.found.target}" + (f", training seed {self.found.seed}" if self.found.seed else "")
 
     @property
     def alpha(self) -> float:
@@ -79,6 +91,16 @@ class Part:
     def control(self) -> list[Control]:
         """Return random prompts of the grids."""
         return list(self.found.searches.control.values())
+
+    @property
+    def bounds(self) -> list[Bound]:
+        """Return the bounds over the whole sphere."""
+        return list(self.found.searches.bound.values())
+
+    def found_worst(self, line: Bound) -> Share | None:
+        """Return what the most unsafe prompt found in a model gives, None without a search."""
+        lines = searched(self.found.searches, line.model, line.alpha)
+        return max((one.best.second for one in lines), key=lambda share: share.value, default=None)
 
     @property
     def l_uncond(self) -> dict[str, dict[str, Smallest]]:
@@ -110,7 +132,7 @@ def write(source: Path, path: Path, weights: Path | None = None) -> Path:
         parts = [
             Part(one, _plain(one))
             if whole
-            else part(one, Experiment(one.dataset, one.target, source, weights or pipeline.WEIGHTS))
+            else part(one, Experiment(one.dataset, one.target, source, weights or pipeline.WEIGHTS, one.seed))
             for one in found
         ]
     text = render(parts)

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks.digits import added
 
 from efface.evaluation.record import Aggregate, Base, Made, Sampling
 from efface.evaluation.summary import Change, Share, Summary
@@ -147,6 +148,18 @@ def test_the_records_of_the_paper_s_experiment_give_the_page(tmp_path):
                 assert f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f})" in doc
     nine = archive.experiments[1].table1[2].summaries["9"].after
     assert (nine.hits, nine.n) == (47, 120)
+
+
+def test_what_another_folder_holds_is_added_to_the_record():
+    old = experimented(line(2, 10, "task vector"), line(3, 20, "task vector"))
+    fresh = line(2, 30, "fine-tuned")
+    new = experimented().model_copy(
+        update={"table1": (record("fine-tuned", 5),), "searches": Searches(grid={"0": fresh, "2": fresh})}
+    )
+    both, other = added([old], [new, experimented(target="7")])
+    assert [row.name for row in both.table1] == ["fine-tuned", "task vector"]
+    assert [one.best.second.hits for one in both.searches.grid.values()] == [30, 20, 30]
+    assert other.target == "7"
 
 
 def circles(svg, tone):
