@@ -94,7 +94,9 @@ EXPORTED = [  # (model, format, family, how the keys are named, the tools)
 ]
 
 
-@pytest.mark.parametrize(("name", "to", "family", "layout", "tools"), EXPORTED, ids=[f"{name}-{to}" for name, to, *_ in EXPORTED])
+@pytest.mark.parametrize(
+    ("name", "to", "family", "layout", "tools"), EXPORTED, ids=[f"{name}-{to}" for name, to, *_ in EXPORTED]
+)
 def test_what_efface_exports(name: str, to: str, family: str, layout: str, tools: set[str], request, tmp_path: Path):
     pipe = getattr(own, name)() if name in ("flux", "sd3") else request.getfixturevalue(name).pipe
     config = getattr(pipe, own.part_of(pipe)).config
