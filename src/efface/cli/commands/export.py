@@ -71,11 +71,11 @@ def run(
     fields = _fields(chosen, rank, error, dtype)
     if check_by not in COMPARE:
         raise unknown("value of --check", check_by, COMPARE)
-    terms = parse.terms(expression)
-    parse.check_files([terms])
     if model:
         check.model(model)
     where = _place(chosen, model, output)
+    terms = parse.terms(expression)
+    parse.check_files([terms])
     edit = parse.load(terms)
     named = str(dict(edit.meta.get("base", {})).get("name") or "")
     if not where and not named:

@@ -71,7 +71,7 @@ class StableDiffusion3(TransformerFamily):
         found = {
             "model_index": dict(INDEX),
             "transformer": original.transformer_config(shapes),
-            "vae": {**layout.vae_config(shapes), "scaling_factor": 1.5305, "shift_factor": 0.0609},
+            "vae": {**layout.vae_config(shapes, quant=False), "scaling_factor": 1.5305, "shift_factor": 0.0609},
             "text_encoder": first,
             "text_encoder_2": second,
             "tokenizer": layout.tokenizer_config(first, "<|endoftext|>"),

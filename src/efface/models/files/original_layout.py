@@ -69,10 +69,9 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """Read the autoencoder's configuration; its scaling factor is Stable Diffusion's."""
+def vae_config(shapes: Shapes, quant: bool = True) -> dict[str, Any]:
+    """Read the autoencoder's configuration; its scaling factor is Stable Diffusion's. quant: it has a quant_conv."""
     levels = count(shapes, f"{VAE}encoder.down.{{}}.block.0.conv1.weight")
-    quant = f"{VAE}post_quant_conv.weight" in shapes  # those of 16 channels have none
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [shapes[f"{VAE}encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)],
