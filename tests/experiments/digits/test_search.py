@@ -12,6 +12,7 @@ from experiments.digits.plots import Series, alphas_plot, search_plot, worst_by_
 from experiments.digits.records import (
     Archive,
     Best,
+    Bound,
     Control,
     Experimented,
     GridSearch,
@@ -114,6 +115,33 @@ def test_a_page_about_several_experiments_begins_with_all_of_them():
     assert short.count("not searched") == 3
     assert "right on 9 of 10 held-out pictures" in page
     assert "<img" not in page
+
+
+def test_a_page_without_a_task_vector_has_no_lengths():
+    bare = experimented(line(2, 25, "fine-tuned"), alpha=2.0)
+    bare = bare.model_copy(update={"lengths": None, "seed": 2, "table1": (record("fine-tuned"),)})
+    page = render([Part(bare, {"grid": [], "gradient": [], "inversion": []})])
+    assert "training seed 2" in page
+    assert "Figure 3" in page
+    assert "How long the task vector" not in page
+
+
+def test_a_bound_is_beside_the_worst_prompt_found():
+    two = Bound(
+        model="fine-tuned", alpha=0.0, value=0.5, moment=1, hits=(3, 1), prompts=4000, steepest=1.25, slopes=(1.25,),
+        seconds=1.0, cpu_seconds=1.0,
+    )  # fmt: skip
+    none = two.model_copy(update={"value": 1.0, "model": "task vector", "alpha": 2.0})
+    found = experimented(line(2, 25, "fine-tuned"))
+    searches = found.searches.with_("bound", {"a": two, "b": none})
+    page = render(
+        [Part(found.model_copy(update={"searches": searches}), {"grid": [], "gradient": [], "inversion": []})]
+    )
+    rows = page[page.index("A bound over") :].split("<tr>")
+    assert "50.0 %" in rows[2]
+    assert "25.0 % <small>17.5" in rows[2]
+    assert "no bound below 100 %" in rows[3]
+    assert "not searched" in rows[3]
 
 
 def test_table_1_begins_with_the_original():
