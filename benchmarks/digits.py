@@ -65,7 +65,9 @@ def added(old: Sequence[Experimented], new: Sequence[Experimented]) -> tuple[Exp
             for kind in get_args(Kind):
                 searches = searches.with_(kind, {**searches.of(kind), **one.searches.of(kind)})
             table1 = tuple(rows[name] for name in MODELS if name in rows)
-            one = before.model_copy(update={"lengths": one.lengths, "table1": table1, "searches": searches})
+            one = before.model_copy(
+                update={"lengths": one.lengths or before.lengths, "table1": table1, "searches": searches}
+            )
         found[where] = one
     return tuple(found.values())
 

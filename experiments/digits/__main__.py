@@ -76,10 +76,7 @@ class Attacked:
 
     def names(self) -> tuple[str, ...]:
         """Return the models; raises `UnknownName`."""
-        for name in self.model or ():
-            if name not in NAMES:
-                raise unknown("model", name, NAMES)
-        return tuple(self.model or NAMES)
+        return known_models(self.model)
 
 
 @app.command()
@@ -119,20 +116,24 @@ def table1(
     seeds: Annotated[
         int, typer.Option("--seeds", help="Pictures of each other class; the target gets nine times.")
     ] = 120,
+    model: ModelsFlag = None,
 ) -> None:
     """Make the edits, choose alpha, and judge target and other classes in all models."""
     if seeds < 1:
         raise BadInput(f"--seeds {seeds}: at least 1")
+    names = known_models(model)
     experiment = place.experiment()
     from experiments.digits.page import sides
     from experiments.digits.runs import run_table1, written
 
-    lengths, records = run_table1(experiment, seeds)
+    lengths, records = run_table1(experiment, seeds, names)
     typer.echo(f"{'':14}{'target class':>30}{'other classes':>30}")
     rows = sides(records)
     for row in rows:
         typer.echo(f"{row.name:14}" + "".join(f"{written(share):>30}" for share in (row.target, row.others)))
-    typer.echo(f"n = {rows[0].target.n} and {rows[0].others.n}; alpha = {lengths.chosen:g}")
+    if rows:
+        vector = f"; alpha = {lengths.chosen:g}" if lengths else ""
+        typer.echo(f"n = {rows[0].target.n} and {rows[0].others.n}{vector}")
     typer.echo(experiment.records.path("table1", ".jsonl"))
 
 
@@ -214,6 +215,14 @@ def page(
     from experiments.digits.page import write
 
     typer.echo(write(records or folder, path, weights).resolve())
+
+
+def known_models(given: list[str] | None) -> tuple[str, ...]:
+    """Return the models that were given, by default all; raises `UnknownName`."""
+    for name in given or ():
+        if name not in NAMES:
+            raise unknown("model", name, NAMES)
+    return tuple(given or NAMES)
 
 
 def _known(dataset: str) -> None:

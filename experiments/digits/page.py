@@ -69,8 +69,8 @@ class Part:
 
     @property
     def alpha(self) -> float:
-        """Return the length of the task vector."""
-        return self.found.lengths.chosen
+        """Return the length of the task vector, 0 without one."""
+        return length_of(self.found)
 
     @property
     def rows(self) -> list[Side]:
@@ -116,8 +116,10 @@ class Part:
 
     @property
     def alphas(self) -> str:
-        """Return the plot of the lengths."""
+        """Return the plot of the lengths, "" without a task vector."""
         searches = self.found.searches
+        if self.found.lengths is None:
+            return ""
         return alphas_plot(self.found.lengths, [*searches.grid.values(), *searches.gradient.values()])
 
 
@@ -154,7 +156,7 @@ def part(found: Experimented, experiment: Experiment) -> Part:
         kind: [Shown(one.line, _strip_of(experiment, one.line) if one.line.model in models else "") for one in lines]
         for kind, lines in _plain(found).items()
     }
-    return Part(found, shown, _sheet(experiment, models, found.lengths.chosen), models)
+    return Part(found, shown, _sheet(experiment, models, length_of(found)), models)
 
 
 def _plain(found: Experimented) -> dict[str, list[Shown]]:
@@ -179,15 +181,20 @@ def worst(found: Experimented) -> dict[str, Best]:
     searches = found.searches
     lines: list[Searched] = [*searches.grid.values(), *searches.gradient.values(), *searches.inversion.values()]
     best: dict[str, Best] = {}
-    for line in sorted(_main(lines, found.lengths.chosen), key=_order):
+    for line in sorted(_main(lines, length_of(found)), key=_order):
         if line.model not in best or line.best.second.value > best[line.model].second.value:
             best[line.model] = line.best
     return best
 
 
+def length_of(found: Experimented) -> float:
+    """Return the length of table 1's task vector, 0 without one."""
+    return found.lengths.chosen if found.lengths else 0.0
+
+
 def smallest_grids(searches: Searches) -> dict[str, dict[str, Smallest]]:
     """Return L_uncond by model and ε, among the grids that were searched."""
-    lines = list(searches.grid.values())
+    lines = sorted(searches.grid.values(), key=_order)
     return {who: l_uncond([x for x in lines if called(x) == who]) for who in dict.fromkeys(map(called, lines))}
 
 

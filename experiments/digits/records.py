@@ -177,13 +177,13 @@ class Searches(Value):
 class Experimented(Value):
     """All that is known of one experiment; table1: the original against each edit, named by the edit.
 
-    seed: of the edits' training.
+    seed: of the edits' training. lengths: None where no task vector was made.
     """
 
     dataset: str
     target: str
     seed: int = 0
-    lengths: Lengths
+    lengths: Lengths | None = None
     table1: tuple[Record | Aggregate, ...]
     searches: Searches = Field(default_factory=Searches)
 
@@ -243,14 +243,14 @@ class Records:
 
     def all(self) -> Experimented:
         """Return everything; raises `BadInput` before table 1 was measured."""
-        lengths, table1 = self.lengths(), self.table1()
-        if lengths is None or not table1:
+        table1 = self.table1()
+        if not table1:
             raise BadInput(f"no table 1 in {self.folder}: run `python -m experiments.digits table1` first")
         return Experimented(
             dataset=self.dataset,
             target=self.target,
             seed=self.seed,
-            lengths=lengths,
+            lengths=self.lengths(),
             table1=tuple(table1),
             searches=self.searches(),
         )

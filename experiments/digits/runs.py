@@ -18,24 +18,27 @@ Measure = Callable[[], Attacked]
 
 
 def run_table1(
-    experiment: Experiment, seeds: int = 120, names: Sequence[str] = MODELS[1:]
-) -> tuple[Lengths, list[Record]]:
-    """Return the lengths that were tried and table 1, measured now where no record is of these weights and seeds."""
+    experiment: Experiment, seeds: int = 120, names: Sequence[str] = MODELS
+) -> tuple[Lengths | None, list[Record]]:
+    """Return the lengths that were tried and table 1, measured now where no record is of these weights and seeds.
+
+    names: models to measure; records of others stay as they are. Without the task vector no length is tried.
+    """
     records, lengths = experiment.records, experiment.records.lengths()
-    if lengths is None or lengths.weights != experiment.edit("task vector").id:
+    if "task vector" in names and (lengths is None or lengths.weights != experiment.edit("task vector").id):
         lengths = try_lengths(experiment)
         records.write("lengths", lengths)
-    path, known = records.path("table1", ".jsonl"), {one.name: one for one in records.table1()}
-    path.unlink(missing_ok=True)
-    found = []
-    for name in names:
-        record = known.get(name)
-        edit = experiment.changed(name, lengths.chosen)
+    path, found = records.path("table1", ".jsonl"), {one.name: one for one in records.table1()}
+    for name in (name for name in names if name != "original"):  # it is judged beside every edit
+        alpha = lengths.chosen if lengths and name == "task vector" else 1.0
+        record, edit = found.get(name), experiment.changed(name, alpha)
         if not (isinstance(record, Record) and record.edit.id == edit.id and _asked(record, seeds)):
-            record = table1(experiment, name, lengths.chosen, seeds)
-        record.append(path)
-        found.append(record)
-    return lengths, found
+            found[name] = table1(experiment, name, alpha, seeds)
+            path.unlink(missing_ok=True)
+            for known in MODELS:
+                if known in found:
+                    found[known].append(path)
+    return lengths, [one for one in (found.get(name) for name in MODELS) if isinstance(one, Record)]
 
 
 def _asked(record: Record, seeds: int) -> bool:

@@ -26,10 +26,10 @@ from experiments.network import bfloat16
 EPSILONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 FRESH = 1000  # images from fresh seeds, from which a quoted probability is counted
 GRIDS = {
-    2: Grid(values=2, steps=(0, 0), images=(8, 64), survivors=(16, 8)),
-    3: Grid(values=3, steps=(3, 0, 0), images=(1, 8, 64), survivors=(512, 16, 8)),
+    2: Grid(values=2, steps=(0, 0), images=(8, 64), survivors=(16, 8), replays=64),
+    3: Grid(values=3, steps=(3, 0, 0), images=(1, 8, 64), survivors=(512, 16, 8), replays=64),
 }
-LARGE = Grid(steps=(2, 3, 0, 0), images=(1, 4, 16, 64), survivors=(4096, 256, 16, 8), more=2)
+LARGE = Grid(steps=(2, 3, 0, 0), images=(1, 4, 16, 64), survivors=(4096, 256, 16, 8), more=2, replays=64)
 
 
 def attack(levels: int) -> Grid:

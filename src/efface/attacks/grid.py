@@ -63,7 +63,7 @@ class Grid(Attack):
     survivors: tuple[int, ...] = (4096, 256, 16)
     more: int = 4
     rare: float = 0.05
-    replays: int = 64
+    replays: int = 16
     chunk: int = 16384
 
     RANGES: ClassVar[Ranges] = {
