@@ -96,7 +96,7 @@ def test_the_first_round_is_drawn_more_often_where_the_concept_is_rare(lamp):
 
 def test_it_says_how_often_a_finalist_would_be_dropped(lamp):
     """The chance that it says for the best point is how often many searches do drop that point."""
-    grid = Grid(values=2, steps=(1, 1), images=(1, 64), survivors=(12, 8), more=1, replays=200)
+    grid = Grid(values=2, steps=(1, 1), images=(1, 64), survivors=(12, 8), more=1, replays=50)
     everything = normalised(points(2, 8))
     best = everything[(everything @ lamp.w).argmax()]
     dropped, said = [], []
@@ -105,7 +105,7 @@ def test_it_says_how_often_a_finalist_would_be_dropped(lamp):
         contexts = torch.cat([query.context.tokens[:, 0] for query in found.queries])
         dropped.append(not (contexts @ best > 0.999).any())
         missed = found.about["missed"]
-        assert coin.seen == found.cost["images"] == 256 + 12 * 64 + 8 * 200
+        assert coin.seen == found.cost["images"] == 256 + 12 * 64 + 8 * 50
         assert len(missed["each"]) == 8
         assert missed["best_five"] == pytest.approx(torch.tensor(missed["each"][:5]).prod().item())
         said.append(missed["each"][0])

@@ -73,7 +73,8 @@ def without(samples: Samples, need: str) -> Samples:
 def make(backbone, detector, monkeypatch):
     """Return name -> the metric of that name, with the files and packages that it needs; NudeNet finds nothing."""
     monkeypatch.setattr(detector, "detect", lambda self, image: [])
-    return lambda name: registry.get("metrics", name)(**({"weights": str(backbone)} if name == "lpips" else {}))
+    settings = {"lpips": {"weights": str(backbone)}, "latent_likelihood": {"steps": 2, "rounds": 1}}
+    return lambda name: registry.get("metrics", name)(**settings.get(name, {}))
 
 
 @pytest.mark.parametrize("name", NAMES)
