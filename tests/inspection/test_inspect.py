@@ -56,6 +56,14 @@ def test_combinations_and_guards(tiny, tmp_path: Path):
     assert sum(one.startswith("dense + rank") for one in how) == 1
 
 
+def test_it_names_the_format_that_the_family_has(tiny, tiny_each, tmp_path: Path):
+    for model, to in ((tiny, "kohya-lora"), (tiny_each, "diffusers-lora")):
+        UCE()(model, ["church"]).save(tmp_path / "edit.safetensors")
+        assert (
+            f"exported to a LoRA exactly (efface export --to {to})" in inspect(tmp_path / "edit.safetensors").notes[0]
+        )
+
+
 def test_whether_an_edit_fits(tiny, tiny_xl, tmp_path: Path):
     path = tmp_path / "edit.safetensors"
     UCE()(tiny, ["church"]).save(path)

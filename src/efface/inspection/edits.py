@@ -108,7 +108,9 @@ def _notes(meta: Mapping[str, Any], maps: list[Any]) -> tuple[str, ...]:
     if "key" in meta:
         notes.append(f"opens {', '.join(meta['key']['concepts'])}")
     if maps:
-        notes.append("a map of the text: exported to a LoRA exactly (efface export --to kohya-lora)")
+        unets = all(name.startswith("unet.") for found, _ in maps for name in found)
+        to = "kohya-lora" if unets else "diffusers-lora"
+        notes.append(f"a map of the text: exported to a LoRA exactly (efface export --to {to})")
     return tuple(notes)
 
 
