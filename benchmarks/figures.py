@@ -33,7 +33,6 @@ from efface.evaluation.prompts import preserved
 from efface.evaluation.stats import wilson
 from efface.evaluation.summary import Share
 from efface.judges.mini import judge
-from efface.methods.aside_tmp import asides
 from efface.models.learned_prompt import unlocked
 from efface.models.model import Model
 from efface.models.purification import purify
@@ -103,13 +102,11 @@ def trained(method: str, fields: Fields) -> Edit:
     if not path.exists():
         model, known = mini()
         concept = known[CONCEPT]
-        with asides() as found:
-            edit = registry.get("methods", method).preset("mini", **fields)(
-                model, concept, preserved(concept, known), seed=0
-            )
+        made = registry.get("methods", method).preset("mini", **fields)
+        edit, by_products = made.run(model, concept, preserved(concept, known), seed=0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for name, aside in found.items():
-            aside.save(path.with_suffix(f".{name}.safetensors"))
+        for name, one in by_products.items():
+            one.save(path.with_suffix(f".{name}.safetensors"))
         edit.save(path)
     return Edit.load(path)
 
