@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,9 @@ class Copy(Export):
         )
         return Verified(errors, total / max(size, 1e-30), checks)
 
+    @abstractmethod
     def load(self, base: Base, out: Path, configs: Path) -> Any:
         """Return the copy's denoiser as diffusers loads it; configs: an empty folder for a configuration."""
-        raise NotImplementedError
 
     def _outputs(self, base: Base, out: Path, new: Mapping[str, Tensor], compare: Compare) -> str:
         reason = "only the weights were asked for" if compare == "weights" else ""
