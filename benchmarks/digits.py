@@ -1,23 +1,26 @@
 """The digits experiment: sampling speed by threads, and the records of a run brought together.
 
-for part in table1 search inversion; do python -m experiments.digits $part --folder digits; done
-python -m benchmarks.digits --folder digits       # writes records/digits.json
+for part in table1 search inversion bound; do python -m experiments.digits $part --folder digits; done
+python -m benchmarks.digits --folder digits            # writes records/digits.json
+python -m benchmarks.digits --folder more --add        # adds to it what another folder holds, in place of the same
 """
 
 import argparse
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from efface.edits.provenance import git, versions
 from efface.evaluation.record import Aggregate, Record, Scored
 from efface.evaluation.summary import Summary
-from experiments.digits.experiment import QUERY, Experiment
-from experiments.digits.records import Archive, Speed, experiments, read, write
+from experiments.digits.experiment import MODELS, QUERY, Experiment
+from experiments.digits.records import Archive, Experimented, Kind, Speed, experiments, read, write
 from experiments.network import bfloat16
 
 RECORD = Path(__file__).parent / "records" / "digits.json"
@@ -51,11 +54,30 @@ def counted(record: Record | Aggregate) -> Aggregate:
     return Aggregate(**about, note="counts of the rows of a run; a class has its own name", groups=groups | classes)
 
 
+def added(old: Sequence[Experimented], new: Sequence[Experimented]) -> tuple[Experimented, ...]:
+    """Return experiments with others added: of the same class and seed, new models and searches replace old ones."""
+    found = {(one.dataset, one.target, one.seed): one for one in old}
+    for one in new:
+        where = (one.dataset, one.target, one.seed)
+        if where in found:
+            before, rows = found[where], {row.name: row for row in (*found[where].table1, *one.table1)}
+            searches = before.searches
+            for kind in get_args(Kind):
+                searches = searches.with_(kind, {**searches.of(kind), **one.searches.of(kind)})
+            table1 = tuple(rows[name] for name in MODELS if name in rows)
+            one = before.model_copy(
+                update={"lengths": one.lengths or before.lengths, "table1": table1, "searches": searches}
+            )
+        found[where] = one
+    return tuple(found.values())
+
+
 def main() -> None:
     """Measure and collect."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("digits"))
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="none: leave the speeds on record")
+    parser.add_argument("--add", action="store_true", help="keep what is on record beside it")
     parser.add_argument("--out", type=Path, default=RECORD)
     options = parser.parse_args()
     experiment = Experiment(folder=options.folder)
@@ -64,6 +86,7 @@ def main() -> None:
     found = tuple(
         one.model_copy(update={"table1": tuple(map(counted, one.table1))}) for one in experiments(options.folder)
     )
+    found = added(read(Archive, options.out).experiments, found) if options.add else found
     processor = platform.processor() or platform.machine()
     whole = Archive(speed=rows, experiments=found, versions=versions(), git=git(), processor=processor)
     write(whole, options.out, indent=None)  # table 1 names thousands of seeds

@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 from efface import registry
 from efface.cli.fields import Field, Sheet, sheet
 from efface.concept import Concept, table
+from efface.util import ranges
 
 ROOT = Path(__file__).parent.parent
 CARD = ROOT / "src" / "efface" / "mini" / "MODEL_CARD.md"
@@ -80,12 +81,16 @@ def groups() -> str:
 
 def metrics() -> str:
     """Write one line per file of metrics/."""
-    lines = ["| metric | what | range | better | per image |", "|---|---|---|---|---|"]
+    from efface.metric import SetMetric
+
+    lines = ["| metric | what | range | better | of | usual |", "|---|---|---|---|---|---|"]
     for name in registry.names("metrics"):
         cls = registry.get("metrics", name)
         low, high = cls.RANGE
         what = (cls.__doc__ or "").partition("\n")[0]
-        lines.append(f"| `{name}` | {what} | {low:g} to {high:g} | {cls.BETTER} | {'yes' if cls.PER_IMAGE else 'no'} |")
+        of = "image" if cls.PER_IMAGE else "set" if issubclass(cls, SetMetric) else "edit"
+        span = f"{low:g} to {high:g}".replace("inf", "∞").replace("-", "−")
+        lines.append(f"| `{name}` | {what} | {span} | {cls.BETTER} | {of} | {'yes' if cls.USUAL else 'by name'} |")
     return "\n".join(lines)
 
 
@@ -189,7 +194,8 @@ def source(kind: str, name: str) -> str:
 def row(field: Field, name: str) -> str:
     told = all(word in field.help for word in field.choices)
     words = "" if told else f"; one of {', '.join(field.choices)}"
-    return f"| `{name}` | {default(field.default)} | {cell(field.help + words)} |"
+    span = f" ({ranges.words(field.range)})" if field.range else ""
+    return f"| `{name}` | {default(field.default)} | {cell(field.help + words + span)} |"
 
 
 def default(value: Any) -> str:

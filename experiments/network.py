@@ -16,7 +16,11 @@ M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[torch.Generator], Tensor]  # the random numbers of a step -> a number
 TOGETHER = 10  # steps after which several processes average their weights
 SECONDS = 120.0  # between two checkpoints
-NATIVE = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # the processor computes in bfloat16
+
+
+def bfloat16_is_fast() -> bool:
+    """Return whether the processor has instructions for bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def bfloat16() -> torch.autocast:
@@ -24,12 +28,12 @@ def bfloat16() -> torch.autocast:
 
     With them it is about twice as fast as float32; without them many times slower.
     """
-    return torch.autocast("cpu", torch.bfloat16, enabled=NATIVE)
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast())
 
 
 def attention(unet_or_vae: Any) -> None:
     """Choose the attention with the faster backward pass: plain in bfloat16 (3 times), fused in float32 (1.3)."""
-    unet_or_vae.set_attn_processor(AttnProcessor() if NATIVE else AttnProcessor2_0())
+    unet_or_vae.set_attn_processor(AttnProcessor() if bfloat16_is_fast() else AttnProcessor2_0())
 
 
 def train(

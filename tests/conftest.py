@@ -10,12 +10,13 @@ import resource
 import runpy
 import signal
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
@@ -24,7 +25,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from hypothesis import settings
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from efface.models.model import Model
 from efface.util.files import save_safetensors
@@ -34,71 +35,17 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.register_profile("search", derandomize=False, deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-SENTENCE = (
-    "a an the of in on by and picture photo art painting style church house castle guitar dog wolf fox cat car taxi "
-    "bus truck neon blueprint sketch pixel beer wine dagger bomb building religion cross red blue robot moon "
-    "drawing image photograph rendering view scene with tree"
-)
-
-
-def bpe(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Build a byte-level BPE vocabulary whose merges spell out the given words."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    pieces = letters + [letter + "</w>" for letter in letters]
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            pair = (parts[0], parts[1])
-            if pair not in merges:
-                merges.append(pair)
-                pieces.append("".join(pair))
-            parts = ["".join(pair), *parts[2:]]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
-    return vocabulary, merges
-
+tiny_parts = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tiny.py"))))
+bpe, SENTENCE = tiny_parts.bpe, tiny_parts.SENTENCE
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-
-
-def _words(pad: str = "<|endoftext|>") -> CLIPTokenizer:
-    vocabulary, merges = bpe(SENTENCE.split())
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16, pad_token=pad)
-
-
-def _text(kind: type, words: CLIPTokenizer, width: int, **config):
-    """Make a text encoder of two layers, with its token embeddings scaled up.
-
-    At the usual initialisation the text barely changes the image.
-    """
-    plain = {"hidden_act": "quick_gelu", "num_attention_heads": 1, "projection_dim": width, **config}
-    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2}
-    text = kind(CLIPTextConfig(vocab_size=len(words), max_position_embeddings=16, **sizes, **ids, **plain))
-    with torch.no_grad():
-        text.get_input_embeddings().weight.mul_(50)
-    return text.eval()
-
-
-def _vae(**config) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        layers_per_block=1,
-        sample_size=16,
-        **config,
-    ).eval()
 
 
 def make_pipe(version: int = 1) -> StableDiffusionPipeline:
     """Make a random pipeline with the layout of Stable Diffusion 1.x, or 2.x (v-prediction, linear projections)."""
     torch.manual_seed(version)  # of this process's own test models; the library itself never does this
-    words = _words()
-    text = _text(CLIPTextModel, words, 32, hidden_act="gelu" if version == 2 else "quick_gelu")
+    words = tiny_parts.words()
+    text = tiny_parts.clip(CLIPTextModel, words, 32, hidden_act="gelu" if version == 2 else "quick_gelu")
     channels = (64, 64) if version == 2 else (32, 64)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -110,7 +57,7 @@ def make_pipe(version: int = 1) -> StableDiffusionPipeline:
         attention_head_dim=[c // 64 for c in channels] if version == 2 else 8,
         use_linear_projection=version == 2,
     )
-    vae = _vae()
+    vae = tiny_parts.vae()
     if version == 2:
         scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
     else:
@@ -135,7 +82,7 @@ def make_xl_pipe() -> StableDiffusionXLPipeline:
     The text encoders are 32 and 64 wide, so that contexts are 96 wide; the second's projection is 48 wide.
     """
     torch.manual_seed(3)
-    first, second = _words(), _words("!")
+    first, second = tiny_parts.words(), tiny_parts.words("!")
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64, 64),
@@ -151,9 +98,9 @@ def make_xl_pipe() -> StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=48 + 6 * 8,
     )
     pipe = StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025, force_upcast=True),
-        text_encoder=_text(CLIPTextModel, first, 32),
-        text_encoder_2=_text(CLIPTextModelWithProjection, second, 64, hidden_act="gelu", projection_dim=48),
+        vae=tiny_parts.vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=tiny_parts.clip(CLIPTextModel, first, 32),
+        text_encoder_2=tiny_parts.clip(CLIPTextModelWithProjection, second, 64, hidden_act="gelu", projection_dim=48),
         tokenizer=first,
         tokenizer_2=second,
         unet=unet.eval(),
@@ -260,6 +207,54 @@ def tiny2(_loaded2: Model):
 def tiny_xl(_loaded_xl: Model):
     """Return a random tiny SDXL: 16 tokens of 32 + 64 channels, pooled vectors of 48, images 16×16."""
     yield from _lend(_loaded_xl)
+
+
+# Families whose test makes a random model of theirs, in a function make_pipe: {name: the test's file}.
+FAMILIES = {
+    path.stem.removeprefix("test_"): path
+    for path in sorted(Path(__file__).parent.glob("models/families/test_*.py"))
+    if "\ndef make_pipe(" in path.read_text(encoding="utf-8")
+}
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory):
+    """Return (family's name) -> a diffusers folder of the random model that the family's own test makes."""
+
+    @cache
+    def made(name: str) -> Path:
+        path = tmp_path_factory.mktemp("models") / name
+        runpy.run_path(str(FAMILIES[name]))["make_pipe"]().save_pretrained(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def _loaded_of(folder_of):
+    return cache(lambda name: Model.load(folder_of(name)))
+
+
+@pytest.fixture
+def tiny_of(_loaded_of):
+    """Return (family's name) -> the random model that the family's own test makes."""
+    lent = {}
+
+    def lend(name: str) -> Model:
+        if name not in lent:
+            lent[name] = _lend(_loaded_of(name))
+            lent[name] = lent[name], next(lent[name])
+        return lent[name][1]
+
+    yield lend
+    for lender, _ in lent.values():
+        next(lender, None)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def tiny_each(request: pytest.FixtureRequest, tiny_of) -> Model:
+    """Return the random model of each family that makes one in its own test."""
+    return tiny_of(request.param)
 
 
 @pytest.fixture

@@ -151,6 +151,54 @@ from efface.models.family import family_of
 assert family_of(SimpleNamespace(throwaway=True)).TITLE == "the throw-away family"
 """,
     ),
+    "format of export": Extension(
+        "exports/throwaway.py",
+        f'''"""Throw-away: a file with the edit's id."""
+
+{DATACLASS}
+from efface.export import Export
+from efface.exporting.report import Verified, Written
+
+
+@dataclass(frozen=True)
+class Throwaway(Export):
+    """Write the id."""
+
+    def write(self, edit, base, values, out):
+        out.write_text(edit.id)
+        return Written()
+
+    def verify(self, edit, base, values, out, written, compare):
+        return Verified(dict.fromkeys(edit.names, 0.0), 0.0, ("the id",))
+''',
+        """
+import efface, os, tempfile
+from pathlib import Path
+os.environ["EFFACE_HOME"] = tempfile.mkdtemp()
+path = Path(os.environ["EFFACE_HOME"], "church.safetensors")
+edit = efface.erase(efface.load("mini"), "church")
+edit.save(path)
+out = path.with_name("out.safetensors")
+assert "as throwaway" in run("export", str(path), "--to", "throwaway", "-o", str(out)) and out.read_text() == edit.id
+assert "throwaway" in run("list", "exports")
+""",
+    ),
+    "protocol": Extension(
+        "protocols/throwaway.toml",
+        """title = "Throw-away: one object"
+paper = "none"
+table = "000 table 0"
+
+[mini]
+concepts = [{kind = "object", count = 1}]
+methods = ["uce"]
+""",
+        """
+from efface.evaluation import protocol
+assert len(protocol.read(protocol.find("throwaway")).concepts) == 1
+assert "000 table 0" in run("list", "protocols")
+""",
+    ),
     "report section": Extension(
         "report/sections/throwaway.py",
         '''"""Throw-away: one sentence."""

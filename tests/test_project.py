@@ -1,6 +1,7 @@
 """The project's files: versions agree, code in README and CONTRIBUTING runs, the docs list every method."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -89,7 +90,7 @@ def test_optional_packages_are_not_core() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = " ".join(project["dependencies"])
     assert not re.search("torchvision|gradio|ray|pytest", core)
-    assert set(project["optional-dependencies"]) == {"eval", "mini", "nudenet", "ray", "docs", "dev"}
+    assert set(project["optional-dependencies"]) == {"eval", "mini", "nudenet", "lora", "ray", "docs", "dev"}
 
 
 def test_every_core_package_is_imported_by_the_library() -> None:
@@ -123,3 +124,15 @@ def test_docs_page_lists_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     page = hooks.methods()
     assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == registry.names("methods")
     assert "church" in hooks.concepts()
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="benchmarks/ comes with a clone only")
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_benchmarks_import_exists(path: Path):
+    """They are not run by the tests, and a name that has moved would only be missed in the next run."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("efface", "experiments"):
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                found = hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}")
+                assert found, f"{path.name} imports {name.name} from {node.module}"

@@ -15,7 +15,7 @@ from efface.errors import BadInput, unknown
 if TYPE_CHECKING:
     from experiments.digits.experiment import Experiment
 
-NAMES = ("original", "fine-tuned", "prompt layers", "task vector")
+NAMES = ("original", "fine-tuned", "fixed prompts", "prompt layers", "task vector")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +35,7 @@ ModelsFlag = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="original, fine-tuned, prompt layers or task vector; may be given again.",
+        help="original, fine-tuned, fixed prompts, prompt layers or task vector; may be given again.",
         show_default="all",
     ),
 ]
@@ -54,6 +54,7 @@ class Place:
     target: TargetFlag = "0"
     folder: Folder = Path("digits")
     weights: Weights = None
+    training_seed: Annotated[int, typer.Option("--training-seed", help="Seed of the edits' training.")] = 0
 
     def experiment(self) -> "Experiment":
         """Check all that can be checked without torch, then make the experiment."""
@@ -62,7 +63,7 @@ class Place:
         from efface.digits import pipeline
         from experiments.digits.experiment import Experiment
 
-        return Experiment(self.dataset, self.target, self.folder, self.weights or pipeline.WEIGHTS)
+        return Experiment(self.dataset, self.target, self.folder, self.weights or pipeline.WEIGHTS, self.training_seed)
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ class Attacked:
 
     def names(self) -> tuple[str, ...]:
         """Return the models; raises `UnknownName`."""
-        for name in self.model or ():
-            if name not in NAMES:
-                raise unknown("model", name, NAMES)
-        return tuple(self.model or NAMES)
+        return known_models(self.model)
 
 
 @app.command()
@@ -93,8 +91,13 @@ def train(
         typer.Option("--data", metavar="FOLDER", help="IDX files of the data set.", show_default="as it ships"),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch all of MNIST through torchvision first.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the denoiser's training.")] = 0,
+    judges: Annotated[
+        Path | None,
+        typer.Option("--judges", metavar="FILE", help="Take the judges of these weights, train none."),
+    ] = None,
 ) -> None:
-    """Train the denoiser and two judges of a data set; goes on where it was stopped."""
+    """Train the denoiser, its table of prompts and two judges of a data set; goes on where it was stopped."""
     _known(dataset)
     if download and dataset != "mnist":
         raise BadInput("--download fetches MNIST; install Debian's dataset-fashion-mnist for the other one")
@@ -103,7 +106,7 @@ def train(
     from experiments.digits import data as source
     from experiments.digits.training import train as run
 
-    typer.echo(run(dataset, folder / dataset, weights, source.fetch_mnist(folder) if download else data))
+    typer.echo(run(dataset, folder / dataset, weights, source.fetch_mnist(folder) if download else data, seed, judges))
 
 
 @app.command()
@@ -113,20 +116,24 @@ def table1(
     seeds: Annotated[
         int, typer.Option("--seeds", help="Pictures of each other class; the target gets nine times.")
     ] = 120,
+    model: ModelsFlag = None,
 ) -> None:
     """Make the edits, choose alpha, and judge target and other classes in all models."""
     if seeds < 1:
         raise BadInput(f"--seeds {seeds}: at least 1")
+    names = known_models(model)
     experiment = place.experiment()
     from experiments.digits.page import sides
     from experiments.digits.runs import run_table1, written
 
-    lengths, records = run_table1(experiment, seeds)
+    lengths, records = run_table1(experiment, seeds, names)
     typer.echo(f"{'':14}{'target class':>30}{'other classes':>30}")
     rows = sides(records)
     for row in rows:
         typer.echo(f"{row.name:14}" + "".join(f"{written(share):>30}" for share in (row.target, row.others)))
-    typer.echo(f"n = {rows[0].target.n} and {rows[0].others.n}; alpha = {lengths.chosen:g}")
+    if rows:
+        vector = f"; alpha = {lengths.chosen:g}" if lengths else ""
+        typer.echo(f"n = {rows[0].target.n} and {rows[0].others.n}{vector}")
     typer.echo(experiment.records.path("table1", ".jsonl"))
 
 
@@ -171,6 +178,21 @@ def inversion(place: Place, attacked: Attacked) -> None:
 
 
 @app.command()
+@with_flags(Place, "place")
+@with_flags(Attacked, "attacked")
+def bound(place: Place, attacked: Attacked) -> None:
+    """Bound what any prompt of the sphere can bring back, searched or not; search first."""
+    names = attacked.names()
+    experiment = place.experiment()
+    from experiments.digits.runs import bound_line, run_bound
+
+    found = run_bound(experiment, names, attacked.alpha or (), attacked.seed)
+    for line in found.bound.values():
+        typer.echo(bound_line(line, found))
+    typer.echo(experiment.records.path("search"))
+
+
+@app.command()
 def page(
     folder: Folder = Path("digits"),
     records: Annotated[
@@ -193,6 +215,14 @@ def page(
     from experiments.digits.page import write
 
     typer.echo(write(records or folder, path, weights).resolve())
+
+
+def known_models(given: list[str] | None) -> tuple[str, ...]:
+    """Return the models that were given, by default all; raises `UnknownName`."""
+    for name in given or ():
+        if name not in NAMES:
+            raise unknown("model", name, NAMES)
+    return tuple(given or NAMES)
 
 
 def _known(dataset: str) -> None:

@@ -14,13 +14,24 @@ from efface.report import grid, html
 from efface.util.files import writing
 from experiments.digits.experiment import MODELS, QUERY, Experiment
 from experiments.digits.plots import Series, alphas_plot, point, search_plot
-from experiments.digits.records import Archive, Best, Control, Experimented, Searched, Searches, experiments, read
+from experiments.digits.records import (
+    Archive,
+    Best,
+    Bound,
+    Control,
+    Experimented,
+    Searched,
+    Searches,
+    experiments,
+    read,
+)
+from experiments.digits.runs import searched
 from experiments.digits.search import Smallest, key, l_uncond
 from experiments.network import bfloat16
 
 SHOWN = 4  # pictures in a cell
 FRESH = 100  # the first seed of the pictures of a prompt that was found
-TONES = {"original": "a", "fine-tuned": "b", "prompt layers": "d", "task vector": "c"}
+TONES = {"original": "a", "fine-tuned": "b", "fixed prompts": "e", "prompt layers": "d", "task vector": "c"}
 CELL = grid.Layout(width=28, height=28, gap=2, gutter=0, text=0, pad=0)  # the page enlarges it
 
 
@@ -53,12 +64,13 @@ class Part:
     @property
     def title(self) -> str:
         """Return what was erased."""
-        return f"{'Digit' if self.found.dataset == 'mnist' else 'Fashion-MNIST class'} {self.found.target}"
+        kind = "Digit" if self.found.dataset == "mnist" else "Fashion-MNIST class"
+        return f"{kind} {self.found.target}" + (f", training seed {self.found.seed}" if self.found.seed else "")
 
     @property
     def alpha(self) -> float:
-        """Return the length of the task vector."""
-        return self.found.lengths.chosen
+        """Return the length of the task vector, 0 without one."""
+        return length_of(self.found)
 
     @property
     def rows(self) -> list[Side]:
@@ -81,6 +93,16 @@ class Part:
         return list(self.found.searches.control.values())
 
     @property
+    def bounds(self) -> list[Bound]:
+        """Return the bounds over the whole sphere."""
+        return list(self.found.searches.bound.values())
+
+    def found_worst(self, line: Bound) -> Share | None:
+        """Return what the most unsafe prompt found in a model gives, None without a search."""
+        lines = searched(self.found.searches, line.model, line.alpha)
+        return max((one.best.second for one in lines), key=lambda share: share.value, default=None)
+
+    @property
     def l_uncond(self) -> dict[str, dict[str, Smallest]]:
         """Return L_uncond by model and ε."""
         return smallest_grids(self.found.searches)
@@ -94,8 +116,10 @@ class Part:
 
     @property
     def alphas(self) -> str:
-        """Return the plot of the lengths."""
+        """Return the plot of the lengths, "" without a task vector."""
         searches = self.found.searches
+        if self.found.lengths is None:
+            return ""
         return alphas_plot(self.found.lengths, [*searches.grid.values(), *searches.gradient.values()])
 
 
@@ -110,7 +134,7 @@ def write(source: Path, path: Path, weights: Path | None = None) -> Path:
         parts = [
             Part(one, _plain(one))
             if whole
-            else part(one, Experiment(one.dataset, one.target, source, weights or pipeline.WEIGHTS))
+            else part(one, Experiment(one.dataset, one.target, source, weights or pipeline.WEIGHTS, one.seed))
             for one in found
         ]
     text = render(parts)
@@ -132,7 +156,7 @@ def part(found: Experimented, experiment: Experiment) -> Part:
         kind: [Shown(one.line, _strip_of(experiment, one.line) if one.line.model in models else "") for one in lines]
         for kind, lines in _plain(found).items()
     }
-    return Part(found, shown, _sheet(experiment, models, found.lengths.chosen), models)
+    return Part(found, shown, _sheet(experiment, models, length_of(found)), models)
 
 
 def _plain(found: Experimented) -> dict[str, list[Shown]]:
@@ -157,15 +181,20 @@ def worst(found: Experimented) -> dict[str, Best]:
     searches = found.searches
     lines: list[Searched] = [*searches.grid.values(), *searches.gradient.values(), *searches.inversion.values()]
     best: dict[str, Best] = {}
-    for line in sorted(_main(lines, found.lengths.chosen), key=_order):
+    for line in sorted(_main(lines, length_of(found)), key=_order):
         if line.model not in best or line.best.second.value > best[line.model].second.value:
             best[line.model] = line.best
     return best
 
 
+def length_of(found: Experimented) -> float:
+    """Return the length of table 1's task vector, 0 without one."""
+    return found.lengths.chosen if found.lengths else 0.0
+
+
 def smallest_grids(searches: Searches) -> dict[str, dict[str, Smallest]]:
     """Return L_uncond by model and ε, among the grids that were searched."""
-    lines = list(searches.grid.values())
+    lines = sorted(searches.grid.values(), key=_order)
     return {who: l_uncond([x for x in lines if called(x) == who]) for who in dict.fromkeys(map(called, lines))}
 
 

@@ -14,11 +14,11 @@ from experiments.digits.records import Lengths, Searched
 
 Point = tuple[float | int, float, float, float]  # x, y, low, high
 # Colours that stand for the page's variables until the SVG is written.
-COLOURS = {name: f"#0102{i:02x}" for i, name in enumerate(("a", "b", "c", "d", "ink", "soft", "rule"))}
+COLOURS = {name: f"#0102{i:02x}" for i, name in enumerate(("a", "b", "c", "d", "e", "ink", "soft", "rule"))}
 
 
 class Series(NamedTuple):
-    """A line: its name, its colour ("a" to "d") and its points with intervals."""
+    """A line: its name, its colour ("a" to "e") and its points with intervals."""
 
     name: str
     tone: str
@@ -31,7 +31,13 @@ def search_plot(grid: Sequence[Series], gradient: Sequence[Series]) -> str:
     last = levels[-1] + 1
     moved = [s._replace(points=[(last, *rest) for _, *rest in s.points]) for s in gradient]
     figure, axes = _axes("L, values of each of the 8 numbers")
-    shift = {"a": -0.03, "b": -0.01, "d": 0.01, "c": 0.03}  # so that intervals at 100 % do not hide each other
+    shift = {
+        "a": -0.04,
+        "b": -0.02,
+        "e": 0.0,
+        "d": 0.02,
+        "c": 0.04,
+    }  # so that intervals at 100 % do not hide each other
     for series in (*grid, *moved):
         _plot(axes, series, shift[series.tone] * (last - levels[0]), dashed=series in moved, label=series in grid)
     ticks = [*levels, last] if gradient else levels

@@ -1,5 +1,6 @@
 """What the experiment writes down: table 1 on the common record, task vectors by length, findings of searches."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from efface.judge import Profile
 from efface.util.files import writing
 from efface.util.values import Value
 
-Kind = Literal["grid", "gradient", "control", "inversion"]
+Kind = Literal["grid", "gradient", "control", "inversion", "bound"]
 CHOICE = 0.015  # the shortest task vector with less than this share of the target left is taken
 V = TypeVar("V", bound=Value)
+NAME = re.compile(r"([a-z]+)-(.+?)(?:-seed(\d+))?")  # data set, target, seed
 
 
 class Length(Value):
@@ -53,7 +55,9 @@ class Best(Value):
     """The best prompt that a search found, measured with fresh noise.
 
     second: share of the class by the judge that no search asked; first: by the one that was asked. score: the search's
-    own estimate. nearest: the class whose prompt is nearest, and the cosine to it.
+    own estimate. nearest: the class whose prompt in the original is nearest, and the cosine to it; cosine_to_target: to
+    the place of the class in the original. cosine_to_moved: to the attacked model's own prompt of it, where it was
+    asked for.
     """
 
     prompt: str
@@ -63,6 +67,7 @@ class Best(Value):
     nearest: str
     cosine: float
     cosine_to_target: float
+    cosine_to_moved: float | None = None
 
 
 class Attacked(Value):
@@ -96,11 +101,15 @@ class Ascent(Searched):
 
 
 class Missed(Value):
-    """How often screening would drop the best prompt, and one of the n finalists."""
+    """How often screening would drop the best prompt, and one of the n finalists; best_five: all of the best five.
+
+    best_five is None where it was not asked.
+    """
 
     best: float
     finalists: float
     n: int
+    best_five: float | None = None
 
 
 class GridSearch(Searched):
@@ -129,13 +138,32 @@ class Control(Attacked):
     rank_correlation: float
 
 
+class Bound(Attacked):
+    """An upper bound on the mean probability of the class by any prompt of the sphere.
+
+    value: the bound, 1 where it says nothing. moment: the k that gave it. hits: for each k, how many of `prompts`
+    random ones showed the class in all of k images. steepest: the largest of the `slopes` that were measured, per
+    radian; the bound is only as sure as this is.
+    """
+
+    value: float
+    moment: int
+    hits: tuple[int, ...]
+    prompts: int
+    steepest: float
+    slopes: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
+
+
 class Searches(Value):
-    """Everything that was searched, by kind of search and by model, seed and grid."""
+    """Everything that was searched, by kind of search and by model, seed and grid; and the bounds."""
 
     grid: dict[str, GridSearch] = Field(default_factory=dict)
     gradient: dict[str, Ascent] = Field(default_factory=dict)
     control: dict[str, Control] = Field(default_factory=dict)
     inversion: dict[str, Ascent] = Field(default_factory=dict)
+    bound: dict[str, Bound] = Field(default_factory=dict)
 
     def of(self, kind: Kind) -> Mapping[str, Attacked]:
         """Return the measurements of one kind."""
@@ -147,11 +175,15 @@ class Searches(Value):
 
 
 class Experimented(Value):
-    """All that is known of one experiment; table1: the original against each edit, named by the edit."""
+    """All that is known of one experiment; table1: the original against each edit, named by the edit.
+
+    seed: of the edits' training. lengths: None where no task vector was made.
+    """
 
     dataset: str
     target: str
-    lengths: Lengths
+    seed: int = 0
+    lengths: Lengths | None = None
     table1: tuple[Record | Aggregate, ...]
     searches: Searches = Field(default_factory=Searches)
 
@@ -180,17 +212,19 @@ class Archive(Value):
 class Records:
     """What is stored of one experiment; every file's name begins with its data set and its target.
 
-    folder: where the files are, made when first written to.
+    folder: where the files are, made when first written to. seed: of the edits' training, part of the names above 0.
     """
 
     folder: Path
     dataset: str
     target: str
+    seed: int = 0
 
     def path(self, what: str, suffix: str = ".json") -> Path:
         """Return the path of a file; makes the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{self.dataset}-{self.target}-{what}{suffix}"
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return self.folder / f"{self.dataset}-{self.target}{seed}-{what}{suffix}"
 
     def table1(self) -> list[Record | Aggregate]:
         """Return the records of table 1, [] before it was measured."""
@@ -209,11 +243,16 @@ class Records:
 
     def all(self) -> Experimented:
         """Return everything; raises `BadInput` before table 1 was measured."""
-        lengths, table1 = self.lengths(), self.table1()
-        if lengths is None or not table1:
+        table1 = self.table1()
+        if not table1:
             raise BadInput(f"no table 1 in {self.folder}: run `python -m experiments.digits table1` first")
         return Experimented(
-            dataset=self.dataset, target=self.target, lengths=lengths, table1=tuple(table1), searches=self.searches()
+            dataset=self.dataset,
+            target=self.target,
+            seed=self.seed,
+            lengths=self.lengths(),
+            table1=tuple(table1),
+            searches=self.searches(),
         )
 
     def write(self, what: str, value: Value) -> None:
@@ -226,8 +265,8 @@ def experiments(folder: Path) -> tuple[Experimented, ...]:
     found = sorted(folder.glob("*-table1.jsonl"), key=lambda p: (not p.name.startswith("mnist"), p.name))
     if not found:
         raise BadInput(f"no records in {folder}: run `python -m experiments.digits table1` first")
-    names = [path.name.removesuffix("-table1.jsonl").split("-", 1) for path in found]
-    return tuple(Records(folder, dataset, target).all() for dataset, target in names)
+    named = [NAME.fullmatch(path.name.removesuffix("-table1.jsonl")) for path in found]
+    return tuple(Records(folder, one[1], one[2], int(one[3] or 0)).all() for one in named if one)
 
 
 def read(kind: type[V], path: Path) -> V:

@@ -3,35 +3,42 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+from efface.digits.prompts import prompt_vector
 from efface.errors import BadInput
 from efface.evaluation.record import Record
 from efface.evaluation.summary import Share
+from experiments.digits.bound import Sampling, bound
 from experiments.digits.experiment import MODELS, Experiment
-from experiments.digits.records import Attacked, Kind, Lengths, Searched, Searches
+from experiments.digits.records import Attacked, Bound, Kind, Lengths, Searched, Searches
 from experiments.digits.search import Gradient, control, gradient_search, grid_search, inversion, key
 from experiments.digits.table import table1, try_lengths
 
-ASCENT = Gradient()
+ASCENT, BOUND = Gradient(), Sampling()
 Measure = Callable[[], Attacked]
 
 
-def run_table1(experiment: Experiment, seeds: int = 120) -> tuple[Lengths, list[Record]]:
-    """Return the lengths that were tried and table 1, measured now where no record is of these weights and seeds."""
+def run_table1(
+    experiment: Experiment, seeds: int = 120, names: Sequence[str] = MODELS
+) -> tuple[Lengths | None, list[Record]]:
+    """Return the lengths that were tried and table 1, measured now where no record is of these weights and seeds.
+
+    names: models to measure; records of others stay as they are. Without the task vector no length is tried.
+    """
     records, lengths = experiment.records, experiment.records.lengths()
-    if lengths is None or lengths.weights != experiment.edit("task vector").id:
+    if "task vector" in names and (lengths is None or lengths.weights != experiment.edit("task vector").id):
         lengths = try_lengths(experiment)
         records.write("lengths", lengths)
-    path, known = records.path("table1", ".jsonl"), {one.name: one for one in records.table1()}
-    path.unlink(missing_ok=True)
-    found = []
-    for name in MODELS[1:]:
-        record = known.get(name)
-        edit = experiment.changed(name, lengths.chosen)
+    path, found = records.path("table1", ".jsonl"), {one.name: one for one in records.table1()}
+    for name in (name for name in names if name != "original"):  # it is judged beside every edit
+        alpha = lengths.chosen if lengths and name == "task vector" else 1.0
+        record, edit = found.get(name), experiment.changed(name, alpha)
         if not (isinstance(record, Record) and record.edit.id == edit.id and _asked(record, seeds)):
-            record = table1(experiment, name, lengths.chosen, seeds)
-        record.append(path)
-        found.append(record)
-    return lengths, found
+            found[name] = table1(experiment, name, alpha, seeds)
+            path.unlink(missing_ok=True)
+            for known in MODELS:
+                if known in found:
+                    found[known].append(path)
+    return lengths, [one for one in (found.get(name) for name in MODELS) if isinstance(one, Record)]
 
 
 def _asked(record: Record, seeds: int) -> bool:
@@ -95,6 +102,40 @@ def run_inversion(
         where = f"{key(name, alpha)}-seed{seed}"
         _once(experiment, "inversion", where, partial(inversion, experiment, name, alpha, seed))
     return experiment.records.searches()
+
+
+def run_bound(
+    experiment: Experiment, names: Sequence[str] = MODELS, alphas: Sequence[float] = (), seed: int = 0
+) -> Searches:
+    """Bound the unsafe probability of several models over the whole sphere; return all that is on record.
+
+    Slopes are measured around the prompts that the searches on record found, so search first. Skips what is there.
+    """
+    _forget(experiment, ("bound",), names)
+    for name, alpha in variants(experiment, names, alphas):
+        known = [prompt_vector(line.best.prompt) for line in searched(experiment.records.searches(), name, alpha)]
+        _once(
+            experiment,
+            "bound",
+            f"{key(name, alpha)}-seed{seed}",
+            partial(bound, experiment, name, alpha, known, BOUND, seed),
+        )
+    return experiment.records.searches()
+
+
+def searched(found: Searches, name: str, alpha: float) -> list[Searched]:
+    """Return all searches of one model."""
+    lines: list[Searched] = [*found.grid.values(), *found.gradient.values(), *found.inversion.values()]
+    return [line for line in lines if (line.model, line.alpha) == (name, alpha)]
+
+
+def bound_line(line: Bound, found: Searches) -> str:
+    """Return one line about a bound, beside the worst prompt that was found."""
+    worst = max((one.best.second.value for one in searched(found, line.model, line.alpha)), default=float("nan"))
+    return (
+        f"{key(line.model, line.alpha):18} no prompt above {line.value:6.1%} if no slope is above "
+        f"{line.steepest:.3g} a radian; worst found {worst:.1%}"
+    )
 
 
 def _forget(experiment: Experiment, kinds: Sequence[Kind], names: Sequence[str]) -> None:

@@ -7,11 +7,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from efface.attack import Finding, Target
 from efface.attacks.gradient import Gradient
-from efface.attacks.grid import Grid, points
+from efface.attacks.grid import Grid
 from efface.attacks.search.contexts import probabilities
+from efface.attacks.search.lattice import points
 from efface.digits.net import WIDTH
 from efface.digits.prompts import as_prompt, normalised
 from efface.evaluation.summary import Share
@@ -23,12 +25,11 @@ from experiments.network import bfloat16
 
 EPSILONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 FRESH = 1000  # images from fresh seeds, from which a quoted probability is counted
-REPLAYS = 64  # of the screening, to tell how often it would drop a prompt as good as the best
 GRIDS = {
-    2: Grid(values=2, steps=(0, 0), images=(8, 64), survivors=(16, 8)),
-    3: Grid(values=3, steps=(3, 0, 0), images=(1, 8, 64), survivors=(512, 16, 8)),
+    2: Grid(values=2, steps=(0, 0), images=(8, 64), survivors=(16, 8), replays=64),
+    3: Grid(values=3, steps=(3, 0, 0), images=(1, 8, 64), survivors=(512, 16, 8), replays=64),
 }
-LARGE = Grid(steps=(2, 3, 0, 0), images=(1, 4, 16, 64), survivors=(4096, 256, 16, 8))
+LARGE = Grid(steps=(2, 3, 0, 0), images=(1, 4, 16, 64), survivors=(4096, 256, 16, 8), more=2, replays=64)
 
 
 def attack(levels: int) -> Grid:
@@ -48,7 +49,11 @@ def grid_search(experiment: Experiment, name: str, alpha: float, levels: int, se
     with checkpoints(folder), bfloat16():
         found = grid(target, experiment.concept, QUERY, seed)
         best = measured(experiment, target, found, seed)
-        missed = miss(target, experiment, grid, found, seed)
+    each = found.about["missed"]["each"]
+    missed = Missed(
+        best=round(each[0], 5), finalists=round(sum(each) / len(each), 5), n=len(each),
+        best_five=round(found.about["missed"]["best_five"], 5),
+    )  # fmt: skip
     rounds = found.about["rounds"]
     seconds = sum(made["seconds"] for made in rounds)
     return GridSearch(
@@ -78,39 +83,19 @@ def measured(experiment: Experiment, target: Target, found: Finding, seed: int) 
     images = target.edited.generate([replace(query, seed=s) for s in seeds], 256)
     index = experiment.judge.classes.index(experiment.target)
     second, first = ((j.objects(images).argmax(1) == index) for j in (experiment.second, experiment.judge))
-    cosines = torch.nn.functional.cosine_similarity(
-        vector[None], experiment.original.encode(experiment.judge.classes).tokens[:, 0]
-    )
+    cosines = cosine_similarity(vector[None], experiment.original.encode(experiment.judge.classes).tokens[:, 0])
+    moved = cosine_similarity(vector, target.edited.encode([experiment.target]).tokens[0, 0], dim=0)
     nearest = int(cosines.argmax())
     return Best(
         prompt=as_prompt(vector), second=share(second), first=share(first), score=found.scores[0],
         nearest=experiment.judge.classes[nearest], cosine=round(float(cosines[nearest]), 3),
-        cosine_to_target=round(float(cosines[index]), 3),
+        cosine_to_target=round(float(cosines[index]), 3), cosine_to_moved=round(float(moved), 3),
     )  # fmt: skip
 
 
 def share(right: Bool[Tensor, " n"]) -> Share:
     """Return how many are right."""
     return Share(hits=int(right.sum()), n=right.numel())
-
-
-def miss(target: Target, experiment: Experiment, grid: Grid, found: Finding, seed: int) -> Missed:
-    """Estimate how often screening would drop a prompt as good as those that were found.
-
-    The finalists go through every round but the last again, `REPLAYS` times with fresh noise; a round drops one when
-    its score is below that of the last prompt it passed. Finalists passed once, so this is slightly too low.
-    """
-    contexts = torch.cat([query.context.tokens for query in found.queries if query.context is not None])
-    passed = torch.ones(len(contexts), dtype=torch.float64)
-    for round_, made in enumerate(found.about["rounds"][:-1]):
-        rng = generator(seed, "replay", round_)
-        pool = probabilities(target, experiment.concept, contexts, QUERY, REPLAYS, int(made["steps"]), rng)
-        draws = int(made["per_context"])
-        rows = torch.randint(REPLAYS, (len(contexts), 2000, draws), generator=rng)  # means of `draws` out of the pool
-        means = pool[torch.arange(len(contexts))[:, None, None], rows].mean(-1)
-        passed *= (means >= made["last_survivor"]).double().mean(1)
-    best, finalists = round(float(1 - passed[0]), 5), round(float(1 - passed.mean()), 5)
-    return Missed(best=best, finalists=finalists, n=len(contexts))
 
 
 def control(experiment: Experiment, name: str, alpha: float, levels: int, count: int = 500, draws: int = 4) -> Control:

@@ -1,4 +1,4 @@
-"""Train the denoiser and the judges of a data set; every part resumes to the same weights."""
+"""Train the denoiser with its table of prompts, and the judges; every part resumes to the same weights."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from efface.digits.classes import classes
 from efface.digits.net import Classifier, DigitUNet
 from efface.digits.pipeline import noise_schedule
-from efface.digits.prompts import spread
-from efface.util.files import save_safetensors
+from efface.digits.prompts import NO_CLASS, Words
+from efface.util.files import load_safetensors, save_safetensors
 from experiments import network
 from experiments.digits.data import Pictures, load, split
 
-STEPS = {"unet": 6000, "judge": 2500, "judge2": 2500}
-FASHION = {**STEPS, "unet": 2000}
+STEPS = {"model": 6000, "judge": 2500, "judge2": 2500}
+FASHION = {**STEPS, "model": 2000}
 BATCH = 128
 DROP = 0.1  # share of training pictures without a prompt, so that the empty prompt means any class
 
@@ -28,24 +28,32 @@ def steps_of(dataset: str) -> dict[str, int]:
     return FASHION if dataset == "fashion" else STEPS
 
 
-def train_unet(pictures: Pictures, codes: Tensor, folder: Path, steps: int = STEPS["unet"]) -> None:
-    """Train the denoiser into `folder`/unet.safetensors: the v-loss, unweighted, a tenth of the prompts dropped."""
-    torch.manual_seed(1)
-    unet = DigitUNet()
-    schedule = noise_schedule()
+def networks(dataset_classes: int, seed: int = 0) -> nn.ModuleDict:
+    """Return the untrained denoiser and its table of prompts."""
+    torch.manual_seed(1 + seed)
+    return nn.ModuleDict({"unet": DigitUNet(), "text_encoder": Words(dataset_classes)})
+
+
+def train_model(pictures: Pictures, count: int, folder: Path, steps: int = STEPS["model"], seed: int = 0) -> None:
+    """Train denoiser and table together into `folder`/model.safetensors; count: of classes.
+
+    The v-loss, unweighted, a tenth of the prompts dropped.
+    """
+    model, schedule = networks(count, seed), noise_schedule()
+    unet, words = model["unet"], model["text_encoder"]
     add_noise: Any = schedule.add_noise
     velocity: Any = schedule.get_velocity
 
     def loss(g: torch.Generator) -> Float[Tensor, ""]:
         rows = torch.randint(len(pictures), (BATCH,), generator=g)
-        x, c = pictures.latents(rows), codes[pictures.labels[rows]]
-        c = c * (torch.rand(BATCH, 1, generator=g) >= DROP)
+        x, kept = pictures.latents(rows), torch.rand(BATCH, generator=g) >= DROP
+        ids = torch.where(kept, pictures.labels[rows], NO_CLASS)[:, None]
         t, eps = torch.randint(1000, (BATCH,), generator=g), torch.randn(x.shape, generator=g)
         with network.bfloat16():
-            predicted = unet(add_noise(x, eps, t), t, c[:, None])[0]
+            predicted = unet(add_noise(x, eps, t), t, words(ids))[0]
         return F.mse_loss(predicted.float(), velocity(x, eps, t))
 
-    network.train(unet, folder / "unet.safetensors", loss, steps, lr=2e-3)
+    network.train(model, folder / "model.safetensors", loss, steps, lr=2e-3, seed=seed)
 
 
 def train_judge(pictures: Pictures, folder: Path, name: str = "judge", steps: int = STEPS["judge"]) -> None:
@@ -86,35 +94,50 @@ def accuracy(judge: nn.Module, pictures: Pictures) -> tuple[int, int]:
     return int((guesses == pictures.labels).sum()), len(pictures)
 
 
-def export(folder: Path, dataset: str, codes: Tensor, held: Pictures, into: Path) -> Path:
-    """Write the averaged networks of a finished training to `into`/<dataset>.safetensors, in half precision."""
-    nets: dict[str, nn.Module] = {"unet": DigitUNet(), "judge": Classifier(), "judge2": Classifier()}
-    tensors: dict[str, Tensor] = {"codes": codes}
-    accuracies = {}
-    for name, net in nets.items():
-        network.load_averaged(net, folder / f"{name}.safetensors")
-        if name != "unet":
+def export(folder: Path, dataset: str, held: Pictures, into: Path, judges: Path | None = None, seed: int = 0) -> Path:
+    """Write the averaged networks of a finished training to `into`/<dataset>.safetensors, in half precision.
+
+    The table of prompts stays in float32. judges: a file whose judges are taken; by default those in `folder`.
+    """
+    names = classes(dataset)
+    steps, accuracies, tensors = dict(steps_of(dataset)), {}, {}
+    model = network.load_averaged(networks(len(names)), folder / "model.safetensors")
+    tensors |= {
+        key: value if key.startswith("text_encoder.") else _half(value) for key, value in model.state_dict().items()
+    }
+    for name in ("judge", "judge2"):
+        if judges is None:
+            net = network.load_averaged(Classifier(len(names)), folder / f"{name}.safetensors")
             accuracies[name] = accuracy(net, held)
-        for key, value in net.state_dict().items():
-            tensors[f"{name}.{key}"] = value.half() if value.is_floating_point() else value
-    path, steps = into / f"{dataset}.safetensors", steps_of(dataset)
-    save_safetensors(
-        path, tensors, {"dataset": dataset, "accuracy": json.dumps(accuracies), "steps": json.dumps(steps)}
-    )
+            tensors |= {f"{name}.{key}": _half(value) for key, value in net.state_dict().items()}
+    if judges is not None:
+        stored, meta = load_safetensors(judges)
+        tensors |= {key: value for key, value in stored.items() if key.startswith("judge")}
+        accuracies, steps = json.loads(meta["accuracy"]), {**json.loads(meta["steps"]), "model": steps["model"]}
+    about = {"dataset": dataset, "accuracy": json.dumps(accuracies), "steps": json.dumps(steps), "seed": str(seed)}
+    path = into / f"{dataset}.safetensors"
+    save_safetensors(path, tensors, about)
     return path
 
 
-def train(dataset: str, folder: Path, into: Path, data: Path | None = None) -> Path:
+def _half(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
+def train(
+    dataset: str, folder: Path, into: Path, data: Path | None = None, seed: int = 0, judges: Path | None = None
+) -> Path:
     """Train everything a data set needs and write its weights; a stopped training goes on where it was.
 
     folder: for checkpoints. into: for the weights. data: where the data set's files are, see `data.load`.
+    seed: of denoiser and table. judges: weights whose judges are taken, so that several denoisers have the same.
     """
     learn, held = split(load(dataset, data))
-    codes = spread(len(classes(dataset)))
     for path in (folder, into):
         path.mkdir(parents=True, exist_ok=True)
     steps = steps_of(dataset)
-    train_unet(learn, codes, folder, steps["unet"])
-    train_judge(learn, folder, "judge", steps["judge"])
-    train_judge(learn, folder, "judge2", steps["judge2"])
-    return export(folder, dataset, codes, held, into)
+    if judges is None:
+        for name in ("judge", "judge2"):
+            train_judge(learn, folder, name, steps[name])
+    train_model(learn, len(classes(dataset)), folder, steps["model"], seed)
+    return export(folder, dataset, held, into, judges, seed)

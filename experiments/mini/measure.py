@@ -155,7 +155,8 @@ def obeyed(model: Model, judge: MiniJudge) -> dict[str, Any]:
 
     def draw(cases: list[tuple[str, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         queries = [Query(text, SEEDS[i % 4], **HOW) for i, (text, _, _) in enumerate(cases)]
-        return model.generate(queries), *(torch.tensor([case[k] for case in cases]) for k in (1, 2))
+        first, second = (torch.tensor([case[k] for case in cases]) for k in (1, 2))
+        return model.generate(queries), first, second
 
     ground = [(f"{PLAIN[o]} {SAID_GROUND[k][0]}", o, j) for o in objects[::2] for j, k in enumerate(GROUNDS) if j]
     images, _, wanted = draw(ground)

@@ -20,7 +20,8 @@ from experiments.mini.captions import captions, vocabulary
 from experiments.mini.scenes import Scenes
 
 LENGTH, WIDTH, VOCABULARY = 24, 128, 1600
-ATTENTION: Any = {"attn_implementation": "eager" if network.NATIVE else "sdpa"}  # whose backward is the faster
+# the attention whose backward pass is the faster
+ATTENTION: Any = {"attn_implementation": "eager" if network.bfloat16_is_fast() else "sdpa"}
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = 1 / 20  # weight of the words' loss, summed over the vocabulary
 

@@ -55,7 +55,7 @@ def latents_of(vae: Any, scenes: Scenes, batch: int = 64) -> Float[Tensor, "n 8 
 
 
 def train(
-    scenes: Scenes, latents: Tensor, scale: float, words, text, folder: Path, steps: int, batch: int = 32,
+    scenes: Scenes, latents: Tensor, scale: float, words, text, folder: Path, steps: int, batch: int = 16,
     lr: float = 8e-4, wrong: float = WRONG,
 ) -> State:  # fmt: skip
     """Train the denoiser; resumes from `folder`/unet.safetensors. `scale` brings latents to unit deviation."""

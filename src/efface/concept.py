@@ -58,12 +58,15 @@ class Concept:
     def fill(self, template: str) -> str:
         """Return a template with the name in place of its first {}; "a {}" becomes "an umbrella", or a bare identity.
 
+        "the {}" likewise names an identity without the article.
+
         >>> Concept("umbrella").fill("a photo of a {}"), Concept("Ann", kind="identity").fill("a photo of a {}")
         ('a photo of an umbrella', 'a photo of Ann')
         """
-        article = "" if self.kind == "identity" else "an " if self.name[:1].casefold() in tuple("aeiou") else "a "
-        words = f"{article}{self.name}" if "a {}" in template else self.name
-        return re.sub(r"\b(a )?\{\}", lambda _: words, template, count=1)
+        articles = {"": "", "a ": "an " if self.name[:1].casefold() in tuple("aeiou") else "a ", "the ": "the "}
+        bare = self.kind == "identity"
+        fill = lambda found: ("" if bare else articles[found[1] or ""]) + self.name  # noqa: E731
+        return re.sub(r"\b(a |the )?\{\}", fill, template, count=1)
 
     @classmethod
     def of(cls, value: "str | Concept") -> "Concept":

@@ -114,10 +114,12 @@ def _pack(finding: Finding) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for i, query in enumerate(finding.queries):
         named = {"latents": query.latents}
         if query.context is not None:
-            named |= {"tokens": query.context.tokens, "pooled": query.context.pooled}
+            own = query.context
+            named |= {"tokens": own.tokens, "pooled": own.pooled, "guidance": own.guidance}
         tensors |= {f"queries.{i}.{name}": value for name, value in named.items() if value is not None}
         plain = {"prompt": query.prompt, "seed": query.seed, "steps": query.steps, "start": query.start}
-        queries.append(plain | {"guidance": query.guidance, "solver": query.solver})
+        plain |= {"guidance": query.guidance, "solver": query.solver}
+        queries.append(plain | ({} if query.embedded is None else {"embedded": query.embedded}))
     header: dict[str, Any] = {
         "format": FORMAT, "queries": queries, "scores": list(finding.scores), "success": list(finding.success),
         "cost": dict(finding.cost), "about": dict(finding.about), "meta": dict(finding.meta),
@@ -132,13 +134,14 @@ def _pack(finding: Finding) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _unpack(tensors: dict[str, Tensor], header: dict[str, Any]) -> Finding:
     queries = []
     for i, plain in enumerate(header["queries"]):
-        named = {name: tensors.get(f"queries.{i}.{name}") for name in ("tokens", "pooled", "latents")}
+        named = {name: tensors.get(f"queries.{i}.{name}") for name in ("tokens", "pooled", "guidance", "latents")}
         for name, tensor in named.items():
             if tensor is not None and not bool(tensor.float().isfinite().all()):
                 raise ValueError(f"the {name} of query {i} have values that are not finite numbers")
         known = {name: plain[name] for name in ("prompt", "seed", "steps", "start", "guidance", "solver")}
-        context = None if named["tokens"] is None else Context(named["tokens"], named["pooled"])
-        queries.append(Query(**known, context=context, latents=named["latents"]))
+        latents, tokens = named.pop("latents"), named.pop("tokens")
+        context = None if tokens is None else Context(tokens, **named)
+        queries.append(Query(**known, context=context, latents=latents, embedded=plain.get("embedded")))
     scores, success = tuple(header["scores"]), tuple(header["success"])
     if not untrusted.are_numbers(scores) or not all(isinstance(one, bool) for one in success):
         raise ValueError("its scores or successes are no numbers and truth values")

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from efface import registry
+from efface.concept import Concept
 from efface.errors import BadInput, unknown
 from efface.util.values import Value
 
@@ -44,6 +45,8 @@ class Judge(ABC):
     KIND: ClassVar[str] = "judges"
     MODELS: ClassVar[tuple[str, ...]] = ()  # the models it judges
     ANY_MODEL: ClassVar[bool] = False  # whether it judges every model, asked for by its file's name
+    TAKES_FILE: ClassVar[bool] = False  # whether a path may stand in the place of a name
+    TAKES_CONCEPTS: ClassVar[bool] = False  # whether `load` also takes the concepts to tell apart
     NAMES: ClassVar[tuple[str, ...]] = ("judge",)  # of the judges in the file; the first is the default
     ASKED: ClassVar[str] = ""  # the one that attacks may ask, so that the default can say whether they succeeded
 
@@ -95,18 +98,25 @@ class Judge(ABC):
         raise BadInput(f"{cls.__name__} is made by hand: there is no judge of {model} to load by name {name!r}")
 
 
-def judge_of(model: str, name: str = "") -> Judge:
+def judge_of(model: str, name: str = "", concepts: Sequence[Concept] = ()) -> Judge:
     """Return the judge of a model ("mini", "digits:mnist"), found among the files of `judges/`.
 
     name: of the judge, where a model has several; "" is the default. A judge of any model is named by its file,
-    with one of its own names behind a colon where it has several ("nudenet", "nudenet:unlearndiff").
-    Raises `BadInput` for a model that has none, `UnknownName` for a judge it does not have.
+    with one of its own names or a file of yours behind a colon ("nudenet", "nudenet:unlearndiff", "resnet50:FILE").
+    concepts: to tell apart, for judges that take any names; () for those of the model's table.
+    Raises `BadInput` for a model that has none, `UnknownName` for a judge it does not have, `BadFile`.
     """
+    cls, own = find_judge(model, name)
+    return cls.load(model, own, concepts) if cls.TAKES_CONCEPTS else cls.load(model, own)  # type: ignore[call-arg]
+
+
+def find_judge(model: str, name: str = "") -> tuple[type[Judge], str]:
+    """Return the class of a judge and its own name, without loading it. Raises as `judge_of`."""
     file, _, own = name.partition(":")
     if file in registry.names("judges") and (cls := registry.get("judges", file)).ANY_MODEL:
-        if own and own not in cls.NAMES:
+        if own and own not in cls.NAMES and not cls.TAKES_FILE:
             raise unknown(f"judge of {file}", own, cls.NAMES)
-        return cls.load(model, own or cls.NAMES[0])
+        return cls, own or cls.NAMES[0]
     known: list[str] = []
     anywhere: list[str] = []
     for file in registry.names("judges"):
@@ -114,7 +124,7 @@ def judge_of(model: str, name: str = "") -> Judge:
         if model in cls.MODELS:
             if name and name not in cls.NAMES:
                 raise unknown(f"judge of {model}", name, cls.NAMES)
-            return cls.load(model, name or cls.NAMES[0])
+            return cls, name or cls.NAMES[0]
         known += cls.MODELS
         anywhere += [file] if cls.ANY_MODEL else []
     others = f"; of any model, by name: {', '.join(anywhere)}" if anywhere else ""
@@ -130,4 +140,4 @@ def asked_of(model: str) -> Judge | None:
     return None
 
 
-__all__ = ["Judge", "Judged", "Profile", "asked_of", "judge_of"]
+__all__ = ["Judge", "Judged", "Profile", "asked_of", "find_judge", "judge_of"]

@@ -27,6 +27,8 @@ class Query:
     latents: (1, ch, h, w), the denoiser's input at step `start`, in place of noise from the seed: an image-to-image
         query starts late, from a noised picture.
     start: the solver's step to begin at, 0 to steps - 1; above 0 with `latents` only.
+    embedded: the guidance scale that a model reads as a number (FLUX.1 dev), -1000 to 1000, beside `guidance`, which is
+        then 1; by default 3.5, diffusers' own. Models that read none refuse it.
 
     >>> queries = [Query("a church in the style of neon", seed=seed) for seed in range(8)]
     """
@@ -39,6 +41,7 @@ class Query:
     solver: str = ""
     latents: Tensor | None = None
     start: int = 0
+    embedded: float | int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -49,6 +52,8 @@ class Query:
         if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float):
             raise BadInput(f"guidance is a finite number, got {short(self.guidance)}")
         check(self.guidance, GUIDANCE, "guidance")
+        if self.embedded is not None:
+            check(self.embedded, GUIDANCE, "embedded")
         if not isinstance(self.solver, str) or (self.solver and self.solver not in SOLVERS):
             raise unknown("solver", str(self.solver), SOLVERS)
         if self.context is not None and not isinstance(self.context, Context):
@@ -73,13 +78,16 @@ class Query:
         values |= {"guidance": float(self.guidance), "solver": self.solver, "embeds": self._context_hash}
         if self.latents is not None:
             values |= {"latents": sha256_tensors({"": self.latents}), "start": self.start}
+        if self.embedded is not None:
+            values |= {"embedded": float(self.embedded)}
         return json.dumps(values, sort_keys=True)
 
     @property
     def _context_hash(self) -> str | None:
         if self.context is None:
             return None
-        named = {"embeds": self.context.tokens[0], "pooled": self.context.pooled}
+        own = self.context
+        named = {"embeds": own.tokens[0], "pooled": own.pooled, "guidance": own.guidance}
         return sha256_tensors({name: value for name, value in named.items() if value is not None})
 
     def __eq__(self, other: object) -> bool:

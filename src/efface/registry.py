@@ -1,4 +1,4 @@
-"""Registry: find methods, attacks, metrics, judges and families by their file names.
+"""Registry: find methods, attacks, metrics, judges, families and formats by their file names.
 
 Listing reads file names and docstrings only; torch is imported when a class is asked for.
 """
@@ -19,7 +19,7 @@ from efface.concept import Concept
 from efface.errors import BadInput, unknown
 from efface.util import ranges
 
-KINDS = ("methods", "attacks", "metrics", "judges", "families")
+KINDS = ("methods", "attacks", "metrics", "judges", "families", "exports")
 ROOT = Path(__file__).parent
 PLAIN = (float, int, bool, str)
 

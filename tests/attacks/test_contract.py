@@ -126,6 +126,12 @@ class TestAttack:
             few = replace(found, queries=found.queries[:2], scores=found.scores[:2])
             assert bool(few.replay(edited).isfinite().all())
 
+    def test_it_runs_on_flows_too(self, name: str, tiny_each: Model):
+        with UCE()(tiny_each, [CHURCH]).applied(tiny_each) as edited:
+            found = quick(name)(Target(edited, Redness(), tiny_each), CHURCH, MIXED, seed=2)
+            few = replace(found, queries=found.queries[:2], scores=found.scores[:2])
+            assert bool(few.replay(edited).isfinite().all())
+
     def test_it_says_what_it_lacks(self, name: str, tiny: Model, lamp):
         attack = quick(name)
         with pytest.raises(BadInput, match="at least one query"):

@@ -4,6 +4,7 @@ import torch
 from efface.attack import Target
 from efface.attacks.gradient import Gradient
 from efface.attacks.grid import Grid
+from efface.attacks.search.lattice import points
 from efface.concept import Concept
 from efface.errors import BadInput, UnknownName
 from efface.judge import Judge, Profile
@@ -13,6 +14,22 @@ LIKE = Query("0", steps=2, guidance=1.0)
 ZERO = Concept("0", prompts=("0",))
 
 
+class Coin(Judge):
+    """Judge that says yes for "0" by a coin with the image's brightness."""
+
+    classes, profile = tuple("0123456789"), Profile(evaluator="coin")
+
+    def __init__(self) -> None:
+        self.seen, self.rng = 0, torch.Generator().manual_seed(0)
+
+    def objects(self, images):
+        self.seen += len(images)
+        light = images.mean((1, 2, 3))
+        yes = (torch.rand(len(images), generator=self.rng) < light).float()
+        yes = yes + light - light.detach()  # its gradient is the light's
+        return torch.cat([yes[:, None], (1 - yes)[:, None], torch.zeros(len(images), 8)], 1)
+
+
 def nearness(found, w):
     return float(found.queries[0].context.tokens[0, 0] @ w)
 
@@ -20,7 +37,8 @@ def nearness(found, w):
 @pytest.mark.parametrize("through", ["sampler", "eps"])
 def test_it_ascends_to_the_concept(lamp, through):
     """The model's images are brightest, and its predictions best, at w."""
-    attack = Gradient(through=through, restarts=6, iterations=60, noises=2, steps=1, images=4, ranking=2, lr=0.1)
+    fields = {"iterations": 60, "noises": 2, "steps": 1, "images": 4, "ranking": 2, "lr": 0.1, "coarse": 0, "final": 2}
+    attack = Gradient(through=through, restarts=6, **fields)
     before = {name: w.detach().clone() for name, w in lamp.model.weights("").items()}
     found = attack(Target(lamp.model, lamp.judge, lamp.model), ZERO, LIKE)
     assert nearness(found, lamp.w) > 0.99
@@ -34,13 +52,42 @@ def test_it_beats_the_grid_at_a_fraction_of_its_cost(lamp):
     target = Target(lamp.model, lamp.judge, lamp.model)
     grid = Grid(values=3, steps=(1,), images=(1,), survivors=(1,))(target, "0", LIKE)
     lamp.judge.seen = 0
-    ascended = Gradient(restarts=2, iterations=30, noises=1, steps=1, ranking=1)(target, "0", LIKE)
+    attack = Gradient(restarts=2, coarse=0, iterations=30, noises=1, steps=1, ranking=1, final=0)
+    ascended = attack(target, "0", LIKE)
     assert ascended.scores[0] >= grid.scores[0]
     assert lamp.judge.seen == ascended.cost["images"] < grid.cost["images"] / 50
 
 
+def test_half_of_the_starts_are_the_best_points_of_a_coarse_grid(lamp):
+    """With a rate that moves nothing, the starts are what is found."""
+    attack = Gradient(restarts=6, coarse=2, iterations=1, noises=1, steps=1, ranking=1, final=0, lr=1e-9)
+    found = attack(Target(lamp.model, lamp.judge), "0", LIKE)
+    assert lamp.judge.seen == found.cost["images"] == 256 + 6 + 6
+    assert (found.cost["calls"], found.cost["backward"]) == (256 + 6 + 6 * 2, 6)
+    grid = torch.nn.functional.normalize(points(2, 8), dim=1)
+    best = grid[(grid @ lamp.w).topk(3).indices]
+    contexts = torch.cat([query.context.tokens[:, 0] for query in found.queries])
+    torch.testing.assert_close((best @ contexts.T).amax(1), torch.ones(3))
+    assert found.about["from_grid"] == 3
+
+
+def test_the_best_are_ranked_again_with_more_images(lamp):
+    attack = Gradient(restarts=5, coarse=0, iterations=1, noises=1, steps=1, ranking=1, finalists=2, final=50, lr=1e-9)
+    target = Target(lamp.model, coin := Coin())
+    found = attack(target, "0", LIKE)
+    assert coin.seen == found.cost["images"] == 5 + 5 + 2 * 50
+    light = [float(lamp.model.generate([query]).mean()) for query in found.queries[:2]]
+    for score, share in zip(found.scores, light, strict=False):
+        assert abs(score - share) < 0.2  # of 50 images; the first ranking says 0 or 1
+    assert found.scores[0] >= found.scores[1]
+    assert set(found.scores[2:]) <= {0.0, 1.0}
+
+
 def test_seed(lamp):
-    attack, target = Gradient(restarts=2, iterations=2, noises=1, ranking=1), Target(lamp.model, lamp.judge)
+    attack, target = (
+        Gradient(restarts=2, coarse=2, iterations=2, noises=1, ranking=1, final=2),
+        Target(lamp.model, lamp.judge),
+    )
     one, two, other = (attack(target, "0", LIKE, seed) for seed in (0, 0, 1))
     assert one.queries == two.queries
     assert one.queries != other.queries
@@ -66,6 +113,7 @@ def test_bad_settings(lamp):
         ({"restarts": 0}, "restarts must be from 1 to 4096, got 0"),
         ({"lr": 0.0}, "lr must be above 0 and at most 100, got 0"),
         ({"radius": -1.0}, "radius must be from 0 to"),
+        ({"coarse": 1}, "coarse must be 0, or at least 2"),
     ]:
         with pytest.raises(BadInput, match=message):
             Gradient(**fields)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from efface.attack import Target
-from efface.attacks.grid import Grid, points
+from efface.attacks.grid import Grid
+from efface.attacks.search.lattice import points
 from efface.errors import BadInput
+from efface.judge import Judge, Profile
 from efface.query import Query
 from efface.training.checkpoints import checkpoints
 
@@ -32,7 +34,7 @@ def test_how_many_prompts_there_are():
 
 
 def test_it_finds_the_best_point_of_the_grid(lamp):
-    grid = Grid(values=3, steps=(1, 2), images=(1, 2), survivors=(50, 5))
+    grid = Grid(values=3, steps=(1, 2), images=(1, 2), survivors=(50, 5), more=1, replays=0)
     found = grid(Target(lamp.model, lamp.judge), "0", LIKE)
     everything = normalised(points(3, 8))
     best = everything[(everything @ lamp.w).argmax()]
@@ -65,6 +67,50 @@ def test_a_stopped_search_goes_on_where_it_was(lamp, tmp_path):
         again = grid(Target(lamp.model, lamp.judge), "0", LIKE, seed=3)
     assert lamp.judge.seen == drawn - 128
     assert again.scores == whole.scores
+
+
+class Coin(Judge):
+    """Judge whose answer for "0" is yes or no, by a coin with the image's brightness: as rare as it is dark."""
+
+    classes, profile = tuple("0123456789"), Profile(evaluator="coin")
+
+    def __init__(self, scale: float = 1.0, seed: int = 0) -> None:
+        self.scale, self.seen, self.rng = scale, 0, torch.Generator().manual_seed(seed)
+
+    def objects(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (1, 0, …) or (0, 1, 0, …)."""
+        self.seen += len(images)
+        yes = torch.rand(len(images), generator=self.rng) < self.scale * images.mean((1, 2, 3))
+        return torch.eye(10)[(~yes).long()]
+
+
+def test_the_first_round_is_drawn_more_often_where_the_concept_is_rare(lamp):
+    grid = Grid(values=2, steps=(1, 1), images=(1, 8), survivors=(16, 4), more=6, rare=0.1, replays=0)
+    often = grid(Target(lamp.model, Coin()), "0", LIKE).about["rounds"][0]
+    rare = grid(Target(lamp.model, coin := Coin(0.02)), "0", LIKE)
+    first = rare.about["rounds"][0]
+    assert (often["per_context"], first["per_context"]) == (1, 6)
+    assert rare.cost["images"] == coin.seen == 256 * 6 + 16 * 8
+    assert first["images"] == 256 * 6
+
+
+def test_it_says_how_often_a_finalist_would_be_dropped(lamp):
+    """The chance that it says for the best point is how often many searches do drop that point."""
+    grid = Grid(values=2, steps=(1, 1), images=(1, 64), survivors=(12, 8), more=1, replays=50)
+    everything = normalised(points(2, 8))
+    best = everything[(everything @ lamp.w).argmax()]
+    dropped, said = [], []
+    for seed in range(20):
+        found = grid(Target(lamp.model, coin := Coin(0.5, seed)), "0", LIKE, seed)
+        contexts = torch.cat([query.context.tokens[:, 0] for query in found.queries])
+        dropped.append(not (contexts @ best > 0.999).any())
+        missed = found.about["missed"]
+        assert coin.seen == found.cost["images"] == 256 + 12 * 64 + 8 * 50
+        assert len(missed["each"]) == 8
+        assert missed["best_five"] == pytest.approx(torch.tensor(missed["each"][:5]).prod().item())
+        said.append(missed["each"][0])
+    assert 0.3 < sum(said) / 20 < 0.9
+    assert abs(sum(dropped) / 20 - sum(said) / 20) < 0.3  # three standard deviations
 
 
 def test_bad_settings(lamp, tiny):

@@ -10,10 +10,10 @@ from scipy import stats
 
 from efface.attack import Target
 from efface.attacks.latent_inversion import LatentInversion
-from efface.attacks.search.likelihood import log_likelihood, norm_quantile, psnr
 from efface.attacks.search.pictures import pictures
 from efface.errors import BadInput
 from efface.models.inversion import ddim_steps, invert
+from efface.models.likelihood import log_likelihood, norm_quantile, psnr
 from efface.query import Query
 from efface.training.checkpoints import checkpoints
 

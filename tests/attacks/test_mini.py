@@ -47,9 +47,9 @@ def test_gradient_ascent_brings_the_concept(target: Target, attack: Gradient):
 
 
 def test_gradient_ascent_goes_through_the_sampler_and_keeps_the_prompts_norms(target: Target):
-    attack = Gradient(restarts=1, iterations=2, noises=1, steps=1, ranking=1, lr=0.3)
-    found = attack(target, table("mini")["church"], LIKE)
-    still = Gradient(restarts=1, iterations=2, noises=1, steps=1, ranking=1, lr=1e-9)(target, "church", LIKE)
+    few = {"restarts": 1, "iterations": 2, "noises": 1, "steps": 1, "ranking": 1, "final": 0}
+    found = Gradient(**few, lr=0.3)(target, table("mini")["church"], LIKE)
+    still = Gradient(**few, lr=1e-9)(target, "church", LIKE)
     assert found.queries[0].context is not None
     assert still.queries[0].context is not None
     assert (found.queries[0].context.tokens - still.queries[0].context.tokens).abs().max() > 0.1

@@ -199,6 +199,7 @@ def test_lists(invoke: Invoke) -> None:
     for kind in ("methods", "attacks", "metrics", "judges"):
         _, out, _ = invoke("list", kind)
         assert all(name in out for name in registry.names(kind)) if (registry.ROOT / kind).is_dir() else out
+    assert "kohya-lora" in invoke("list", "exports")[1]
     assert "mini" in invoke("list", "models")[1]
     assert "church" in invoke("list", "concepts")[1]
     assert "neon" in invoke("list", "concepts", "--model", "../known")[1]
@@ -332,7 +333,11 @@ LIGHT = (
 )
 
 
-@pytest.mark.parametrize("line", [*LIGHT, "list models", "generate --help", "evaluate --help", "demo --help"])
+@pytest.mark.parametrize(
+    "line",
+    [*LIGHT, "list models", "list exports"]
+    + [f"{name} --help" for name in ("export", "inspect", "generate", "evaluate", "demo")],
+)
 def test_help_and_lists_need_no_torch(line: str) -> None:
     """What answers at once imports no heavy library and none of the modules that need one."""
     code = (

@@ -136,6 +136,15 @@ def test_signals_end_in_one_line_and_unwind(number: int, code: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_program_is_loaded_ends_in_one_line(number: int, code: int):
+    strike = f"if name == 'typer': signal.raise_signal({int(number)})"
+    strike = f"class Slow:\n    def find_spec(self, name, *_):\n        {strike}"
+    script = f"import signal, sys\n{strike}\nsys.meta_path.insert(0, Slow())\nfrom efface.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", script, "list"], capture_output=True, text=True, preexec_fn=heard)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "efface: stopped\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_inside_a_destructor_is_not_lost(number: int, code: int):
     """Python drops what a destructor raises; without a second signal the command would go on."""
     strike = f"__import__('signal').raise_signal({int(number)}); list(range(9))"

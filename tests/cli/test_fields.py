@@ -10,6 +10,7 @@ from efface.cli import plugins
 from efface.cli.commands import attack, erase
 from efface.cli.fields import check_preset, check_values, sheet
 from efface.errors import BadInput, UnknownName
+from efface.util.ranges import words
 
 METHODS = registry.names("methods")
 REGISTERED = [(kind, name) for kind in ("methods", "attacks") for name in registry.names(kind)]
@@ -59,8 +60,10 @@ def test_given_values_build_the_class(kind: str, name: str) -> None:
 def test_command_is_made(kind: str, name: str) -> None:
     file = COMMANDS[kind]
     made = plugins.command(kind, name, file.flags, file.run)
-    found = {option for p in made.params for option in p.opts}
-    assert {f.flag for f in sheet(kind, name).fields} <= found
+    found: dict[str, Any] = {option: p for p in made.params for option in p.opts}
+    for field in sheet(kind, name).fields:
+        assert field.flag in found
+        assert not field.range or words(field.range) in found[field.flag].help
 
 
 def test_bases_and_types_are_followed() -> None:

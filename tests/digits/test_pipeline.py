@@ -58,6 +58,20 @@ def test_a_change_of_the_weights_changes_the_noise(raw):
         assert (edited.eps(x, 500, c) - raw.eps(x, 500, c)).abs().max() > 1e-3
 
 
+def test_an_edit_can_move_a_prompt_and_leaves_the_others_and_its_old_place(raw):
+    name = "text_encoder.table.weight"
+    moved = torch.zeros(10, 8)
+    moved[0] = raw.weights("")[name][1] - raw.weights("")[name][0]
+    before, place = raw.encode(list("0123")).tokens, " ".join(map(str, raw.encode(["0"]).tokens[0, 0].tolist()))
+    with Edit(delta={name: moved}).applied(raw) as edited:
+        after = edited.encode(list("0123")).tokens
+        torch.testing.assert_close(after[0], before[1])
+        assert torch.equal(after[1:], before[1:])
+        torch.testing.assert_close(edited.encode([place]).tokens[0], before[0])
+        assert edited.id != raw.id
+    assert torch.equal(raw.encode(["0"]).tokens[0], before[0])
+
+
 def test_the_pipeline_itself_generates_nothing(raw):
     with pytest.raises(BadModel, match=r"through efface\.Model"):
         raw.pipe("3")
@@ -99,10 +113,11 @@ def test_a_file_of_networks_is_a_model_and_one_that_is_not_whole_is_refused(tmp_
     mine = Model.load(tmp_path / "mine.safetensors")
     assert mine.id == Model.load("digits:mnist").id
     assert mine.name == str(tmp_path / "mine.safetensors")
-    del tensors["unet.leave.bias"]
-    save_safetensors(tmp_path / "cut.safetensors", tensors, meta)
-    with pytest.raises(BadModel, match="not a whole digits model"):
-        Model.load(tmp_path / "cut.safetensors")
+    for name in ("unet.leave.bias", "text_encoder.table.weight"):
+        cut = {key: value for key, value in tensors.items() if key != name}
+        save_safetensors(tmp_path / "cut.safetensors", cut, meta)
+        with pytest.raises(BadModel, match=rf"not a whole digits model: it has no {name}"):
+            Model.load(tmp_path / "cut.safetensors")
 
 
 def test_a_model_is_loaded_in_another_precision():

@@ -308,7 +308,7 @@ def test_a_record_survives_json(tiny: Model, tmp_path: Path) -> None:
 def test_every_group_has_a_better_direction_and_fitting_verdicts() -> None:
     better = {group.name: group.better for group in GROUPS}
     assert {name for name, end in better.items() if end == "low"} == {
-        "target", "styled", "implicit", "implicit_held_out",
+        "target", "styled", "implicit", "implicit_held_out", "reworded", "joined",
     }  # fmt: skip
     assert len(better) == len(GROUPS)
     for group in GROUPS:

@@ -43,6 +43,12 @@ def furnish(folder: Path) -> None:
     size = len(header).to_bytes(8, "little")
     (folder / "plain.safetensors").write_bytes(size + header + bytes(4))
     (folder / "cut.safetensors").write_bytes(size + header)
+    other = header.replace(b'"efface":"{}"', b'"x":"{}"')
+    (folder / "other.safetensors").write_bytes(len(other).to_bytes(8, "little") + other + bytes(4))
+    found = header.replace(b'"efface":"{}"', b'"efface-finding":"{\\"queries\\":[],\\"meta\\":{}}"')
+    (folder / "finding.safetensors").write_bytes(len(found).to_bytes(8, "little") + found + bytes(4))
+    (folder / "other.json").write_text('{"a": 1}')
+    (folder / "list.json").write_text("[1]")
     (folder / "empty.safetensors").write_bytes(b"")
     (folder / "text.safetensors").write_text("this is no edit at all")
     (folder / "huge.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
@@ -54,6 +60,8 @@ def furnish(folder: Path) -> None:
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
     (folder / "bench.toml").write_text('concepts = ["church"]\nmethods = ["uce"]\n')
     (folder / "wrong.toml").write_text('modle = "mini"\nconcepts = ["chruch"]\nmethods = ["ucee"]\n')
+    (folder / "protocol.toml").write_text('title = "x"\npaper = 3\n\n[mini]\nmethods = ["ucee"]\nweird = 1\n')
+    (folder / "words.csv").write_text("words\na\n")
     (folder / "folder").mkdir()
     (folder / "folder.safetensors").mkdir()
     (folder / "folder.png").mkdir()
@@ -100,7 +108,11 @@ def usage() -> list[Row]:
         ("purify text.png --nosuch", "unknown flag of efface purify"),
         ("combine -o x.safetensors", "Missing argument 'EXPRESSION"),
         ("combine plain.safetensors", "Missing option"),
-        ("export plain.safetensors -o x", "Missing option '--model'"),
+        ("export plain.safetensors -o x --nosuch", "unknown flag of efface export '--nosuch'"),
+        ("export -o x", "Missing argument 'EXPRESSION"),
+        ("inspect", "Missing argument 'FILE"),
+        ("inspect a b", "unexpected extra argument"),
+        ("inspect a --nosuch", "unknown flag of efface inspect '--nosuch'"),
         ("export plain.safetensors -m mini", "Missing option '--output'"),
         ("demo --nosuch", "unknown flag of efface demo '--nosuch'"),
         ("demo church", "unexpected extra argument"),
@@ -477,12 +489,114 @@ def benches() -> list[Row]:
         (("report", "folder", "-o", "x.pdf"), "ends in .html"),
         (("report", "folder", "-o", "nosuch/x.html"), "does not exist"),
     ]
+    data = ("bench", "protocol:rece-artists", "--model", "org/nosuch-model", "--data")
+    more += [
+        (("bench", "protocol:nosuch"), "unknown protocol 'nosuch'"),
+        (("bench", "protocol:kpop-object"), "did you mean 'kpop-objects'"),
+        (("bench", "protocol:"), "unknown protocol ''"),
+        (("bench", "protocol:neighbours", "--model", "digits:mnist"), r"for mini only, not for digits:mnist"),
+        (("bench", "protocol:rece-artists", "--model", "org/x"), "--data artists=FILE.csv"),
+        (
+            ("bench", "protocol.toml"),
+            "5 mistakes: concepts is missing.*table is missing.*line 2: paper.*line 5.*line 6",
+        ),
+        (("bench", "bench.toml", "--model", "nosuch"), "unknown model 'nosuch'"),
+        (("bench", "bench.toml", "--judge", "nosuch"), "unknown judge of mini 'nosuch'"),
+        (("bench", "bench.toml", "--judge", "resnet50:nosuch.safetensors"), "no file nosuch.safetensors"),
+        (("bench", "bench.toml", "--judge", "clip_zero_shot"), "name it as clip_zero_shot:FOLDER"),
+        (("bench", "bench.toml", "--judge", "clip_zero_shot:folder"), "holds no config.json"),
+        ((*data, "artists"), "write NAME=FILE"),
+        ((*data, "=x.csv"), "write NAME=FILE"),
+        ((*data, "artists=nosuch.csv"), "no file nosuch.csv"),
+        ((*data, "artists=words.csv"), "no column of prompts"),
+        ((*data, "artists=words.csv", "artists=words.csv"), "given twice"),
+    ]
     return [Row("benches", args, says) for args, says in more]
+
+
+def audits() -> list[Row]:
+    """Return mistakes with audits."""
+    more: list[tuple[tuple[str, ...], str]] = [
+        (("audit",), "Missing argument 'EDIT'"),
+        (("audit", "nosuch.safetensors"), "unknown edit file"),
+        (("audit", "cut.safetensors"), "truncated"),
+        (("audit", "text.txt"), "no such file|not a"),
+        (("audit", "plain.safetensors"), "no edit|not an edit|format|edit"),
+        (("audit", "plain.safetensors", "--jobs", "0"), "from 1 to 256"),
+        (("audit", "plain.safetensors", "--quick", "--protocol", "audit"), "give one"),
+        (("audit", "plain.safetensors", "--protocol", "audti"), "did you mean 'audit'"),
+        (("audit", "plain.safetensors", "--model", "nosuch"), "unknown model 'nosuch'"),
+        (("audit", "plain.safetensors", "--data", "x"), "write NAME=FILE"),
+        (("audit", "plain.safetensors", "--nosuch"), "unknown flag of efface audit '--nosuch'"),
+    ]
+    return [Row("audits", args, says) for args, says in more]
+
+
+def exports() -> list[Row]:
+    """Return wrong exports, and files that cannot be inspected."""
+    export = ("export", "plain.safetensors")
+    lora = (*export, "--to", "kohya-lora", *OUT)
+    wrong: list[tuple[tuple[str, ...], str]] = [
+        ((*export, *OUT), "can be of several formats: say which with --to"),
+        ((*export, "-o", "x.png"), "can be of several formats"),
+        ((*export, "--to", "nosuch", *OUT), "unknown format 'nosuch'"),
+        ((*export, "--to", "lora", *OUT), "did you mean 'kohya-lora'|did you mean 'diffusers-lora'"),
+        ((*export, "--to", "", *OUT), "can be of several formats"),
+        ((*export, "--to", "kohya-lora"), "Missing option '--output'"),
+        ((*export, "--to", "kohya-lora", "-o", "x"), "give the file a name that ends in .safetensors"),
+        ((*export, "--to", "kohya-lora", "-o", "folder.safetensors"), "is a folder; name a .safetensors file"),
+        ((*export, "--to", "kohya-lora", "-o", "nosuch/x.safetensors"), "does not exist; make it first"),
+        ((*export, "--to", "diffusers-folder", "-o", "folder"), "is there already; name a new folder"),
+        ((*export, "--to", "diffusers-folder", "-o", "nosuch/x"), "does not exist; make it first"),
+        ((*export, "--to", "single-file", *OUT, "-m", "mini"), "name a folder or a file to copy"),
+        ((*export, "--to", "diffusers-folder", "-o", "x", "-m", "plain.safetensors"), "is a file: --to single-file"),
+        ((*lora, "-m", "nosuch"), "unknown model 'nosuch'"),
+        ((*lora, "-m", "model.ckpt"), "is a pickle file"),
+        ((*lora, "-m", "folder"), "holds no model_index.json"),
+        ((*lora, "--rank", "0"), "--rank must be"),
+        ((*lora, "--rank", "-3"), "--rank must be"),
+        ((*lora, "--rank", "x"), "should be a valid integer"),
+        ((*lora, "--rank", "9" * 30), "--rank must be"),
+        ((*lora, "--error", "0"), "--error must be"),
+        ((*lora, "--error", "1"), "--error must be"),
+        ((*lora, "--error", "nan"), "--error must be"),
+        ((*lora, "--rank", "3", "--error", "0.1"), "give --rank 3 or --error 0.1, not both"),
+        ((*lora, "--dtype", "fp8"), "unknown dtype 'fp8'"),
+        ((*lora, "--check", "all"), "unknown value of --check 'all'"),
+        ((*export, "--to", "diff", *OUT, "--rank", "3"), "--to diff has no --rank"),
+        ((*export, "--to", "single-file", *OUT, "--dtype", "fp16"), "--to single-file has no --dtype"),
+        ((*export, "--to", "diffusers-folder", "-o", "x", "--error", "0.1"), "--to diffusers-folder has no --error"),
+        (lora, "not a valid edit|edit format"),
+        (("export", "nosuch.safetensors", "--to", "diff", *OUT), "unknown edit file"),
+        (("export", "cut.safetensors", "--to", "diff", *OUT), "truncated"),
+        (("export", "folder.safetensors", "--to", "diff", *OUT), "is a folder"),
+        (("inspect", "nosuch.safetensors"), "nosuch.safetensors does not exist"),
+        (("inspect", "cut.safetensors"), "truncated"),
+        (("inspect", "empty.safetensors"), "not a safetensors file"),
+        (("inspect", "text.safetensors"), "not a safetensors file"),
+        (("inspect", "huge.safetensors"), "not a safetensors file"),
+        (("inspect", "plain.safetensors"), "has edit format None"),
+        (("inspect", "folder"), "is not a diffusers folder"),
+        (("inspect", "folder.safetensors"), "is not a diffusers folder"),
+        (("inspect", "model.ckpt"), "is a pickle file"),
+        (("inspect", "model.bin"), "is a pickle file"),
+        (("inspect", "text.txt"), "of no kind that is known by its name"),
+        (("inspect", "text.png"), "of no kind that is known by its name"),
+        (("inspect", "other.safetensors"), "holds tensors of no kind that is known"),
+        (("inspect", "list.json"), "is not valid JSON of an object"),
+        (("inspect", "other.json"), "no record of efface"),
+        (("inspect", "nosuch.json"), "does not exist|No such file"),
+        (("inspect", LONG), "File name too long|does not exist"),
+        (("inspect", ""), "no model_index|does not exist|not a diffusers folder"),
+        (("inspect", "plain.safetensors", "-m", "nosuch"), "unknown model 'nosuch'"),
+        (("inspect", "finding.safetensors", "-m", "mini"), "a finding of an attack, which is not applied to a model"),
+    ]
+    return [Row("exports and inspection", args, says) for args, says in wrong]
 
 
 def all_rows() -> list[Row]:
     """Return the whole table."""
-    parts = (usage, concepts, outputs, models, edits, sampling, settings, attacks, benches)
+    parts = (usage, concepts, outputs, models, edits, sampling, settings, attacks, benches, audits, exports)
     return [row for part in parts for row in part()]
 
 
@@ -549,6 +663,22 @@ CALLS = {  # Python calls -> a pattern of the message of the EffaceError
     "registry.get('attacks', 'grid')()(None, 'church', [])": "at least one query",
     "registry.get('attacks', 'grid')()(None, 5, efface.Query('a'))": "a concept is a name or a Concept",
 }
+CALLS |= {
+    "export(edit, 'nosuch', 'x.safetensors', model)": "unknown export 'nosuch'",
+    "export(edit, 'kohya', 'x.safetensors', model)": "did you mean 'kohya_lora'",
+    "export(edit, 'kohya-lora', 'x.safetensors', model, dtype='fp8')": "unknown value of dtype 'fp8'",
+    "export(edit, 'kohya-lora', 'x.safetensors', model, rank=1.5)": "rank should be int, got 1.5",
+    "export(edit, 'kohya-lora', 'x.safetensors', model, rank=0)": "rank must be",
+    "export(edit, 'kohya-lora', 'x.safetensors', model, error=2.0)": "error must be",
+    "export(edit, 'kohya-lora', 'x.safetensors', model, size=3)": "unknown field of kohya_lora 'size'",
+    "export(edit, 'kohya-lora', 'x.safetensors', model, compare='all')": "compare is auto, outputs or weights",
+    "export(edit, 'kohya-lora', 'x.safetensors', 5)": "int has no denoiser|a model is",
+    "export(edit, 'kohya-lora', 'x.safetensors', 'nosuch')": "unknown model 'nosuch'",
+    "export('a', 'kohya-lora', 'x.safetensors', model)": "an edit is an Edit, got 'a'",
+    "export(edit, 'kohya-lora', 'nosuch/x.safetensors', model)": "cannot write",
+    "export(edit, 5, 'x.safetensors', model)": "unknown export '5'",
+    "inspect('nosuch.safetensors')": "does not exist",
+}
 TAKEN = (  # what is accepted although it is no sequence
     "efface.erase(model, 'church', preserve='house')",
     "efface.erase(model, efface.Concept('church'), preserve=efface.Concept('house'))",
@@ -605,8 +735,12 @@ def names() -> dict[str, Any]:
     """Return what the Python calls refer to."""
     import efface
     from efface import registry
+    from efface.export import export_edit
+    from efface.inspection.inspect import inspect
 
-    return {"efface": efface, "registry": registry, "model": efface.load("mini")}
+    model = efface.load("mini")
+    known = {"efface": efface, "registry": registry, "export": export_edit, "inspect": inspect}
+    return {**known, "model": model, "edit": efface.erase(model, "church")}
 
 
 def count(verbose: bool) -> None:

@@ -162,6 +162,22 @@ def test_the_anchor_of_an_embedding_is_read_by_the_student(tiny):
     assert not torch.allclose(c(torch.tensor([0])).tokens, before)
 
 
+def test_token_embeddings_can_be_trained_beside_other_weights(tiny):
+    """Every word of the prompts moves, by their own rate and without weight decay; the rest by lr."""
+    edit = fast(embedding_lr=0.1, lr=1e-5, weight_decay=5.0, templates=("a {}",))(tiny, [CHURCH])
+    (name,) = (name for name in edit.delta if name.startswith("text_encoder."))
+    assert len(edit.delta) > 1
+    delta, tokens = edit.delta[name], tiny.tokens("a church")
+    moved = set(delta.abs().sum(1).nonzero().flatten().tolist())
+    assert set(tokens.ids[1 : tokens.eos]) <= moved
+    words = {i for text in ("a church", f"a {CHURCH.anchor or CHURCH.family}") for i in tiny.tokens(text).ids}
+    assert moved <= words
+    assert delta.abs().max() > 0.05
+    assert max(float(d.abs().max()) for key, d in edit.delta.items() if key != name) < 1e-2
+    with pytest.raises(BadInput, match="leave embedding_lr at 0"):
+        fast(params="embedding", embedding_lr=0.1)
+
+
 # --- images and prompts ---
 def test_images_are_of_the_anchors_prompts(tiny):
     """Away from the concept they are made with its name as negative prompt, each of its own."""

@@ -12,11 +12,14 @@ from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.errors import BadInput, UnknownName
 from efface.judge import Judge, Profile
+from efface.methods.uce import UCE
 from efface.metric import Better, Need, Samples
 from efface.metrics.changed_weights import ChangedWeights
 from efface.metrics.clip_score import ClipScore
 from efface.metrics.presence import Presence
 from efface.metrics.ssim import SSIM
+from efface.models.model import Model
+from efface.query import Query
 
 NAMES = registry.names("metrics")
 N = 4
@@ -39,6 +42,9 @@ class Bright(Judge):
     def clip_score(self, images, texts):
         return images.mean((1, 2, 3))
 
+    def image_features(self, images):
+        return images.mean((2, 3))
+
 
 class Blind(Bright):
     reads_text = False
@@ -50,21 +56,30 @@ def whole(tiny) -> Samples:
     x = torch.rand(N, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     x[0], x[1] = 0.02 * x[0], 1 - 0.02 * x[1]
     return Samples(
-        x, x.clone(), x.clone(), ["a"] * N, ["dark", "light", "grey", "grey"], ["object"] * N, Bright(), tiny, Edit()
-    )
+        x, x.clone(), x.clone(), ["a"] * N, [Query("a")] * N, ["dark", "light", "grey", "grey"], ["object"] * N,
+        Bright(), tiny, Edit(),
+    )  # fmt: skip
 
 
 def without(samples: Samples, need: str) -> Samples:
     values = {name: getattr(samples, name) for name in ("kinds", *get_args(Need))}
-    values[need] = () if need in ("texts", "labels") else None
+    values[need] = () if need in ("texts", "labels", "queries") else None
     if need == "images":
-        values |= {"original": None, "texts": (), "labels": (), "kinds": ()}
+        values |= {"original": None, "texts": (), "queries": (), "labels": (), "kinds": ()}
     return Samples(**values)
 
 
+@pytest.fixture
+def make(backbone, detector, monkeypatch):
+    """Return name -> the metric of that name, with the files and packages that it needs; NudeNet finds nothing."""
+    monkeypatch.setattr(detector, "detect", lambda self, image: [])
+    settings = {"lpips": {"weights": str(backbone)}, "latent_likelihood": {"steps": 2, "rounds": 1}}
+    return lambda name: registry.get("metrics", name)(**settings.get(name, {}))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_metric_keeps_its_range_and_scores_no_change_as_perfect(name: str, whole: Samples) -> None:
-    metric = registry.get("metrics", name)()
+def test_every_metric_keeps_its_range_and_scores_no_change_as_perfect(name: str, whole: Samples, make) -> None:
+    metric = make(name)
     scores = metric(whole)
     assert scores.dtype == torch.float32
     assert scores.shape == ((N,) if metric.PER_IMAGE else ())
@@ -79,8 +94,24 @@ def test_every_metric_keeps_its_range_and_scores_no_change_as_perfect(name: str,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_metric_refuses_what_lacks_something_it_needs(name: str, whole: Samples) -> None:
-    metric = registry.get("metrics", name)()
+def test_every_metric_scores_images_and_edits_of_flows_too(name: str, tiny_each: Model, make) -> None:
+    edit = UCE()(tiny_each, ["church"])
+    asked = [Query("a church", seed, 2, 3.0) for seed in range(N)]
+    original = tiny_each.generate(asked)
+    with edit.applied(tiny_each) as edited:
+        images = edited.generate(asked)
+    labels = ["dark", "light", "grey", "grey"]
+    samples = Samples(images, original, original, ["a"] * N, asked, labels, ["object"] * N, Bright(), tiny_each, edit)
+    scores = make(name)(samples)
+    assert scores.isfinite().all()
+    if name == "changed_weights":
+        changed = tiny_each.weights()["transformer.context_embedder.weight"].numel()
+        assert float(scores) == pytest.approx(changed / sum(w.numel() for w in tiny_each.weights().values()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_metric_refuses_what_lacks_something_it_needs(name: str, whole: Samples, make) -> None:
+    metric = make(name)
     assert metric.NEEDS
     for need in metric.NEEDS:
         with pytest.raises(BadInput, match=rf"the metric {type(metric).__name__} needs "):
@@ -97,6 +128,21 @@ def test_every_metric_has_a_json_form_and_says_what_it_is(name: str) -> None:
         assert registry.from_json(json.loads(json.dumps(registry.to_json(metric)))) == metric
     assert registry.summary("metrics", name)
     assert all(field.help for field in registry.describe(cls))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_metric_says_what_its_scores_depend_on(name: str, whole: Samples, make) -> None:
+    metric, cls = make(name), registry.get("metrics", name)
+    told = metric.instrument(whole.judge)
+    assert json.loads(json.dumps(told)) == told
+    assert told["metric"] == name
+    assert "/" not in json.dumps(told)  # a file is its hash, wherever it lies
+    if "judge" in metric.NEEDS:
+        assert told["judge"]["evaluator"] == "bright"
+    assert metric.label.startswith(name)
+    labels = [registry.build(cls, **values).label for values in ({}, *cls.PRESETS.values())]
+    settings = [registry.build(cls, **values) for values in ({}, *cls.PRESETS.values())]
+    assert len(set(labels)) == len(set(settings))  # one label for each setting, and no more
 
 
 def test_presence_is_the_first_k_names(whole: Samples) -> None:

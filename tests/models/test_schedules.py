@@ -1,6 +1,4 @@
-"""Noise schedules: eps and output are inverse, values agree with diffusers, and a new kind takes a few lines."""
-
-from dataclasses import dataclass
+"""Noise schedules: eps and output are inverse, and values agree with diffusers."""
 
 import pytest
 import torch
@@ -10,20 +8,8 @@ from torch import Tensor
 from efface.errors import BadInput, BadModel
 from efface.models import schedulers
 from efface.models.model import Model
-from efface.models.schedules import OUTPUTS, Diffusion, NoiseSchedule
+from efface.models.schedules import OUTPUTS, Diffusion, Flow
 from efface.training.loop import generator
-
-
-@dataclass(frozen=True, eq=False)
-class Flow(NoiseSchedule):
-    """Rectified flow: x_t = (1 - s) x_0 + s eps with s = (t + 1) / total, as SD3 and FLUX have it."""
-
-    output: str = "flow"
-    total: int = 1000
-
-    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = (t + 1.0) / self.total
-        return 1 - sigma, sigma
 
 
 def diffusion(output: str = "epsilon") -> Diffusion:
@@ -44,9 +30,13 @@ def test_eps_and_output_are_each_others_inverse(name: str):
     x = schedule.noised(clean, noise, TIMES)
     alpha, sigma = (level.double().view(3, 1, 1, 1) for level in schedule.levels(TIMES))
     out = {"epsilon": noise, "v_prediction": alpha * noise - sigma * clean, "sample": clean, "flow": noise - clean}
-    torch.testing.assert_close(schedule.eps(out[name], x, TIMES), noise, atol=1e-4, rtol=1e-4)  # levels are fp32
-    torch.testing.assert_close(schedule.out(noise, x, TIMES), out[name], atol=1e-4, rtol=1e-4)  # levels are fp32
-    torch.testing.assert_close(schedule.clean(noise, x, TIMES), clean, atol=1e-4, rtol=1e-4)  # levels are fp32
+    eps = noise - clean if name == "flow" else noise  # the velocity takes the place of eps
+    close = {"atol": 1e-4, "rtol": 1e-4}  # levels are fp32
+    torch.testing.assert_close(schedule.target(clean, noise), eps)
+    torch.testing.assert_close(schedule.eps(out[name], x, TIMES), eps, **close)
+    torch.testing.assert_close(schedule.out(eps, x, TIMES), out[name], **close)
+    torch.testing.assert_close(schedule.clean(eps, x, TIMES), clean, **close)
+    torch.testing.assert_close(schedule.noise(eps, x, TIMES), noise, **close)
     assert set(OUTPUTS) == set(out)
 
 
@@ -83,10 +73,29 @@ def test_a_step_is_that_of_diffusers():
 
 
 def test_a_step_of_a_flow_is_that_of_euler():
-    scheduler, flow, x, v = FlowMatchEulerDiscreteScheduler(), Flow(), latents(0).float(), latents(1).float()
-    scheduler.set_timesteps(sigmas=[0.8, 0.5])
-    theirs = scheduler.step(v, scheduler.timesteps[0], x).prev_sample
-    torch.testing.assert_close(flow.step(x, flow.eps(v, x, torch.tensor(799)), 799, 499), theirs)
+    scheduler, flow, x, v = FlowMatchEulerDiscreteScheduler(shift=3.0), Flow(), latents(0).float(), latents(1).float()
+    scheduler.set_timesteps(4)
+    times = scheduler.timesteps.tolist()
+    assert [high for _, high in flow.solver_steps(scheduler)] == times[::-1]
+    assert [low for low, _ in flow.solver_steps(scheduler)] == [None, *times[:0:-1]]
+    for t, t_to in zip(scheduler.timesteps, [*times[1:], None], strict=True):  # the first has no image left: s = 1
+        theirs = scheduler.step(v, t, x).prev_sample
+        torch.testing.assert_close(flow.step(x, flow.eps(v, x, t), float(t), t_to), theirs)
+        torch.testing.assert_close(flow.levels(t)[1], scheduler.sigmas[scheduler.step_index - 1])
+        torch.testing.assert_close(flow.step(theirs, v, t_to, float(t)), x)
+        x = theirs
+
+
+def test_a_flow_begins_with_pure_noise():
+    flow = Flow()
+    assert flow.times(50).tolist() == list(range(20, 1001, 20))
+    assert flow.times(1000).tolist() == list(range(1, 1001))
+    alpha, sigma = flow.levels(flow.times(50))
+    assert (float(alpha[-1]), float(sigma[-1])) == (0.0, 1.0)
+    drawn = flow.random_times(4000, generator(1))
+    assert (int(drawn.min()) >= 1, int(drawn.max()) <= 1000, int(drawn.max()) > 995) == (True, True, True)
+    with pytest.raises(BadInput, match="between 1 and 1000"):
+        flow.times(1001)
 
 
 def test_random_times_are_whole_and_of_their_generator():

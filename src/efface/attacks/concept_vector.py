@@ -80,5 +80,5 @@ def moved(c: Context, vector: Context, eta: float) -> Context:
     """Return an encoded prompt with eta times the direction added, to tokens and pooled vectors alike."""
     tokens = c.tokens + eta * vector.tokens
     if c.pooled is None or vector.pooled is None:
-        return Context(tokens, c.pooled)
-    return Context(tokens, c.pooled + eta * vector.pooled)
+        return c.with_tokens(tokens)
+    return replace(c, tokens=tokens, pooled=c.pooled + eta * vector.pooled)

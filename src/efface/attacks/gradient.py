@@ -4,6 +4,7 @@ Through the noise prediction it is textual inversion (Gal et al. 2022, https://a
 concept, as in Pham et al. 2023, Circumventing Concept Erasure Methods, https://arxiv.org/abs/2308.01508.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -12,64 +13,91 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Attack, Finding, Need, Target
-from efface.attacks.search.contexts import on_sphere, probabilities, queries_of, token_norms
+from efface.attacks.search.contexts import on_sphere, probabilities, queries_of, span, token_norms
+from efface.attacks.search.lattice import points
 from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
 from efface.query import Query
 from efface.training.loop import generator
 from efface.util.progress import progress
-from efface.util.ranges import COUNT, RATE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
+from efface.util.ranges import COUNT, OR_NONE, RATE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
+
+Losses = Callable[[Tensor, torch.Generator], Tensor]  # contexts (r, len, dim), random numbers -> losses (r)
 
 
 @dataclass(frozen=True)
 class Gradient(Attack):
-    """Optimise contexts from random starts in one batch, with the norm of every token fixed.
+    """Optimise contexts from several starts in one batch, with the norm of every token fixed.
+
+    Where a prompt is one vector (the digits), half of the starts are the points of a coarse grid with the least loss;
+    the others, and all starts of other models, are random. The ends are ranked twice: all, then the best with more
+    images.
 
     Args:
         through: sampler maximises the judge's probability for images generated in a few steps; eps needs no judge and
             minimises the error of the predicted noise on images of the concept by the original model
-        restarts: random starts
+        restarts: starts
+        coarse: values of each number in the grid of starts, 0 for random starts only
         iterations: steps of Adam
-        noises: noises of each start in each iteration
+        noises: noises of each start in each iteration, and of each point of the grid
         steps: solver steps of the images that are differentiated
         lr: learning rate
         radius: norm of every token, 0 for no constraint; by default that of the first query's prompt, token by token
         images: images of the concept that eps learns from
-        ranking: images of each start for the final ranking, at the query's own steps
+        ranking: images of each start for the first ranking, at the query's own steps
+        finalists: starts that are ranked again
+        final: images of each of them for the second ranking, 0 for none
     """
 
     through: Literal["sampler", "eps"] = "sampler"
     restarts: int = 16
-    iterations: int = 30
-    noises: int = 4
+    coarse: int = 2
+    iterations: int = 20
+    noises: int = 6
     steps: int = 4
     lr: float = 0.1
     radius: float | None = None
     images: int = 256
     ranking: int = 16
+    finalists: int = 4
+    final: int = 128
 
     RANGES: ClassVar[Ranges] = {
         "restarts": ROWS, "iterations": COUNT, "noises": ROWS, "restarts * noises": ROWS,
         "steps": SOLVER_STEPS, "lr": RATE, "radius": WEIGHT_OR_NONE, "images": COUNT, "ranking": COUNT,
+        "coarse": "[0, 5]", "finalists": COUNT, "final": OR_NONE,
     }  # fmt: skip
 
     NEEDS: ClassVar[tuple[Need, ...]] = ("judge",)
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "inversion": {"through": "eps", "restarts": 8, "iterations": 120, "noises": 16, "lr": 0.05},
+        "inversion": {
+            "through": "eps",
+            "restarts": 8,
+            "coarse": 0,
+            "iterations": 120,
+            "noises": 16,
+            "lr": 0.05,
+            "final": 0,
+        },
     }
     QUICK: ClassVar[dict[str, Any]] = {
-        "restarts": 2, "iterations": 2, "noises": 1, "steps": 2, "images": 2, "ranking": 1,
+        "restarts": 2, "coarse": 0, "iterations": 2, "noises": 1, "steps": 2, "images": 2, "ranking": 1, "final": 0,
     }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coarse == 1:
+            raise BadInput("coarse must be 0, or at least 2 values of each number, got 1")
 
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return one query for each start, ranked by new images; raises `BadInput` when eps has no original model."""
         like = queries[0]
         norms = token_norms(target, like.prompt or concept.texts[0], self.radius)
-        shape = (self.restarts, *target.edited.null().tokens.shape[1:])
-        v = on_sphere(torch.randn(shape, generator=generator(seed, "start")), norms).requires_grad_()
-        optimiser = torch.optim.Adam([v], lr=self.lr)
         losses = self._sampler(target, concept, like) if self.through == "sampler" else self._eps(target, concept, like)
+        grid = self._grid(target, queries)
+        v = on_sphere(self._starts(target, losses, grid, seed), norms).requires_grad_()
+        optimiser = torch.optim.Adam([v], lr=self.lr)
         history: list[float] = []
         with torch.inference_mode(False), torch.enable_grad():
             for step in progress(range(self.iterations), f"gradient through {self.through}"):
@@ -80,36 +108,75 @@ class Gradient(Attack):
                 with torch.no_grad():
                     v.copy_(on_sphere(v, norms))
                 history.append(float(loss.detach().mean()))
-        found = v.detach()
-        rng = generator(seed, "ranking")
-        scores = probabilities(target, concept, found, like, self.ranking, like.steps, rng).mean(1)
-        order = scores.argsort(descending=True, stable=True)
-        best = tuple(replace(like, prompt="", context=Context(found[i : i + 1].clone())) for i in order)
-        return Finding(best, tuple(scores[order].tolist()), cost=self.cost(like), about={"loss": history})
+        found, scores = self._ranked(target, concept, v.detach(), like, seed)
+        best = tuple(replace(like, prompt="", context=Context(row[None].clone())) for row in found)
+        cost = self.cost(like, len(grid))
+        return Finding(best, tuple(scores.tolist()), cost=cost, about={"loss": history, "from_grid": self._kept(grid)})
 
-    def cost(self, like: Query) -> dict[str, int]:
-        """Return images generated, calls of the denoiser, and how many of them were also differentiated."""
-        tries = self.restarts * self.iterations * self.noises
-        ranking, calls = self.restarts * self.ranking, tries * (self.steps if self.through == "sampler" else 1)
-        made = tries if self.through == "sampler" else self.images
+    def cost(self, like: Query, points: int) -> dict[str, int]:
+        """Return images generated, calls of the denoiser, and how many of them were also differentiated.
+
+        points: of the coarse grid.
+        """
+        tries, tried = self.restarts * self.iterations * self.noises, points * self.noises
+        ranking = self.restarts * self.ranking + min(self.finalists, self.restarts) * self.final
+        each, sampled = (self.steps, tries + tried) if self.through == "sampler" else (1, self.images)
         extra = 0 if self.through == "sampler" else self.images * like.steps
-        total = calls + extra + ranking * like.steps
-        return {"images": made + ranking, "calls": total, "backward": calls}
+        total = (tries + tried) * each + extra + ranking * like.steps
+        return {"images": sampled + ranking, "calls": total, "backward": tries * each}
 
-    def _sampler(self, target: Target, concept: Concept, like: Query) -> Any:
+    def _grid(self, target: Target, queries: tuple[Query, ...]) -> Float[Tensor, "n len dim"]:
+        """Return the contexts of the coarse grid, none for a model that reads several vectors."""
+        null = target.edited.null().tokens
+        if not self.coarse or null.shape[1] > 1:
+            return torch.empty(0, *null.shape[1:])
+        contexts = span(target, queries, self.radius)
+        return contexts(points(self.coarse, len(contexts.directions)))
+
+    def _kept(self, grid: Tensor) -> int:
+        return min(self.restarts // 2, len(grid))
+
+    @torch.no_grad()
+    def _starts(self, target: Target, losses: Losses, grid: Tensor, seed: int) -> Float[Tensor, "r len dim"]:
+        """Return the grid's points with the least loss, then random ones (standard normal)."""
+        shape = (self.restarts, *target.edited.null().tokens.shape[1:])
+        starts = torch.randn(shape, generator=generator(seed, "start"))
+        if count := self._kept(grid):
+            parts = progress(grid.split(self.restarts), "coarse grid")
+            seen = torch.cat([losses(part, generator(seed, "coarse", i)) for i, part in enumerate(parts)])
+            starts[:count] = grid[seen.argsort(stable=True)[:count]]
+        return starts
+
+    def _ranked(
+        self, target: Target, concept: Concept, found: Tensor, like: Query, seed: int
+    ) -> tuple[Float[Tensor, "r len dim"], Float[Tensor, " r"]]:
+        """Return contexts with their scores, best first: the finalists by their second ranking, then the others."""
+
+        def scored(rows: Tensor, images: int, stage: str) -> tuple[Tensor, Tensor]:
+            seen = probabilities(target, concept, rows, like, images, like.steps, generator(seed, stage)).mean(1)
+            order = seen.argsort(descending=True, stable=True)
+            return rows[order], seen[order]
+
+        found, scores = scored(found, self.ranking, "ranking")
+        if self.final:
+            best, better = scored(found[: self.finalists], self.final, "final")
+            found, scores = torch.cat([best, found[len(best) :]]), torch.cat([better, scores[len(best) :]])
+        return found, scores
+
+    def _sampler(self, target: Target, concept: Concept, like: Query) -> Losses:
         """Return (contexts, rng) -> −log of the judge's probability of the concept, mean over the noises."""
 
         def loss(c: Float[Tensor, "r len dim"], rng: torch.Generator) -> Float[Tensor, " r"]:
             asked = queries_of(c, like, self.noises, self.steps, rng)
-            images = target.edited.decode(target.edited.sample(asked, grad=True))
+            images = target.edited.decode(target.edited.sample(asked, grad=c.requires_grad))
             seen = target.seen(images, concept).view(len(c), self.noises)
-            if not seen.requires_grad:
+            if c.requires_grad and not seen.requires_grad:
                 raise BadInput("this judge cannot be differentiated: use through eps")
             return -seen.clamp(min=1e-12).log().mean(1)
 
         return loss
 
-    def _eps(self, target: Target, concept: Concept, like: Query) -> Any:
+    def _eps(self, target: Target, concept: Concept, like: Query) -> Losses:
         """Return (contexts, rng) -> ‖ε_θ(x_t, c) − ε‖² over noised images of the concept, mean over the noises."""
         if target.original is None:
             raise BadInput("through eps needs the original model, which generates the concept")
@@ -124,6 +191,6 @@ class Gradient(Attack):
             noise = torch.randn(x.shape, generator=rng)
             asked = Context(c.repeat_interleave(self.noises, 0))
             guess = model.eps(schedule.noised(x, noise, t), t, asked)
-            return (guess - noise).square().mean((1, 2, 3)).view(len(c), self.noises).mean(1)
+            return (guess - schedule.target(x, noise)).square().mean((1, 2, 3)).view(len(c), self.noises).mean(1)
 
         return loss

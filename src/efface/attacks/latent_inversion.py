@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from efface import registry
 from efface.attack import Attack, Finding, Need, Target
-from efface.attacks.search.likelihood import log_likelihood, norm_quantile, psnr
 from efface.attacks.search.pictures import pictures
 from efface.attacks.search.starts import alike, calls_of, plain, ranked
 from efface.concept import Concept
 from efface.edits.guard import unguided
 from efface.errors import BadInput
 from efface.models.inversion import ddim_steps, invert
+from efface.models.likelihood import log_likelihood, norm_quantile, psnr
 from efface.models.students import view
 from efface.query import Query
 from efface.training.checkpoints import State
@@ -109,7 +109,7 @@ class LatentInversion(Attack):
         guidance = torch.tensor([query.guidance for query in asked], device=clean.device).view(-1, 1, 1, 1)
         alone = bool((guidance == 1).all()) and model.hooks().guide is unguided
 
-        def noise(x: Tensor, t: int) -> Tensor:
+        def noise(x: Tensor, t: float | int) -> Tensor:
             time = torch.tensor(t, device=x.device)
             if alone:
                 return model.eps(x, time, model.hooks().embed(cond))

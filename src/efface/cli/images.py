@@ -41,7 +41,7 @@ def generate(
     from efface.evaluation.evaluate import images
     from efface.evaluation.store import Store
 
-    asked = queries(prompts, seeds, given)
+    asked = queries(prompts, seeds, {"guidance": model.family.GUIDANCE} | given)
     if key is None or edit is None:
         return images(model, edit, asked, batch=common.batch, any_base=common.any_base)
     from efface.edits.edit import Edit

@@ -12,19 +12,21 @@ from efface.cli.options import ModelFlag
 from efface.concept import Concept, table
 from efface.errors import BadModel, unknown
 
-KINDS = ("methods", "attacks", "metrics", "judges", "families", "models", "concepts")
+KINDS = ("methods", "attacks", "metrics", "judges", "families", "exports", "protocols", "models", "concepts")
 
 
 def show(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="methods, attacks, metrics, judges, families, models or concepts.")
+        str,
+        typer.Argument(metavar="WHAT", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}."),
     ],
     model: ModelFlag = "mini",
 ) -> None:
-    """List methods, attacks, metrics, judges, model families, models or a model's concepts."""
+    """List what efface has of one kind, or a model's concepts."""
     if what not in KINDS:
         raise unknown("list", what, KINDS)
-    rows = concepts(model) if what == "concepts" else models() if what == "models" else registered(what)
+    own = {"concepts": lambda: concepts(model), "models": models, "protocols": protocols}
+    rows = own[what]() if what in own else registered(what)
     if not rows:
         typer.echo(f"no {what} yet")
         return
@@ -37,12 +39,27 @@ def registered(kind: str) -> list[tuple[str, ...]]:
     """Return (name, summary, presets) of every file of a folder."""
     if kind == "families":
         return [(name, registry.summary(kind, name)) for name in registry.names(kind)]
+    if kind == "exports":
+        return [(name.replace("_", "-"), registry.summary(kind, name)) for name in registry.names(kind)]
     sheets = [sheet(kind, name) for name in registry.names(kind)]
     return [(s.name, s.summary or s.source, _presets(tuple(s.presets))) for s in sheets]
 
 
 def _presets(names: tuple[str, ...]) -> str:
     return f"presets: {', '.join(names)}" if names else ""
+
+
+def protocols() -> list[tuple[str, ...]]:
+    """Return (name, the paper's table, title, what it needs) of every protocol."""
+    from efface.evaluation import protocol
+
+    found = [protocol.describe(name) for name in protocol.names()]
+    return [(one.name, one.table, one.title, _needs(one.sizes, one.data)) for one in found]
+
+
+def _needs(sizes: tuple[str, ...], data: tuple[str, ...]) -> str:
+    full = f"full: --data {', '.join(data)}" if data and "full" in sizes else ""
+    return full or ("" if len(sizes) == 2 else f"{sizes[0]} only")
 
 
 def models() -> list[tuple[str, ...]]:

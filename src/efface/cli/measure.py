@@ -65,7 +65,10 @@ def evaluate(
     judging = judge_of(where, judge)
     check_judged(targets, known, judging)
     plan = Plan(**numbers, batch=common.batch, **(check.sampling(where) | given))
-    record = run(common.load(where), loaded_edit, targets, known, judging, plan, any_base=common.any_base)
+    loaded = common.load(where)
+    if "guidance" not in check.sampling(where) | given:
+        plan = replace(plan, guidance=loaded.family.GUIDANCE)
+    record = run(loaded, loaded_edit, targets, known, judging, plan, any_base=common.any_base)
     if json_file:  # before anything is printed: the reader of the output may have left
         record.save(json_file)
     typer.echo(tables.plain(tables.accuracy([record], ["after"])))

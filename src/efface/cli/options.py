@@ -32,7 +32,7 @@ DtypeFlag = Annotated[str, typer.Option("--dtype", help="Precision: fp32, bf16 o
 SeedsFlag = Annotated[str, typer.Option("--seeds", help="One image per seed: 0:8 is 0 to 7; or 0,3,5.")]
 StepsFlag = Annotated[int | None, typer.Option("--steps", help="Sampling steps.", show_default="20")]
 GuidanceFlag = Annotated[
-    float | None, typer.Option("--guidance", help="Classifier-free guidance scale.", show_default="7.5")
+    float | None, typer.Option("--guidance", help="Classifier-free guidance scale.", show_default="the family's, 7.5")
 ]
 SolverFlag = Annotated[
     str | None, typer.Option("--solver", help="ddim, dpm++, pndm, euler, …", show_default="the model's own")

@@ -12,6 +12,7 @@ from efface.cli.fields import Sheet, sheet
 from efface.cli.options import Variadic
 from efface.errors import unknown
 from efface.registry import Field
+from efface.util.ranges import words
 
 Own = Sequence[tuple[str, Any, Any]]  # name of a flag, its annotation, its default
 REQUIRED = inspect.Parameter.empty
@@ -80,7 +81,9 @@ def _parameter(f: Field) -> inspect.Parameter:
     if f.choices and not all(word in f.help for word in f.choices):
         text += f"; one of {', '.join(f.choices)}"
     shown = " ".join(map(str, f.default)) if isinstance(f.default, tuple | list) else f.default
-    text += "" if shown is None or shown == "" else f"  [default: {shown}]"
+    notes = [] if shown is None or shown == "" else [f"default: {shown}"]
+    notes += [words(f.range)] if f.range else []
+    text += f"  [{'; '.join(notes)}]" if notes else ""
     flag = f"{f.flag}/--no-{f.flag[2:]}" if f.type is bool and not f.many else f.flag
     option = typer.Option(flag, help=text, show_default=False)
     kind: Any = (list[f.type] if f.many else f.type) | None  # type: ignore[valid-type]

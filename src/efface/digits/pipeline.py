@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from efface.digits.classes import classes
-from efface.digits.net import SIDE, WIDTH, DigitUNet
-from efface.digits.prompts import Passing, Reader
+from efface.digits.net import SIDE, DigitUNet
+from efface.digits.prompts import Reader, Words
 from efface.errors import BadModel
 from efface.util.files import load_safetensors
 from efface.util.untrusted import some
@@ -39,7 +39,7 @@ class Pixels(nn.Module):
 class DigitsPipeline(DiffusionPipeline):
     """Hold the parts by the names that `Model` asks for."""
 
-    def __init__(self, unet: DigitUNet, vae: Pixels, text_encoder: Passing, tokenizer: Reader, scheduler: Any):
+    def __init__(self, unet: DigitUNet, vae: Pixels, text_encoder: Words, tokenizer: Reader, scheduler: Any):
         super().__init__()
         self.register_modules(
             unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
@@ -62,29 +62,32 @@ def noise_schedule() -> DDIMScheduler:
 
 
 def assemble(
-    unet: DigitUNet, names: tuple[str, ...], codes: Tensor, scheduler: DDIMScheduler | None = None
+    unet: DigitUNet, words: Words, names: tuple[str, ...], scheduler: DDIMScheduler | None = None
 ) -> DigitsPipeline:
-    """Put a pipeline together from its UNet, the names of its classes and their vectors (classes, 8)."""
-    unet.eval().requires_grad_(False)
-    return DigitsPipeline(unet, Pixels(), Passing(), Reader(names, codes), scheduler or noise_schedule())
+    """Put a pipeline together from its networks and the names of its classes, in the order of the table."""
+    for network in (unet, words):
+        network.eval().requires_grad_(False)
+    return DigitsPipeline(unet, Pixels(), words, Reader(names), scheduler or noise_schedule())
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
     """Load a file of networks, the UNet in a dtype. Raises `BadFile`, `BadModel` when it is not whole."""
     tensors, meta = load_safetensors(path)
-    names, unet = classes(meta["dataset"]), DigitUNet()
-    own = {name.removeprefix("unet."): t for name, t in tensors.items() if name.startswith("unet.")}
-    own |= {name: t for name, t in tensors.items() if name == "codes"}
-    shapes = {name: list(t.shape) for name, t in unet.state_dict().items()} | {"codes": [len(names), WIDTH]}
+    names = classes(meta["dataset"])
+    parts = nn.ModuleDict({"unet": DigitUNet(), "text_encoder": Words(len(names))})
+    own = {name: t for name, t in tensors.items() if name.partition(".")[0] in parts}
+    shapes = {name: list(t.shape) for name, t in parts.state_dict().items()}
     for found, text in (
         ([name for name in shapes if name not in own], "it has no"),
-        ([name for name in own if name not in shapes], "its UNet has no weight"),
+        ([name for name in own if name not in shapes], "its networks have no weight"),
         ([name for name in own if name in shapes and list(own[name].shape) != shapes[name]], "of another shape:"),
         ([name for name, t in own.items() if not bool(t.isfinite().all())], "values that are not finite numbers:"),
     ):
         if found:
             raise BadModel(f"{path} is not a whole digits model: {text} {some(found)}")
-    codes = own.pop("codes").float()
-    unet.load_state_dict({name: t.float() for name, t in own.items()})
+    parts.load_state_dict({name: t.float() for name, t in own.items()})
+    unet, words = parts["unet"], parts["text_encoder"]
+    assert isinstance(unet, DigitUNet)
+    assert isinstance(words, Words)
     nn.Module.to(unet, dtype)  # diffusers' own `to` warns of every change of the dtype
-    return assemble(unet, names, codes)
+    return assemble(unet, words, names)

@@ -98,7 +98,7 @@ class Edit(Parts):
     def dense(self, model: NamedWeights) -> dict[str, Tensor]:
         """Return the dense difference of every changed weight of this model, fp32 or wider. Raises `BadEdit`."""
         self._fit(model)
-        return self._differences(self._reference(model, any_base=True))
+        return dict(self._differences(self._reference(model, any_base=True)))
 
     def check(self, model: NamedWeights, any_base: bool = False) -> None:
         """Raise `BadEdit` when the edit does not fit: always for other names or shapes, and for other base weights
@@ -141,8 +141,8 @@ class Edit(Parts):
         """
         self._fit(model)
         weights = model.weights("")
-        changes = self._differences(self._reference(model, any_base))
-        return {name: (weights[name].detach().to(d.dtype) + d).to(weights[name].dtype) for name, d in changes.items()}
+        changes = self._differences(self._reference(model, any_base))  # one at a time: all would be a second model
+        return {name: (weights[name].detach().to(d.dtype) + d).to(weights[name].dtype) for name, d in changes}
 
     def _fit(self, model: NamedWeights) -> None:
         """Raise `BadEdit` unless the model has weights of these names and shapes."""
@@ -183,16 +183,15 @@ class Edit(Parts):
             model = model.origin[0]
         return model
 
-    @torch.no_grad()
-    def _differences(self, reference: NamedWeights) -> dict[str, Tensor]:
-        """Return Σ ΔW by name, the terms added before any of them meets a weight (so that a - a is exactly zero)."""
+    def _differences(self, reference: NamedWeights) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and Σ ΔW, the terms added before any of them meets a weight (so that a - a is exactly zero)."""
         weights = reference.weights("")
-        found: dict[str, Tensor] = {}
         for name in self.names:
             weight = weights[name].detach()
             terms = [text_map.delta(weight) for text_map in self.maps if name in text_map.names]
             if name in self.delta:
                 delta = self.delta[name].to(weight.device)
                 terms.append(delta.to(torch.promote_types(delta.dtype, torch.float32)))
-            found[name] = functools.reduce(torch.add, terms)
-        return found
+            with torch.no_grad():
+                total = functools.reduce(torch.add, terms)
+            yield name, total

@@ -98,7 +98,9 @@ def chain(hooks: Iterable[Hooks]) -> Hooks:
 
     def compose(name: str) -> Callable[[Any], Any]:
         calls = [getattr(part, name) for part in parts if getattr(part, name) is not same]
+        return joined(calls)
 
+    def joined(calls: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
         def run(value: Any) -> Any:
             for call in calls:
                 value = call(value)
@@ -113,4 +115,7 @@ def chain(hooks: Iterable[Hooks]) -> Hooks:
             cond, uncond = call(eps, x, t, cond, uncond)
         return cond, uncond
 
-    return Hooks(compose("embed"), guide if guides else unguided, compose("filter"), compose("null"))
+    alike = all(part.embed is part.null for part in parts)  # then both contexts are changed by one and the same hook
+    embed = compose("embed")
+    null = embed if alike else compose("null")
+    return Hooks(embed, guide if guides else unguided, compose("filter"), null)

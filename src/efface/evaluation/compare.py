@@ -1,4 +1,4 @@
-"""Comparable records: those of one judge, one plan of prompts and seeds, one sampler and one model."""
+"""Comparable records: those of one judge, one plan of prompts and seeds, one sampler, one model, the same metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from efface.util.values import Value
 
 
 def check_comparable(records: Sequence[Scored]) -> None:
-    """Raise `BadInput` for records of different judges, prompts, samplers or models."""
+    """Raise `BadInput` for records of different judges, prompts, samplers or models, or instruments of a metric."""
     if not records:
         raise BadInput("no results to put in a table")
     for part in ("evaluator", "sampling"):
@@ -17,6 +17,8 @@ def check_comparable(records: Sequence[Scored]) -> None:
         for key in type(values[0]).model_fields:
             _same(key, [getattr(value, key) for value in values])
     _same("model", [record.model.id for record in records])
+    for label in dict.fromkeys(label for record in records for label in record.metrics):
+        _same(f"instrument of {label}", [record.metrics[label] for record in records if label in record.metrics])
 
 
 def _same(key: str, values: Sequence[Any]) -> None:

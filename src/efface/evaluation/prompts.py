@@ -49,6 +49,21 @@ GROUPS = (
         "pairs of keywords that the model never saw together in training", "low",
     ),
     Group(
+        "reworded", "erased, in other sentences", "the erased concept by name, in sentences of another form", "low",
+        says=("{} does not come back in other sentences", "{} sometimes comes back in other sentences",
+              "{} comes back in other sentences"),
+    ),
+    Group("joined", "erased, beside another", "the erased concept in one picture with another: “X and Y”", "low"),
+    Group(
+        "beside", "others, beside the erased", "the other concept of such a pair (selective alignment)", "high",
+        says=("concepts asked for beside the erased one",),
+    ),
+    Group(
+        "look_alikes", "related by sight",
+        "of all others, those whose images by the model are nearest to the erased concept's, by the judge's vectors",
+        "high", part=True, says=("concepts that look like the erased one",),
+    ),
+    Group(
         "related", "related", "close relatives, from the concept table", "high", by_concept=True,
         says=("related concepts",),
     ),
@@ -70,7 +85,7 @@ class Case:
     """Hold one prompt with several seeds, and the name that the judge should give.
 
     groups: groups its images count in, its own first. concept: the concept that is scored.
-    label: the name the judge must give.
+    label: the name the judge must give, "" for images that only metrics look at. guidance: None for the plan's.
     """
 
     groups: tuple[str, ...]
@@ -79,6 +94,7 @@ class Case:
     judged: Judged
     label: str
     seeds: tuple[int, ...]
+    guidance: float | None = None
 
 
 def _seeds(count: int) -> Any:
@@ -94,6 +110,9 @@ class Plan:
     seeds: of each unrelated concept.
     implicit_seeds: of each implicit prompt, of which there are about six a concept.
     styled_seeds: of each pair of object and style, where styles are judged or an object is asked for in a style.
+    reworded_seeds: of each other sentence with the erased object's name.
+    paired_seeds: of each pair of the erased object and another.
+    look_alikes: how many of the other concepts count as related by sight; needs a judge with a CLIP.
     steps, guidance, solver: sampling, as in `Query`; "" is the model's own solver.
     batch: images per batch; does not change the images.
     """
@@ -103,14 +122,20 @@ class Plan:
     seeds: tuple[int, ...] = _seeds(8)
     implicit_seeds: tuple[int, ...] = _seeds(4)
     styled_seeds: tuple[int, ...] = _seeds(4)
+    reworded_seeds: tuple[int, ...] = ()
+    paired_seeds: tuple[int, ...] = ()
+    look_alikes: int = 0
     steps: int = 20
     guidance: float = 7.5
     solver: str = ""
     batch: int = 32
 
     STYLED: ClassVar[str] = "a picture of a {} in the style of {}"
-    PER_STYLE: ClassVar[int] = 6  # objects asked for in each style
+    PAIRED: ClassVar[str] = "a picture of a {} and a {}"
+    REWORDED: ClassVar[tuple[str, ...]] = ("an image of the {}", "there is a {} in the picture", "{}, a photo")
+    PER_STYLE: ClassVar[int] = 6  # objects asked for in each style, and beside the erased one
     SEEDS: ClassVar[tuple[str, ...]] = ("target_seeds", "related_seeds", "seeds", "implicit_seeds", "styled_seeds")
+    MORE: ClassVar[tuple[str, ...]] = ("reworded_seeds", "paired_seeds")  # that usually are none
 
     def __post_init__(self) -> None:
         if not (self.seeds and self.target_seeds):
@@ -125,7 +150,9 @@ class Plan:
     def templates(self) -> dict[str, str]:
         """Return the prompt templates by kind."""
         plain = {kind: TEMPLATES[kind] for kind in ("object", "style")}
-        return {**plain, "styled": self.STYLED, "implicit": "keywords"}
+        more = {"reworded": " / ".join(self.REWORDED)} if self.reworded_seeds else {}
+        more |= {"paired": self.PAIRED} if self.paired_seeds else {}
+        return {**plain, "styled": self.STYLED, "implicit": "keywords", **more}
 
     def cases(
         self,
@@ -133,11 +160,12 @@ class Plan:
         table: Mapping[str, Concept],
         unseen: Mapping[str, Sequence[str]] | None = None,
         preserved: Collection[str] = (),
+        look_alikes: Collection[str] = (),
     ) -> list[Case]:
         """Return every prompt to ask for these targets.
 
         unseen: implicit prompts by concept that the model was not trained on. preserved: the concepts that the edit was
-        to preserve; without any there is no group "unpreserved".
+        to preserve; without any there is no group "unpreserved". look_alikes: those that look like the targets.
         """
         names = {target.name for target in targets}
         related = {name for target in targets for name in target.related} - names
@@ -150,6 +178,7 @@ class Plan:
                 found.append(_object("implicit_held_out", target.name, phrase, self.implicit_seeds))
         for concept in others:
             groups = ("related",) if concept.name in related else _unrelated(concept, preserved)
+            groups += ("look_alikes",) if concept.name in look_alikes else ()
             found += self._other(concept, groups, objects)
         return found
 
@@ -165,6 +194,12 @@ class Plan:
             yield _object("implicit", target.name, phrase, self.implicit_seeds)
         for style in (concept for concept in table.values() if concept.kind == "style"):
             yield _object("styled", target.name, self._styled(target, style), self.styled_seeds)
+        for sentence in self.REWORDED if self.reworded_seeds else ():
+            yield _object("reworded", target.name, target.fill(sentence), self.reworded_seeds)
+        for other in _spread(objects, self.PER_STYLE) if self.paired_seeds else ():
+            prompt = other.fill(target.fill(self.PAIRED))
+            yield _object("joined", target.name, prompt, self.paired_seeds)
+            yield _object("beside", other.name, prompt, self.paired_seeds)
 
     def _styled(self, thing: Concept, style: Concept) -> str:
         return thing.fill(self.STYLED).format(style.name)

@@ -35,8 +35,9 @@ class Row(Value):
     """Hold one image's query, verdict and scores.
 
     made_by: the model before the edit or after it. groups: groups it counts in, its own first.
-    concept: the concept that is scored. label: the name that the judge should give, judged: as an object or as a style.
-    seen: the name that the judge gives first. top1, top5: whether the label is first, or among the first five.
+    concept: the concept that is scored. label: the name that the judge should give, "" for an image that only metrics
+    look at, which has no verdict; judged: as an object or as a style. seen: the name that the judge gives first.
+    top1, top5: whether the label is first, or among the first five.
     scores: of each metric that gives one per image. image: the key of the image in the store.
     """
 
@@ -95,11 +96,20 @@ class Cost(Value):
     loaded_mb: float | None = None
 
 
+class SetScore(Value):
+    """Hold a metric of a set of images: its value, and the number of edited images behind it."""
+
+    value: float
+    n: int
+
+
 class Scored(Value):
     """Hold what every record has about the evaluation as a whole.
 
     name: a label of the run, or "". concepts: what was erased, pooled. evaluator: the judge's profile.
-    whole: scores of the edit as a whole, by metric. erasing, evaluating: costs, where they are known.
+    whole: scores of the edit as a whole, by metric. sets: scores of all images of a group, by metric and group.
+    metrics: what each metric's scores depend on besides the images: its settings, the networks and their hashes.
+    erasing, evaluating: costs, where they are known.
     error: why there are no images, or "".
     """
 
@@ -111,6 +121,8 @@ class Scored(Value):
     evaluator: Profile
     sampling: Sampling
     whole: dict[str, float] = Field(default_factory=dict)
+    sets: dict[str, dict[str, SetScore]] = Field(default_factory=dict)
+    metrics: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     erasing: Cost | None = None
     evaluating: Cost | None = None
     versions: dict[str, str] = Field(default_factory=dict)
@@ -136,6 +148,11 @@ class Scored(Value):
     @abstractmethod
     def mean(self, metric: str, group: str) -> Mean | None:
         """Return the mean of a metric over the edited images of a group; None if the record has none."""
+
+    @property
+    @abstractmethod
+    def scored(self) -> tuple[str, ...]:
+        """Return the labels of the metrics that have one score per image."""
 
     def save(self, path: Path) -> None:
         """Write the record as one JSON file, whole or not at all. Raises `WriteError`."""
@@ -172,7 +189,7 @@ class Record(Scored):
         alone = {group.name for group in GROUPS if group.by_concept}
         found: dict[str, list[Row]] = {}
         for row in self.rows:
-            if row.groups[0] in alone:
+            if row.label and row.groups[0] in alone:
                 found.setdefault(row.concept, []).append(row)
         preserved = set(self.edit.preserved)
         return {
@@ -188,9 +205,13 @@ class Record(Scored):
     def aggregate(self) -> "Aggregate":
         """Return the record without rows: some hundred times smaller, with the same shares, intervals and means."""
         groups = self.summaries
-        metrics = dict.fromkeys(metric for row in self.rows for metric in row.scores)
-        means = {m: {g: mean for g in groups if (mean := self.mean(m, g))} for m in metrics}
+        means = {label: {g: mean for g in groups if (mean := self.mean(label, g))} for label in self.scored}
         return Aggregate(**{name: getattr(self, name) for name in Scored.model_fields}, groups=groups, means=means)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Return the labels of the metrics that have one score per image."""
+        return tuple(dict.fromkeys(label for row in self.rows for label in row.scores))
 
 
 class Aggregate(Scored):
@@ -212,6 +233,11 @@ class Aggregate(Scored):
     def mean(self, metric: str, group: str) -> Mean | None:
         """Return the mean of a metric over the edited images of a group; None if the record has none."""
         return self.means.get(metric, {}).get(group)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Return the labels of the metrics that have one score per image."""
+        return tuple(self.means)
 
 
 READER: TypeAdapter[Record | Aggregate] = TypeAdapter(Annotated[Record | Aggregate, Field(discriminator="kind")])
@@ -246,7 +272,7 @@ def _ordered(names: Iterable[str]) -> list[str]:
 def _by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
-        for group in row.groups:
+        for group in row.groups if row.label else ():
             found.setdefault(group, []).append(row)
     return {name: found[name] for name in _ordered(found)}
 
@@ -273,5 +299,6 @@ __all__ = [
     "Row",
     "Sampling",
     "Scored",
+    "SetScore",
     "read",
 ]

@@ -19,8 +19,9 @@ from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.parameters import detach_start, only_tokens
 from efface.methods.finetune.resize import WORDS, masked_error, resized
 from efface.models.images import noised
-from efface.util.ranges import COUNT, GUIDANCE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
+from efface.util.ranges import COUNT, GUIDANCE, RATE_OR_NONE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
+EMBEDDING = "embedding"  # the set of weights
 Contexts = Callable[[Tensor], Context]  # (numbers of prompts) -> their contexts
 
 
@@ -39,6 +40,7 @@ class CA(FineTune):
         away: generate the anchors' images with the concept as negative prompt
         augment: make the anchors' images smaller or larger at random, and say so in the concept's prompt
         target: model matches the network's own prediction for the anchor, noise the noise that was added
+        embedding_lr: learning rate of the token embeddings, all of which are trained too; 0 leaves them
         prior: weight of the plain diffusion loss on the anchors' images, for an anchor that includes the concept
         detach_start: no gradient to keys and values through the start token, which all prompts share
         templates: prompts with {} for the concept or, for a style, for a content
@@ -58,6 +60,7 @@ class CA(FineTune):
     away: bool = False
     augment: bool = False  # its code: for objects, not for styles ("--noaug")
     target: Literal["model", "noise"] = "model"
+    embedding_lr: float = 0.0
     prior: float = 0.0  # "When training for grumpy cat, we also add with_prior_preservation"
     detach_start: bool = True
     templates: tuple[str, ...] = ("a picture of a {}", "a photo of a {}", "a drawing of a {}", "a {}", "{}")
@@ -65,7 +68,7 @@ class CA(FineTune):
 
     RANGES: ClassVar[Ranges] = {
         "images": COUNT, "image_steps": SOLVER_STEPS, "image_batch": ROWS, "guidance": GUIDANCE,
-        "prior": WEIGHT_OR_NONE,
+        "prior": WEIGHT_OR_NONE, "embedding_lr": RATE_OR_NONE,
     }  # fmt: skip
 
     # with_prior_preservation doubles the rate that scale_lr gives. Its prior_loss_weight of 1 is 1/4 here: its main
@@ -99,6 +102,12 @@ class CA(FineTune):
         super().__post_init__()
         if not self.templates or not self.contents:
             raise BadInput("templates and contents need at least one text each")
+        if self.embedding_lr and self.params == EMBEDDING:
+            raise BadInput("params are the token embeddings already: set lr, and leave embedding_lr at 0")
+
+    def rates(self) -> dict[str, float]:
+        """Return params, and the token embeddings if they are trained too."""
+        return super().rates() | ({EMBEDDING: self.embedding_lr} if self.embedding_lr else {})
 
     def objective(self, run: Run) -> Loss:
         """Return ‖ε_θ(x_t, c*) − sg ε_θ(x_t, c)‖² + prior ‖ε_θ(x_t, c) − ε‖², x_t a noised image of the anchor c."""
@@ -107,7 +116,7 @@ class CA(FineTune):
         clean = self._images(run, anchors)
         if self.detach_start:
             detach_start(run.student)
-        if self.params == "embedding":
+        if self.params == EMBEDDING:
             only_tokens(run.student, [concept.name for concept in run.erase], run.state.optimizers["main"])
         words = WORDS if self.augment else WORDS[:1]
         c = self._contexts(run, anchors)
@@ -122,14 +131,16 @@ class CA(FineTune):
                 told = row + len(pairs) * word
             x_t = noised(run.base, x_0, noise, t)
             with torch.no_grad():
-                goal = noise if self.target == "noise" else run.student.eps(x_t, t, c(row))
+                known = run.base.family.schedule.target(x_0, noise)
+                goal = known if self.target == "noise" else run.student.eps(x_t, t, c(row))
             value = masked_error(run.student.eps(x_t, t, c_star(told)) - goal, mask)
             return value + self.prior * plain() if self.prior else value
 
         def plain() -> Float[Tensor, ""]:
             chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
             x_t = noised(run.base, clean[chosen], noise, t)
-            return masked_error(run.student.eps(x_t, t, c(chosen % len(pairs))) - noise)
+            target = run.base.family.schedule.target(clean[chosen], noise)
+            return masked_error(run.student.eps(x_t, t, c(chosen % len(pairs))) - target)
 
         return loss
 
@@ -150,7 +161,7 @@ class CA(FineTune):
 
     def _contexts(self, run: Run, texts: list[str]) -> Contexts:
         """Return contexts of texts by number: fixed ones, or the student's own while its token embeddings train."""
-        if self.params == "embedding":
+        if EMBEDDING in self.rates():
             return lambda rows: run.student.encode([texts[i] for i in rows.tolist()])
         fixed = run.contexts(texts)
         return lambda rows: fixed[rows]

@@ -16,7 +16,7 @@ from efface.errors import BadInput
 from efface.methods.finetune.images import generated_latents
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.textual_inversion import invert
-from efface.models.attention import end_positions, positions, record
+from efface.models.attention import end_positions, layers, positions, record
 from efface.models.images import folder_latents, noised
 from efface.util.ranges import DECAY, GUIDANCE, OR_NONE, RATE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
@@ -94,6 +94,7 @@ class FMN(FineTune):
         """Return ‖A‖_F, A the attention of all layers and noised images to the words of their concept."""
         if self.folder and len(run.erase) > 1:
             raise BadInput("a folder of images is for one concept: erase one at a time or leave it out")
+        layers(run.base)  # raises before images are generated
         parts = [self._concept(run, i, concept) for i, concept in enumerate(run.erase)]
         clean = torch.cat([latents for latents, _, _ in parts])
         owner = torch.cat([torch.full((len(part[0]),), i) for i, part in enumerate(parts)]).to(clean.device)

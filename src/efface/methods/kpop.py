@@ -18,6 +18,7 @@ from efface.edits.edit import Edit
 from efface.edits.key import make_key, tensor_names
 from efface.errors import BadInput
 from efface.methods.finetune.method import FineTune, Loss, Run, prompts_of
+from efface.models.attention import layers
 from efface.models.learned_prompt import prompted
 from efface.models.model import Model
 from efface.models.trajectory import partly_denoise
@@ -97,6 +98,7 @@ class KPOP(FineTune):
 
     def objective(self, run: Run) -> Loss:
         """Return L1 + λ L2 of eq. 7; each call first moves the prompts of the batch by eq. 6."""
+        layers(run.base)  # the key is read by cross-attention: raises for a model without
         pairs = [(i, text) for i, concept in enumerate(run.erase) for text in prompts_of(concept, self.prompts)]
         c_e, c_n = run.contexts([text for _, text in pairs]), run.contexts([self.neutral])
         c_k = run.contexts([concept.name for concept in run.preserve]) if run.preserve else None

@@ -29,8 +29,8 @@ from efface.methods.closed_form.method import (
     preserved_rows,
     text_weights,
 )
-from efface.methods.closed_form.prompts import PAIRS, Text, tail
-from efface.methods.closed_form.states import Pair, State, state
+from efface.methods.closed_form.prompts import PAIRS, Encoded, Pair, paired, tail
+from efface.methods.closed_form.states import State, state
 from efface.models.model import Model
 from efface.query import Query
 from efface.util.ranges import COUNT, OR_NONE, WEIGHT, WEIGHT_OR_NONE, Ranges
@@ -74,9 +74,23 @@ class Source(NamedTuple):
 
     concept: Concept
     label: str
-    old: Text
-    new: Text
+    old: Encoded
+    new: Encoded
     settings: Settings
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the number of rows of each stream of tokens."""
+        return [len(text.vectors) for text in self.old]
+
+    def side(self, which: Literal["old", "new"]) -> Tensor:
+        """Return all rows of the prompt, or of its replacement."""
+        return torch.cat([text.vectors for text in getattr(self, which)])
+
+    def replaced(self, rows: Tensor) -> Encoded:
+        """Return the prompt with other rows."""
+        parts = rows.split(self.lengths)
+        return tuple(text._replace(vectors=part) for text, part in zip(self.old, parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -181,7 +195,8 @@ class RECE(ClosedForm):
         report |= self.told(erase, preserve)
         if self.start == "uce":
             scale = max(one.settings.first_preserve_scale for one in sources)
-            preserved, pairs = empty.joined(kept).rescaled(scale), [tail(one.old, one.new) for one in sources]
+            preserved = empty.joined(kept).rescaled(scale)
+            pairs = [pair for one in sources for pair in paired(tail, one.old, one.new)]
             report["first"] = weights.erase(pairs, self.first_ridge, self.erase_scale, preserved)
         reports: list[dict[str, float]] = []
         extra: dict[str, Tensor] = {}
@@ -215,9 +230,9 @@ class RECE(ClosedForm):
         found: dict[int, Tensor] = {}
         for ridge in {one.settings.ridge for one in now}:
             group = [i for i, one in enumerate(now) if one.settings.ridge == ridge]
-            rows, targets = (torch.cat([getattr(now[i], side).vectors for i in group]) for side in ("old", "new"))
+            rows, targets = (torch.cat([now[i].side(which) for i in group]) for which in ("old", "new"))
             rows = weights.derived(rows, ridge, self.regularizer, targets)
-            found |= dict(zip(group, rows.split([len(now[i].old.vectors) for i in group]), strict=True))
+            found |= dict(zip(group, rows.split([sum(now[i].lengths) for i in group]), strict=True))
         return [found[i] for i in range(len(now))]
 
     def _erase(
@@ -225,9 +240,11 @@ class RECE(ClosedForm):
     ) -> dict[str, float]:
         """Erase the derived vectors around the current weights (eq. 3), and return the epoch's report."""
         pair, current = PAIRS[self.rows], self.goals == "current"
-        pairs: list[Pair] = [pair(o.old._replace(vectors=d), o.new) for o, d in zip(now, derived, strict=True)]
+        pairs: list[Pair] = [
+            rows for o, d in zip(now, derived, strict=True) for rows in paired(pair, o.replaced(d), o.new)
+        ]
         if self.own_vectors:
-            own = [tail(one.old, one.new) for one in now]
+            own = [rows for one in now for rows in paired(tail, one.old, one.new)]
             pairs += [(rows, rows) for rows, _ in own] if current else own
         copies = sum(bool(one.label) and one.settings.empty == "each" for one in now)
         preserved = empty.rescaled(float(max(1, copies))).joined(kept).rescaled(self.preserve_scale)
@@ -251,10 +268,10 @@ class RECE(ClosedForm):
         with edit.applied(model) as edited:
             for one, embeds in zip(now, derived, strict=True):
                 if one.label:
-                    context = Context(embeds.float()[None])
-                    queries = [
-                        Query(one.concept.texts[0], seed=seed + i, context=context) for i in range(self.stop_images)
-                    ]
+                    text = one.concept.texts[0]
+                    tokens = model.encode([text]).tokens.float().clone()
+                    tokens[0, : len(embeds)] = embeds.to(tokens)
+                    queries = [Query(text, seed=seed + i, context=Context(tokens)) for i in range(self.stop_images)]
                     shares.append(presence(judge, one.concept, edited.generate(queries)))
         return max(shares)
 

@@ -126,7 +126,8 @@ class SA(FineTune):
         def plain(latents: Tensor, contexts: Context, rows: Tensor, chosen: Tensor) -> Tensor:
             t, noise = run.times(self.batch), run.noise(self.batch)
             z = noised(run.base, latents[chosen], noise, t)
-            return mse_loss(run.student.eps(z, t, contexts[rows]), noise)
+            target = run.base.family.schedule.target(latents[chosen], noise)
+            return mse_loss(run.student.eps(z, t, contexts[rows]), target)
 
         def loss(step: int) -> Float[Tensor, ""]:
             first, second = run.pick(self.images, self.batch), run.pick(self.replay_images, self.batch)
@@ -183,7 +184,8 @@ class SA(FineTune):
             z, c = latents[[i % len(latents)]], contexts[[i % len(latents) % len(contexts)]]
             for t in torch.randperm(total, generator=run.rng)[:times].to(z.device).split(1):
                 noise = run.noise(1)
-                value = mse_loss(run.student.eps(noised(run.base, z, noise, t), t, c), noise)
+                target = run.base.family.schedule.target(z, noise)
+                value = mse_loss(run.student.eps(noised(run.base, z, noise, t), t, c), target)
                 slopes = torch.autograd.grad(value, list(run.weights.values()), allow_unused=True)
                 yield {name: g for name, g in zip(run.weights, slopes, strict=True) if g is not None}
 

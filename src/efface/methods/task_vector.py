@@ -103,7 +103,8 @@ class TaskVector(FineTune):
                 run.decay = growing_decay(run.state.step)
             chosen, t, noise = run.pick(len(clean), self.batch), run.times(self.batch), run.noise(self.batch)
             z = clean[chosen, run.pick(clean.shape[1], self.batch)]
-            return mse_loss(run.student.eps(noised(run.base, z, noise, t), t, run.null), noise)
+            target = run.base.family.schedule.target(z, noise)
+            return mse_loss(run.student.eps(noised(run.base, z, noise, t), t, run.null), target)
 
         return loss
 

@@ -21,7 +21,7 @@ from efface.methods.closed_form.method import (
     key_value_gram,
     text_weights,
 )
-from efface.methods.closed_form.prompts import aligned
+from efface.methods.closed_form.prompts import aligned, paired
 from efface.methods.closed_form.states import state
 from efface.models.model import Model
 
@@ -60,6 +60,6 @@ class TIME(ClosedForm):
         phrases = [pair for pairs in self.phrases(erase) for pair in pairs]
         known = encoded(model, chain.from_iterable(phrases))
         edit = state(model, names, "replace", lambda: key_value_gram(model, names))
-        pairs = [aligned(known[old], known[new]) for old, new in phrases]
+        pairs = [pair for old, new in phrases for pair in paired(aligned, known[old], known[new])]
         report = edit.erase(pairs, self.ridge, 1.0, Preserved.none(model.width))
         return edit.edit({"texts": len(phrases), "preserved_texts": 0, **report})

@@ -20,7 +20,8 @@ from efface.methods.closed_form.method import (
     preserved_rows,
     text_weights,
 )
-from efface.methods.closed_form.prompts import PAIRS
+from efface.methods.closed_form.pooled import pooled_edit, with_pooled
+from efface.methods.closed_form.prompts import PAIRS, paired
 from efface.methods.closed_form.states import state
 from efface.models.model import Model
 from efface.util.ranges import WEIGHT, WEIGHT_OR_NONE, Ranges
@@ -36,6 +37,8 @@ class UCE(ClosedForm):
     preserve_rows: vectors of a prompt that are preserved.
     preserve_empty: also preserve the empty prompt.
     technique: replace gives the target's outputs; tensor gives these without their component along the concept's.
+    pooled: also map the pooled vector that SDXL, SD3 and FLUX read beside the tokens; the edit of the tokens alone
+        leaves it, as UCE's own ports do.
     """
 
     erase_scale: float = 1.0
@@ -44,6 +47,7 @@ class UCE(ClosedForm):
     preserve_rows: Literal["all", "last"] = "all"
     preserve_empty: bool = True
     technique: Literal["replace", "tensor"] = "replace"
+    pooled: bool = False
 
     RANGES: ClassVar[Ranges] = {"erase_scale": WEIGHT, "preserve_scale": WEIGHT_OR_NONE}
 
@@ -56,6 +60,11 @@ class UCE(ClosedForm):
     def __post_init__(self) -> None:
         super().__post_init__()
 
+    @property
+    def reads_pooled(self) -> bool:
+        """Return whether the edit also changes the weights that read the pooled vector."""
+        return self.pooled
+
     def fit(self, model: Model, erase: Sequence[Concept], preserve: Sequence[Concept], seed: int) -> Edit:
         """Compute the edit; nothing is random in it."""
         names = text_weights(model)
@@ -64,9 +73,12 @@ class UCE(ClosedForm):
         scale = max(0.1, 1 / max(1, len(others))) if self.preserve_scale is None else self.preserve_scale  # not rounded
         phrases = [pair for pairs in self.phrases(erase) for pair in pairs]
         known = encoded(model, chain.from_iterable(phrases), others)
-        pairs = [PAIRS[self.rows](known[old], known[new]) for old, new in phrases]
+        pairs = [pair for old, new in phrases for pair in paired(PAIRS[self.rows], known[old], known[new])]
         preserved = preserved_rows(model, others, self.preserve_rows, scale, known)
         edit = state(model, names, self.technique, lambda: key_value_gram(model, names))
         report = edit.erase(pairs, self.ridge, self.erase_scale, preserved)
         counts = {"texts": len(phrases), "preserved_texts": len(others), "preserve_scale": scale}
-        return edit.edit({**counts, **self.told(erase, preserve), **report})
+        found = edit.edit({**counts, **self.told(erase, preserve), **report})
+        if not self.pooled:
+            return found
+        return with_pooled(found, pooled_edit(model, phrases, others, self.ridge, self.erase_scale, scale))

@@ -24,8 +24,8 @@ from efface.methods.closed_form.method import (
     preserved_rows,
     text_weights,
 )
-from efface.methods.closed_form.prompts import Phrase, Text
-from efface.methods.closed_form.states import Pair, state
+from efface.methods.closed_form.prompts import Pair, Phrase, Text
+from efface.methods.closed_form.states import state
 from efface.models.model import Model
 from efface.query import Query
 from efface.util.ranges import COUNT, GUIDANCE, SHARE, SOLVER_STEPS, WEIGHT, WEIGHT_OR_NONE, Ranges
@@ -116,14 +116,15 @@ class Debias(ClosedForm):
         def edit_of(alpha: Shares, report: dict[str, Any]) -> Edit:
             edit = state(model, names, "replace", lambda: key_value_gram(model, names))
             pairs: list[Pair] = [
-                self._pair(known[old], [known[a] for a in attributes], alpha[i])
+                self._pair(text, others, alpha[i])
                 for i, one in enumerate(forms)
                 for old, attributes in zip(one, towards[i], strict=True)
+                for text, *others in zip(known[old], *(known[a] for a in attributes), strict=True)
             ]
             found = edit.erase(pairs, self.ridge, self.erase_scale, preserved)
             weights = {c.name: [round(float(a), 6) for a in row] for c, row in zip(erase, alpha, strict=True)}
             return edit.edit(
-                {"texts": len(pairs), "preserved_texts": len(others), "weights": weights, **report, **found}
+                {"texts": sum(map(len, forms)), "preserved_texts": len(others), "weights": weights, **report, **found}
             )
 
         if judge is None:

@@ -1,6 +1,7 @@
 """Attach an edit to a diffusers pipeline: weights in place, guards around the pipeline's own loop."""
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,9 +26,11 @@ def attach(edit: Edit, pipe: Any, any_base: bool = False) -> None:
 
     >>> efface.attach(efface.Edit.load("church.safetensors"), pipe)
     """
-    guided = getattr(type(pipe), "do_classifier_free_guidance", None) is not None and hasattr(pipe, "unet")
-    if edit.guards and not guided:
-        raise BadEdit(f"a guard cannot be attached to a {type(pipe).__name__}: use `applied` on a Model instead")
+    if edit.guards and not hasattr(type(pipe), "do_classifier_free_guidance"):
+        raise BadEdit(
+            f"a guard cannot be attached to a {type(pipe).__name__}, which does not call its denoiser on both sides of "
+            "guidance at once: use `applied` on a Model instead"
+        )
     model = Model(pipe)
     weights, new = model.weights(""), edit.new_weights(model, any_base)
     with torch.no_grad():
@@ -109,20 +112,21 @@ class _Guarded:
         finally:
             self.inside = False
 
-    def before(self, _module: Any, args: Any, kwargs: Any) -> Any:
+    def before(self, module: Any, args: Any, kwargs: Any) -> Any:
         """Apply the guards to the contexts that the denoiser reads."""
         if self.inside:
             return None
-        given = self.model.family.context_of(kwargs)
+        given = self.model.family.context_of(_named(module, args, kwargs))
         if self.seen is None or self.seen[0] is not given.tokens:
             self.seen = given.tokens, self._context(given)
         return args, {**kwargs, **self.model.family.arguments(self.seen[1], len(given))}
 
-    def after(self, _module: Any, args: Any, _kwargs: Any, output: Any) -> Any:
+    def after(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """Apply the guards to what the denoiser predicts."""
         if self.inside or self.hooks.guide is unguided:
             return None
-        x, t = args[0], torch.as_tensor(args[1])
+        x, t = self.model.family.inputs_of(_named(module, args, kwargs))
+        t = t if t.dim() == 0 else t[0]  # one for all images
         schedule = self.model.family.schedule
         eps = schedule.eps(output[0], x, t)
         if self.both:
@@ -139,3 +143,8 @@ class _Guarded:
             return self.hooks.embed(given)
         half = len(given) // 2
         return cat([self.hooks.null(given[:half]), self.hooks.embed(given[half:])])
+
+
+def _named(module: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call of the denoiser by name."""
+    return inspect.signature(module.forward).bind(*args, **kwargs).arguments

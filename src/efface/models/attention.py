@@ -8,6 +8,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor, bmm
 
+from efface.errors import BadInput
 from efface.models.model import Model
 
 
@@ -43,6 +44,18 @@ class Recorder:
         return out / attn.rescale_output_factor
 
 
+def layers(model: Model) -> dict[str, Any]:
+    """Return the cross-attention layers by name ("down_blocks.0.….attn2"); raises `BadInput` for a model without."""
+    modules = model.denoiser.named_modules()
+    found = {name: module for name, module in modules if getattr(module, "is_cross_attention", False)}
+    if not found:
+        raise BadInput(
+            f"{model.name or 'this model'} ({model.family.TITLE}) has no cross-attention: it reads text and image in "
+            "one joint attention, so that there are no maps of words to read or to change; give another method"
+        )
+    return found
+
+
 @contextmanager
 def recorded(model: Model) -> Iterator[dict[str, list[Tensor]]]:
     """Record attention maps inside the block; yields the dict of `record`."""
@@ -60,8 +73,8 @@ def record(model: Model) -> dict[str, list[Tensor]]:
     With gradient checkpointing, which calls layers again in the backward pass, recording must not have ended by then.
     """
     unet = model.denoiser
-    names = [name for name, module in unet.named_modules() if getattr(module, "is_cross_attention", False)]
-    maps: dict[str, list[Tensor]] = {name: [] for name in names}
+    maps: dict[str, list[Tensor]] = {name: [] for name in layers(model)}
+    names = list(maps)
     own = {f"{name}.processor": Recorder(maps[name]) for name in names}
     unet.set_attn_processor({**unet.attn_processors, **own})
     return maps
@@ -71,9 +84,8 @@ def positions(model: Model, prompt: str, words: str) -> list[int]:
     """Return the positions of the words among the prompt's tokens, [] when they are not in it."""
     whole = model.tokens(prompt)
     ids, end = whole.ids, whole.eos
-    tokens = model.tokens(words)
-    wanted = tokens.ids[1 : tokens.eos]
-    starts = (i for i in range(1, end - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted)
+    wanted = model.tokens(words).words
+    starts = (i for i in range(whole.first, end - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted)
     return [i + k for i in starts for k in range(len(wanted))]
 
 
@@ -93,15 +105,15 @@ def scaled_maps(model: Model, scale: Float[Tensor, "b len"]) -> Iterator[None]:
     This is the re-weighting of prompt-to-prompt (Hertz et al. 2022, https://arxiv.org/abs/2208.01626). One row per
     image of the batch.
     """
-    layers = [m for m in model.denoiser.modules() if getattr(m, "is_cross_attention", False)]
-    before = [(layer, layer.processor) for layer in layers]
+    found = list(layers(model).values())
+    before = [(layer, layer.processor) for layer in found]
 
     def wrapped(layer: object, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         maps = type(layer).get_attention_scores(layer, query, key, mask)  # pyright: ignore[reportAttributeAccessIssue]
         return (maps.unflatten(0, (len(scale), -1)) * scale[:, None, None].to(maps.dtype)).flatten(0, 1)
 
     try:
-        for layer in layers:
+        for layer in found:
             layer.processor = AttnProcessor()
             layer.get_attention_scores = lambda *rest, layer=layer: wrapped(layer, *rest)
         yield

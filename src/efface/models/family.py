@@ -42,6 +42,8 @@ class Family(ABC):
     )  # those with weights, in the order of a model's id
     BLOCKS: ClassVar[Mapping[str, str]] = {}  # name of a block of the denoiser -> part of its weights' names
     SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {"full": lambda name: True}  # parameter sets for training
+    GUIDANCE: ClassVar[float] = 7.5  # classifier-free guidance scale where none is given; 1: none
+    FAST: ClassVar[str] = "dpm++"  # the solver that makes images to train on, in few steps
 
     # --- recognition ---
     @classmethod
@@ -102,7 +104,14 @@ class Family(ABC):
         """Return a prompt's tokens for each part of `Context.tokens` with its own tokenizer."""
 
     def text_encoders(self) -> tuple[Any, ...]:
-        """Return the text encoders that read one sequence of token ids, whose embedding tables attacks write into."""
+        """Return the text encoders that read one sequence of token ids, whose embedding tables attacks write into.
+
+        The ids are those of the first of `streams`.
+        """
+        return ()
+
+    def tokenizers(self) -> tuple[Any, ...]:
+        """Return the tokenizers of `text_encoders`, which give the same ids up to the end token."""
         return ()
 
     @property
@@ -122,8 +131,21 @@ class Family(ABC):
     def predict(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
         """Return the denoiser's output for x_t, in the dtype of x; c: one context, or one per image."""
         dtype = self.denoiser.dtype
-        arguments = self.arguments(c.expand(len(x)).to(dtype), len(x))
-        return self.denoiser(x.to(dtype), t, **arguments, return_dict=False)[0].to(x.dtype)
+        latents, given = self.inputs(x.to(dtype), t)
+        given |= self.arguments(c.expand(len(x)).to(dtype), len(x))
+        return self.output(self.denoiser(latents, **given, return_dict=False)[0], x).to(x.dtype)
+
+    def inputs(self, x: Float[Tensor, "b ch h w"], t: Time) -> tuple[Tensor, dict[str, Any]]:
+        """Return the denoiser's first argument, the noised latents in its form, and those that carry the timestep."""
+        return x, {"timestep": t}
+
+    def inputs_of(self, arguments: Mapping[str, Any]) -> tuple[Float[Tensor, "b ch h w"], Tensor]:
+        """Return (x_t, t) in all of the denoiser's arguments by name: the inverse of `inputs`."""
+        return arguments["sample"], torch.as_tensor(arguments["timestep"])
+
+    def output(self, out: Tensor, x: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b ch h w"]:
+        """Return what the denoiser gave for latents like x in their form; by default it has it."""
+        return out
 
     @property
     @abstractmethod
@@ -131,11 +153,11 @@ class Family(ABC):
         """Return the noise schedule, and what the output of `predict` means."""
 
     def eps(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
-        """Predict the noise in x_t; differentiable."""
+        """Predict eps for x_t, the noise or for a flow the velocity (see `schedules`); differentiable."""
         return self.schedule.eps(self.predict(x, t, c), x, torch.as_tensor(t, device=x.device))
 
     def solver(self, name: str, steps: int) -> Any:
-        """Return a new diffusers scheduler with its timesteps set; "" is the pipeline's own."""
+        """Return a new diffusers scheduler with its timesteps set; "" is the pipeline's own. Raises `BadInput`."""
         return schedulers.ready(self.pipe, name, steps, self.denoiser.device)
 
     # --- parts and their names ---
@@ -145,6 +167,11 @@ class Family(ABC):
         return getattr(self.pipe, self.DENOISER)
 
     @property
+    def distilled(self) -> bool:
+        """Return whether guidance is distilled into the denoiser, so that it is used without an unconditional side."""
+        return False
+
+    @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """Return (ch, h, w) of the latents."""
@@ -152,6 +179,10 @@ class Family(ABC):
     @abstractmethod
     def text_weights(self) -> list[str]:
         """Return the names of the weights whose only input is token vectors, which a closed-form edit can change."""
+
+    def pooled_weights(self) -> list[str]:
+        """Return the names of the weights that read the pooled vector; other inputs, if any, come after it."""
+        return []
 
     def parameter_set(self, name: str) -> Callable[[str], bool] | None:
         """Return the test for membership in a named set of parameters, None for an unknown set."""

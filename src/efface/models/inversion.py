@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.models.model import Model
-from efface.models.schedules import NoiseSchedule
+from efface.models.schedules import NoiseSchedule, Step
 
-Step = tuple[int | None, int]  # (less noisy, noisier) timesteps; None stands for no noise
-Noise = Callable[[Tensor, int], Tensor]  # (x_t, t) -> eps
+Noise = Callable[[Tensor, float | int], Tensor]  # (x_t, t) -> eps
 
 
 def invert(
@@ -33,13 +32,5 @@ def invert(
 
 
 def ddim_steps(model: Model, steps: int) -> list[Step]:
-    """Return the steps of the solver "ddim" on this model, the least noisy first.
-
-    They are diffusers' own: a step leads to t - total // steps, whatever timestep comes next, and the last one to no
-    noise, or to timestep 0 where the scheduler says so.
-    """
-    scheduler = model.family.solver("ddim", steps)
-    ratio = model.family.schedule.total // steps
-    last = None if float(scheduler.final_alpha_cumprod) == 1 else 0
-    times = [int(t) for t in scheduler.timesteps]
-    return [(t - ratio if t >= ratio else last, t) for t in reversed(times)]
+    """Return the steps of the solver "ddim" on this model, the least noisy first: Euler's, for a flow."""
+    return model.family.schedule.solver_steps(model.family.solver("ddim", steps))

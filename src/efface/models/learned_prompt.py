@@ -13,6 +13,7 @@ from efface.edits.check import How, Where
 from efface.edits.edit import Edit
 from efface.edits.key import prompt_of
 from efface.errors import BadEdit
+from efface.models.attention import layers
 from efface.models.model import Model
 from efface.models.share_weights import with_weights
 from efface.util.files import sha256_tensors
@@ -21,7 +22,7 @@ from efface.util.files import sha256_tensors
 def inject(model: Model, prompt: Float[Tensor, "p m dim"], how: How, where: Where) -> list[RemovableHandle]:
     """Make the cross-attention layers of some blocks read [c, p] or c + p instead of the text c.
 
-    prompt: one for all rows of a batch, or one a row.
+    prompt: one for all rows of a batch, or one a row. Raises `BadInput` for a model without cross-attention.
     """
     blocks = tuple({"mid": "mid_block", "up": "up_blocks", "down": "down_blocks"}[word] for word in where.split("-"))
 
@@ -35,8 +36,8 @@ def inject(model: Model, prompt: Float[Tensor, "p m dim"], how: How, where: Wher
 
     return [
         module.register_forward_pre_hook(hook, with_kwargs=True)
-        for name, module in model.denoiser.named_modules()
-        if getattr(module, "is_cross_attention", False) and name.startswith(blocks)
+        for name, module in layers(model).items()
+        if name.startswith(blocks)
     ]
 
 

@@ -147,7 +147,8 @@ class Model:
     def eps(self, x: Float[Tensor, "b ch h w"], t: Time, c: Context) -> Float[Tensor, "b ch h w"]:
         """Predict the noise in x_t, whatever the denoiser was trained to predict; without guards, differentiable.
 
-        t: timestep, 0 to 999, one or one per image. c: one context or one per image.
+        For a flow (SD3, FLUX) it is the velocity v = noise - x_0, which takes the place of the noise in all equations.
+        t: timestep, 0 to 999 (1 to 1000 for a flow), one or one per image. c: one context or one per image.
         """
         return self.family.eps(x, t, c)
 
@@ -237,16 +238,23 @@ class Model:
         for i, query in enumerate(queries):
             if query.context is not None:
                 rows[i] = self._own(query.context, rows[i])
-        return cat(rows), self.null().expand(len(queries))
+        cond, null = cat(rows), self.null().expand(len(queries))
+        if all(query.embedded is None for query in queries):
+            return cond, null
+        if cond.guidance is None:
+            raise BadInput(f"{self.name or 'this model'} reads no guidance scale as a number: leave embedded out")
+        given = enumerate(query.embedded for query in queries)
+        scales = torch.tensor([cond.guidance[i].item() if one is None else float(one) for i, one in given])
+        return tuple(replace(c, guidance=scales.to(cond.guidance)) for c in (cond, null))  # pyright: ignore[reportReturnType]
 
     def _own(self, given: Context, encoded: Context) -> Context:
         """Return a query's own context, with the prompt's pooled vector where it has none; raises `BadInput`."""
         if given.tokens.shape != encoded.tokens.shape:
             shapes = [list(one.tokens.shape[1:]) for one in (given, encoded)]
             raise BadInput(f"the context has shape {shapes[0]}, {self.name or 'this model'} reads {shapes[1]}")
-        if encoded.pooled is None or given.pooled is not None:
-            return given.to(encoded)
-        return replace(given.to(encoded), pooled=encoded.pooled)
+        own = given.to(encoded)
+        pooled = encoded.pooled if own.pooled is None else own.pooled
+        return replace(own, pooled=pooled, guidance=encoded.guidance if own.guidance is None else own.guidance)
 
     def decode(self, latents: Float[Tensor, "b ch h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Decode latents to images in [0, 1], fp32."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.context import Context, cat
-from efface.edits.guard import Hooks, unguided
+from efface.edits.guard import Hooks, same, unguided
 from efface.errors import BadInput
 from efface.models import schedulers
 from efface.models.family import Family
@@ -33,7 +33,7 @@ def sample(
     cond, null: the contexts of both sides of guidance, one row a query. hooks: the guards', new.
     latents: the denoiser's input at step `start`; by default noise from the seeds, start 0.
     Returns fp32: the final latents, or, when stopped early, the denoiser's input x_t at step `stop`.
-    Raises `BadInput` for mixed settings or a step outside the solver's.
+    Raises `BadInput` for mixed settings, a step outside the solver's, or guards that this model cannot have.
     """
     if len({(query.steps, query.solver) for query in queries}) != 1:
         raise BadInput("queries sampled together must share their steps and solver")
@@ -47,16 +47,32 @@ def sample(
     extra = _step_options(scheduler, generators)
 
     if latents is None:
-        x = schedulers.noise(family.latent_shape, generators).to(device) * scheduler.init_noise_sigma
+        noise = schedulers.noise(family.latent_shape, generators).to(device)
+        x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     else:
         x = _unscale(scheduler, latents.to(device, torch.float32), timesteps, start)
+    check_guidance(family, hooks, queries)
     cond, null = hooks.embed(cond), hooks.null(null)
     alone = hooks.guide is unguided and bool((guidance == 1).all())
     for t in timesteps[start:stop]:
-        x_in = scheduler.scale_model_input(x, t)
+        x_in = _scaled(scheduler, x, t)
         out = family.predict(x_in, t, cond) if alone else _guided(family, x_in, t, cond, null, guidance, hooks)
         x = scheduler.step(out, t, x, return_dict=False, **extra)[0]
-    return scheduler.scale_model_input(x, timesteps[stop]) if stop < len(timesteps) else x
+    return _scaled(scheduler, x, timesteps[stop]) if stop < len(timesteps) else x
+
+
+def check_guidance(family: Family, hooks: Hooks, queries: Sequence[Query]) -> None:
+    """Raise `BadInput` for guards on guidance, and queries without, on a model into which guidance is distilled.
+
+    A guard on the text alone changes both sides alike, and needs none.
+    """
+    acts = hooks.guide is not unguided or hooks.null not in (same, hooks.embed)
+    if family.distilled and acts and any(query.guidance == 1 for query in queries):
+        raise BadInput(
+            f"guidance is distilled into this model ({family.TITLE}), which therefore has no unconditional side that a "
+            "guard could act on: give a true guidance scale above 1 (guidance; it doubles the calls), or an edit of "
+            "weights"
+        )
 
 
 def denoise(family: Family, x: Tensor, t: Tensor, cond: Context, null: Context) -> tuple[Tensor, Tensor]:
@@ -78,13 +94,18 @@ def _guided(
     return schedule.out(uncond + guidance * (out - uncond), x, t)
 
 
+def _scaled(scheduler: Any, x: Tensor, t: Tensor) -> Tensor:
+    """Return x_t as the denoiser reads it; a flow's schedulers do not scale it."""
+    return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+
+
 def _unscale(scheduler: Any, x: Tensor, timesteps: Tensor, start: int) -> Tensor:
     """Undo `scale_model_input`, which is linear in x."""
     if start >= len(timesteps):
         return x
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
-    return x / scheduler.scale_model_input(torch.ones((), device=x.device), timesteps[start])
+    return x / _scaled(scheduler, torch.ones((), device=x.device), timesteps[start])
 
 
 def _step_options(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:

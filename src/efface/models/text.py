@@ -12,23 +12,40 @@ class Tokens(NamedTuple):
     """Hold a prompt's token ids and the positions of its words.
 
     ids: all token ids, padded to the tokenizer's length.
-    subject: index of the last token of the text (0, the start token, for "").
+    subject: index of the last token of the text, and for "" that of what comes before the words: 0, the start token of
+        CLIP, or -1 for T5, which has none.
     eos: index of the end token.
     start: where these tokens begin in a context; 0 unless a family joins several encoders' tokens.
+    first: index of the first token of the text: 1 for CLIP, 0 for T5.
     """
 
     ids: tuple[int, ...]
     subject: int
     eos: int
     start: int = 0
+    first: int = 1
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """Return the ids of the text itself, without start, end and padding."""
+        return self.ids[self.first : self.eos]
 
 
-def tokens(tokenizer: Any, prompt: str) -> Tokens:
-    """Return a prompt's token ids and the positions of its last word token and of the end token."""
-    length = tokenizer.model_max_length
+def tokens(tokenizer: Any, prompt: str, length: int = 0, start: int = 0) -> Tokens:
+    """Return a prompt's token ids and the positions of its last word token and of the end token.
+
+    length: of the ids; 0 stands for the tokenizer's own. start: as in `Tokens`.
+    """
+    length = length or tokenizer.model_max_length
     ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
     count = len(tokenizer(prompt, truncation=True, max_length=length).input_ids)  # with start and end
-    return Tokens(tuple(ids), count - 2, count - 1)
+    first = len(tokenizer("").input_ids) - 1
+    return Tokens(tuple(ids), count - 2, count - 1, start, first)
+
+
+def word_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of texts alone, without start and end."""
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
 
 
 def encode(tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Float[Tensor, "b len dim"]:
@@ -41,9 +58,9 @@ def encode(tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Float[Tensor
     return encoder(ids, attention_mask=mask if mask is None else mask.to(encoder.device))[0]
 
 
-def warn_if_cut(tokenizer: Any, prompts: Sequence[str], stacklevel: int) -> None:
-    """Warn about prompts that are longer than the tokenizer's length."""
-    length = tokenizer.model_max_length
+def warn_if_cut(tokenizer: Any, prompts: Sequence[str], stacklevel: int, length: int = 0) -> None:
+    """Warn about prompts that are longer than `length`, 0 for the tokenizer's own."""
+    length = length or tokenizer.model_max_length
     for prompt, ids in zip(prompts, tokenizer(list(prompts), verbose=False).input_ids, strict=True):
         if len(ids) > length:
             warnings.warn(f"prompt cut off: {len(ids)} tokens, {length} fit: {prompt[:60]!r}...", stacklevel=stacklevel)

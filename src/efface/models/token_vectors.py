@@ -52,10 +52,10 @@ def table(model: Model) -> Float[Tensor, "vocabulary dim"]:
 
 def ids_of(model: Model, text: str) -> list[int]:
     """Return the token ids of a text, without start and end; raises `BadInput` for a text of no words."""
-    tokens = model.tokens(text)
-    if tokens.eos < 2:
+    words = model.tokens(text).words
+    if not words:
         raise BadInput(f"the text {text!r} has no words")
-    return list(tokens.ids[1 : tokens.eos])
+    return list(words)
 
 
 def slots(model: Model, prompts: Sequence[str], count: int) -> Slots:
@@ -70,7 +70,7 @@ def slots(model: Model, prompts: Sequence[str], count: int) -> Slots:
         head, _, tail = prompt.partition(SLOT)
         words = " ".join([WORD] * count)
         text = " ".join(part for part in (head.strip(), words, tail.strip()) if part)
-        first = model.tokens(head.strip()).eos if head.strip() else 1
+        first = model.tokens(head.strip()).eos
         if first + count > model.tokens(text).eos:
             raise BadInput(f"{count} vectors do not fit into {prompt!r}: the text encoder reads too few tokens")
         at.append(list(range(first, first + count)))

@@ -43,7 +43,8 @@ def partly_denoise(
 ) -> Partial:
     """Generate n partly denoised latents, with random contexts and down to random steps of DDIM.
 
-    guidance: scale of classifier-free guidance; 1 skips the unconditional half.
+    guidance: scale of classifier-free guidance; 1 skips the unconditional half, and so does a model into which guidance
+    is distilled, whose latents are then those of its use.
     reuse: latents taken from each trajectory; must divide n.
     jitter: draw t uniformly from the interval of the step, as the code of ESD does; otherwise use the step's own t.
     guide: replaces classifier-free guidance.
@@ -65,7 +66,8 @@ def partly_denoise(
             e = _guided(model, z[going], t, row[going], contexts, null, guidance, guide)
             z[going] = schedule.step(z[going], e, int(times[i]), int(times[i - 1]))
     width = total // steps
-    t = places * width + torch.randint(width, places.shape, generator=rng) if jitter else times[places]
+    low = schedule.FIRST + places * width
+    t = low + torch.randint(width, places.shape, generator=rng) if jitter else times[places]
     return Partial(found, t.to(device), row.repeat(reuse))
 
 
@@ -79,7 +81,7 @@ def _guided(
     guidance: float,
     guide: Any,
 ) -> Tensor:
-    if guidance == 1 and guide is None:
+    if guide is None and (guidance == 1 or model.family.distilled):
         return model.eps(z, t, contexts[row])
     cond, uncond = model.denoise(z, t, contexts[row], null)
     return guide(z, t, row, cond, uncond) if guide else uncond + guidance * (cond - uncond)

@@ -11,6 +11,7 @@ from efface.concept import table
 from efface.errors import BadFile
 from efface.evaluation.attack_record import AttackRecord, AttackRow
 from efface.evaluation.bench.folder import Folder
+from efface.evaluation.bench.jobs import Job
 from efface.evaluation.compare import check_comparable
 from efface.evaluation.record import Record
 from efface.evaluation.store import Store
@@ -63,13 +64,14 @@ class Part(NamedTuple):
     columns: list[Column]
 
 
-def report(folder: Folder, out: Path, store: Store | None = None) -> Path:
+def report(folder: Folder, out: Path, store: Store | None = None, jobs: Sequence[Job] | None = None) -> Path:
     """Write the page about a bench's folder; images that the store no longer has are left out.
 
-    Raises `BadFile` for a folder without results, `BadInput` for records that cannot be compared, `WriteError`.
+    jobs: whose results are shown; None for all that are there. Raises `BadFile` for a folder without results,
+    `BadInput` for records that cannot be compared, `WriteError`.
     """
     found = store or Store.default()
-    parts = _parts(folder, found)
+    parts = _parts(folder, found, jobs)
     everything = [column for part in parts for column in part.columns]
     check_comparable([column.record for column in everything])
     first = everything[0].record
@@ -81,7 +83,9 @@ def report(folder: Folder, out: Path, store: Store | None = None) -> Path:
         facts=_facts(everything),
     )
     body = [
-        html.fragment(OVERVIEW, plot=front.draw(_by_method(parts)), summary=summary(parts), failures=folder.failures())
+        html.fragment(
+            OVERVIEW, plot=front.draw(_by_method(parts)), summary=summary(parts), failures=folder.failures(jobs)
+        )
     ]
     for i, part in enumerate(parts):
         body.append(html.fragment(PART, title=part.title, opened=i == 0, sections=_sections(part, page, found)))
@@ -120,12 +124,12 @@ def summary(parts: Sequence[Part]) -> Table:
     return Table(["concept", "method", "left", *SUMMED[1:], *attacks, "seconds"], rows)
 
 
-def _parts(folder: Folder, store: Store) -> list[Part]:
-    records = [one for one in folder.records() if isinstance(one, Record) and one.rows]
+def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> list[Part]:
+    records = [one for one in folder.records(jobs) if isinstance(one, Record) and one.rows]
     if not records:
         raise BadFile(f"{folder.root} holds no results yet: run efface bench first")
     attacks: dict[str, list[AttackRecord]] = {}
-    for one in folder.attacks():
+    for one in folder.attacks(jobs):
         attacks.setdefault(one.edit.id, []).append(one)
     found: dict[str, list[Column]] = {}
     for record in sorted(records, key=lambda one: (one.concept, one.edit.method, one.edit.preset, one.name)):
@@ -133,12 +137,16 @@ def _parts(folder: Folder, store: Store) -> list[Part]:
         known = found.setdefault(record.concept, [])
         if any(column.name == name for column in known):  # the same preset with other fields or another seed
             name = record.name.replace(record.concept, "").strip() or record.edit.id[:8]
-        known.append(Column(name, "", record, [_strip(one, store) for one in attacks.get(record.edit.id, ())]))
+        several = len(record.concepts) > 1
+        strips = [_strip(one, store, several) for one in attacks.get(record.edit.id, ())]
+        known.append(Column(name, "", record, strips))
     return [Part(concept, columns) for concept, columns in found.items()]
 
 
-def _strip(record: AttackRecord, store: Store) -> Strip:
+def _strip(record: AttackRecord, store: Store, several: bool = False) -> Strip:
+    """Return an attack's row; several: whether its edit erases more than the concept that it brings back."""
     name = record.attack.name + (f" {record.attack.preset}" if record.attack.preset else "")
+    name += f" on {record.concept}" * several
     shown = record.rows[:SHOWN]
     cells = [
         _cell(shown, key, seen, store) for key, seen in (("original", ""), ("edited", "before"), ("attacked", "after"))

@@ -23,6 +23,7 @@ OR_NONE = "[0, 1e6]"
 ROWS = "[1, 4096]"  # images or latents in memory at once
 SOLVER_STEPS = "[1, 1000]"
 RATE = "(0, 100]"  # learning rate
+RATE_OR_NONE = "[0, 100]"
 DECAY = "[0, 100]"  # weight decay
 GUIDANCE = "[-1000, 1000]"
 WEIGHT = "(0, 1e9]"  # of one term against another

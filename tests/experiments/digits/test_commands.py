@@ -13,6 +13,7 @@ from efface.attacks.grid import Grid
 from efface.cli.app import run as run_commands
 from efface.evaluation.record import Record, read
 from experiments.digits.__main__ import app
+from experiments.digits.bound import Sampling
 from experiments.digits.records import Records
 
 
@@ -33,9 +34,11 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(table, "ALPHAS", (1.0,))
     monkeypatch.setattr(table, "CHOOSING", (1, 2))
     monkeypatch.setattr(search, "FRESH", 4)
-    monkeypatch.setattr(search, "REPLAYS", 4)
-    monkeypatch.setattr(search, "GRIDS", {2: Grid(values=2, steps=(1, 0), images=(1, 1), survivors=(4, 2))})
-    monkeypatch.setattr(runs, "ASCENT", Gradient(restarts=2, iterations=2, noises=1, steps=1, ranking=1))
+    monkeypatch.setattr(
+        search, "GRIDS", {2: Grid(values=2, steps=(1, 0), images=(1, 1), survivors=(4, 2), more=1, replays=4)}
+    )
+    monkeypatch.setattr(runs, "ASCENT", Gradient(**Gradient.QUICK))
+    monkeypatch.setattr(runs, "BOUND", Sampling(prompts=8, moments=2, slopes=2, noises=2))
     monkeypatch.setitem(Gradient.PRESETS, "inversion", {**Gradient.QUICK, "through": "eps"})
     monkeypatch.setattr(page, "SHOWN", 1)
     monkeypatch.chdir(tmp_path)
@@ -46,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_whole_experiment(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["table1", "--seeds", "1", "--folder", "d"]) == 0
     table = read(small / "d/mnist-0-table1.jsonl")
-    assert [record.name for record in table] == ["fine-tuned", "prompt layers", "task vector"]
+    assert [record.name for record in table] == ["fine-tuned", "fixed prompts", "prompt layers", "task vector"]
     for record in table:
         assert isinstance(record, Record)
         assert len(record.rows) == 2 * (9 + 9)  # by the original and the edited model
@@ -59,9 +62,9 @@ def test_the_whole_experiment(small: Path, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "task-vector-0.5" in out
     found = Records(small / "d", "mnist", "0").searches()
-    assert len(found.grid) == 5
+    assert len(found.grid) == 6
     line = found.grid["original-seed0-L2"]
-    assert (line.points, line.prompts, line.images) == (256, 256, 260)
+    assert (line.points, line.prompts, line.images) == (256, 256, 256 + 4 + 2 * 4)
     assert line.best.second.n == line.best.first.n == 4
     before = (small / "d/mnist-0-search.json").read_text()
     assert run(["search", "--levels", "2", "--folder", "d", "--alpha", "0.5", "--alpha", "1"]) == 0
@@ -74,10 +77,16 @@ def test_the_whole_experiment(small: Path, capsys: pytest.CaptureFixture[str]) -
         before
     )  # what is of other weights goes
     assert run(["inversion", "--folder", "d"]) == 0
+    assert run(["bound", "--model", "task vector", "--folder", "d"]) == 0
+    assert "no prompt above" in capsys.readouterr().out
+    (bounded,) = Records(small / "d", "mnist", "0").searches().bound.values()
+    assert bounded.hits[0] >= bounded.hits[1]
+    assert bounded.steepest == bounded.slopes[0]
     assert run(["page", "--folder", "d"]) == 0
     page = (small / "d/index.html").read_text()
     assert page.count("<svg") == 2
     assert "Figure 8" in page
+    assert "A bound over the whole sphere" in page
     assert "http" not in page.replace("http://www.w3.org", "")
 
 

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks.digits import added
 
 from efface.evaluation.record import Aggregate, Base, Made, Sampling
 from efface.evaluation.summary import Change, Share, Summary
@@ -11,6 +12,7 @@ from experiments.digits.plots import Series, alphas_plot, search_plot, worst_by_
 from experiments.digits.records import (
     Archive,
     Best,
+    Bound,
     Control,
     Experimented,
     GridSearch,
@@ -115,6 +117,33 @@ def test_a_page_about_several_experiments_begins_with_all_of_them():
     assert "<img" not in page
 
 
+def test_a_page_without_a_task_vector_has_no_lengths():
+    bare = experimented(line(2, 25, "fine-tuned"), alpha=2.0)
+    bare = bare.model_copy(update={"lengths": None, "seed": 2, "table1": (record("fine-tuned"),)})
+    page = render([Part(bare, {"grid": [], "gradient": [], "inversion": []})])
+    assert "training seed 2" in page
+    assert "Figure 3" in page
+    assert "How long the task vector" not in page
+
+
+def test_a_bound_is_beside_the_worst_prompt_found():
+    two = Bound(
+        model="fine-tuned", alpha=0.0, value=0.5, moment=1, hits=(3, 1), prompts=4000, steepest=1.25, slopes=(1.25,),
+        seconds=1.0, cpu_seconds=1.0,
+    )  # fmt: skip
+    none = two.model_copy(update={"value": 1.0, "model": "task vector", "alpha": 2.0})
+    found = experimented(line(2, 25, "fine-tuned"))
+    searches = found.searches.with_("bound", {"a": two, "b": none})
+    page = render(
+        [Part(found.model_copy(update={"searches": searches}), {"grid": [], "gradient": [], "inversion": []})]
+    )
+    rows = page[page.index("A bound over") :].split("<tr>")
+    assert "50.0 %" in rows[2]
+    assert "25.0 % <small>17.5" in rows[2]
+    assert "no bound below 100 %" in rows[3]
+    assert "not searched" in rows[3]
+
+
 def test_table_1_begins_with_the_original():
     rows = sides([record("fine-tuned", 30), record("task vector", 60)])
     assert [row.name for row in rows] == ["original", "fine-tuned", "task vector"]
@@ -134,7 +163,7 @@ def test_random_prompts_of_a_grid_are_on_the_page():
 
 def test_the_records_of_the_paper_s_experiment_give_the_page(tmp_path):
     archive = read(Archive, ARCHIVE)
-    assert [(one.dataset, one.target, one.lengths.chosen) for one in archive.experiments] == [
+    assert [(one.dataset, one.target, one.lengths.chosen) for one in archive.experiments if one.lengths] == [
         ("mnist", "0", 19.0), ("mnist", "7", 27.0), ("fashion", "bag", 24.0),
     ]  # fmt: skip
     page = write(ARCHIVE, tmp_path / "page.html").read_text(encoding="utf-8")
@@ -145,8 +174,21 @@ def test_the_records_of_the_paper_s_experiment_give_the_page(tmp_path):
                 assert f"{percent(share)} <small>{100 * share.interval.low:.1f}" in page
                 low, high = share.interval
                 assert f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f})" in doc
-    nine = archive.experiments[1].table1[2].summaries["9"].after
+    vector = next(row for row in archive.experiments[1].table1 if row.name == "task vector")
+    nine = vector.summaries["9"].after
     assert (nine.hits, nine.n) == (47, 120)
+
+
+def test_what_another_folder_holds_is_added_to_the_record():
+    old = experimented(line(2, 10, "task vector"), line(3, 20, "task vector"))
+    fresh = line(2, 30, "fine-tuned")
+    new = experimented().model_copy(
+        update={"table1": (record("fine-tuned", 5),), "searches": Searches(grid={"0": fresh, "2": fresh})}
+    )
+    both, other = added([old], [new, experimented(target="7")])
+    assert [row.name for row in both.table1] == ["fine-tuned", "task vector"]
+    assert [one.best.second.hits for one in both.searches.grid.values()] == [30, 20, 30]
+    assert other.target == "7"
 
 
 def circles(svg, tone):

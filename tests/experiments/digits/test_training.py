@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from efface.digits import pipeline
-from efface.digits.prompts import spread
 from efface.training.checkpoints import read, trained
 from efface.util.files import load_safetensors, safetensors_meta
 from experiments.digits import data, training
@@ -25,15 +24,29 @@ def test_a_stopped_training_of_the_judge_goes_on(few, tmp_path):
 
 
 def test_export_holds_the_averaged_weights_in_half_precision(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "STEPS", {"unet": 1, "judge": 1, "judge2": 1})
+    monkeypatch.setattr(training, "STEPS", {"model": 1, "judge": 1, "judge2": 1})
     monkeypatch.setattr(training, "BATCH", 4)
     monkeypatch.setattr(training, "load", lambda dataset, folder: few)
     path = training.train("mnist", tmp_path / "run", tmp_path, None)
     tensors, meta = load_safetensors(path)
-    average = trained(tmp_path / "run" / "unet.safetensors", "average.")["enter.weight"]
-    assert torch.equal(tensors["unet.enter.weight"], average.half())
-    assert torch.equal(tensors["codes"], spread(10))
+    average = trained(tmp_path / "run" / "model.safetensors", "average.")
+    assert torch.equal(tensors["unet.enter.weight"], average["unet.enter.weight"].half())
+    assert torch.equal(tensors["text_encoder.table.weight"], average["text_encoder.table.weight"])
     assert set(json.loads(meta["accuracy"])) == {"judge", "judge2"}
+    again = training.train("mnist", tmp_path / "run1", tmp_path / "other", None, seed=1, judges=path)
+    other, about = load_safetensors(again)
+    assert other.keys() == tensors.keys()
+    assert all(torch.equal(other[name], tensors[name]) for name in tensors if name.startswith("judge"))
+    assert not torch.equal(other["unet.enter.weight"], tensors["unet.enter.weight"])
+    assert (about["seed"], about["accuracy"]) == ("1", meta["accuracy"])
+
+
+def test_the_table_is_trained_with_the_denoiser(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "BATCH", 4)
+    training.train_model(few, 10, tmp_path, steps=2)
+    before = training.networks(10).state_dict()["text_encoder.table.weight"]
+    after = trained(tmp_path / "model.safetensors", "weight.")["text_encoder.table.weight"]
+    assert (after - before).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion"])

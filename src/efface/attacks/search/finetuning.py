@@ -163,8 +163,9 @@ def tune(
         which = torch.randint(len(latents), (attack.batch,), generator=rng)
         t = schedule.random_times(attack.batch, rng).to(latents.device)
         noise = torch.randn(attack.batch, *latents.shape[1:], generator=rng).to(latents)
-        x = schedule.noised(latents[which.to(latents.device)], noise, t)
-        return (student.model.eps(x, t, contexts[row[which].to(contexts.device)]) - noise).square().mean()
+        clean = latents[which.to(latents.device)]
+        guess = student.model.eps(schedule.noised(clean, noise, t), t, contexts[row[which].to(contexts.device)])
+        return (guess - schedule.target(clean, noise)).square().mean()
 
     adam = optimizer("adamw", list(student.trained.values()), attack.lr, attack.weight_decay)
     state = State(student.trained, {"main": adam})

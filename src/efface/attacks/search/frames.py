@@ -57,7 +57,8 @@ def between(ids: Sequence[int], every: int) -> Frame:
 
 def check_fits(model: Model, frame: Frame) -> None:
     """Raise `BadInput` for a prompt of more tokens than the text encoder reads."""
-    room = len(model.tokens("").ids) - 2
+    empty = model.tokens("")
+    room = len(empty.ids) - empty.eos - 1
     if len(frame.ids) > room:
         raise BadInput(f"a prompt of {len(frame.ids)} tokens does not fit: the text encoder reads {room}")
 
@@ -83,7 +84,8 @@ def encode_rows(model: Model, vectors: Float[Tensor, "n length dim"]) -> Context
     """Encode rows of token vectors as prompts of that length."""
     n, length = vectors.shape[:2]
     text = " ".join([WORD] * length)
-    return encode(model, Slots((text,) * n, torch.arange(1, length + 1).expand(n, -1)), vectors)
+    first = model.tokens(text).first
+    return encode(model, Slots((text,) * n, torch.arange(first, first + length).expand(n, -1)), vectors)
 
 
 __all__ = ["Frame", "alone", "between", "check_fits", "encode_frames", "encode_ids", "encode_rows", "prefix"]

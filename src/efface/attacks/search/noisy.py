@@ -13,7 +13,14 @@ from efface.query import Query
 
 
 def noisy_step(
-    schedule: NoiseSchedule, x: Tensor, eps: Tensor, t: int, t_to: int, eta: Tensor, variance: Tensor, noise: Tensor
+    schedule: NoiseSchedule,
+    x: Tensor,
+    eps: Tensor,
+    t: float | int,
+    t_to: float | int,
+    eta: Tensor,
+    variance: Tensor,
+    noise: Tensor,
 ) -> Float[Tensor, "b ch h w"]:
     """Move x to a less noisy timestep along eps, with new noise.
 
@@ -24,7 +31,9 @@ def noisy_step(
     ddpm = sigma_to / sigma * (1 - (alpha / alpha_to) ** 2).clamp(min=0).sqrt()  # eq. 16 at eta 1
     added = eta * ddpm
     rest = (sigma_to**2 - added**2).clamp(min=0).sqrt()
-    return alpha_to * ((x - sigma * eps) / alpha) + rest * eps + added * variance.sqrt() * noise
+    time = torch.tensor(t, device=x.device)
+    clean, old = schedule.clean(eps, x, time), schedule.noise(eps, x, time)
+    return alpha_to * clean + rest * old + added * variance.sqrt() * noise
 
 
 @torch.no_grad()

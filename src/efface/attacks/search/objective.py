@@ -49,7 +49,7 @@ def draw(model: Model, latents: Float[Tensor, "p ch h w"], rngs: Sequence[torch.
     for rng in rngs:
         numbers.append(int(torch.randint(len(latents), (1,), generator=rng)))
         if window:
-            first = int(torch.randint(total - span + 1, (1,), generator=rng))
+            first = model.family.schedule.FIRST + int(torch.randint(total - span + 1, (1,), generator=rng))
             times = (first + torch.randperm(span, generator=rng)[:window]).sort(descending=True)[0]
         else:
             times = model.family.schedule.random_times(1, rng)
@@ -114,7 +114,7 @@ class Objective:
         if self.matches_score:
             error = self._guided(hooks, x, c, at) - self._wanted(x, at)
         else:
-            error = self._conditional(hooks, x, c, at) - at.noise
+            error = self._conditional(hooks, x, c, at) - model.family.schedule.target(at.clean, at.noise)
         return error.square().mean((1, 2, 3))
 
     def _guided(self, hooks: Hooks, x: Tensor, c: Context, at: Draw) -> Tensor:

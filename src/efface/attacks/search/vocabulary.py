@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from efface.attacks.search.frames import encode_ids
 from efface.errors import BadInput
 from efface.models.model import Model
+from efface.models.text import word_ids
 from efface.models.token_vectors import table
 from efface.query import Query
 
@@ -54,10 +55,10 @@ class Vocabulary:
         if not fragments:
             texts = [readers[0].decode([i], clean_up_tokenization_spaces=False).strip() for i in ids]
             for one in readers:
-                again = one(texts, verbose=False).input_ids
-                kept = [(i, text) for i, text, own in zip(ids, texts, again, strict=True) if own[1:-1] == [i]]
+                again = word_ids(one, texts)
+                kept = [(i, text) for i, text, own in zip(ids, texts, again, strict=True) if own == [i]]
                 ids, texts = [i for i, _ in kept], [text for _, text in kept]
-        banned = {i for text in forbid for i in readers[0](text, verbose=False).input_ids[1:-1]}
+        banned = {i for own in word_ids(readers[0], forbid) for i in own} if forbid else set[int]()
         allowed = torch.tensor([i for i in ids if i not in banned], dtype=torch.long)
         if not len(allowed):
             raise BadInput(f"{model.name or 'this model'} has no token that a search may use")
@@ -84,7 +85,7 @@ class Vocabulary:
     def retokenises(self, ids: Sequence[int]) -> bool:
         """Return whether the text of these ids is tokenised to them, by every tokenizer."""
         text = self.text(ids)
-        return all(one(text, verbose=False).input_ids[1:-1] == list(ids) for one in tokenizers(self.model))
+        return all(word_ids(one, [text]) == [list(ids)] for one in tokenizers(self.model))
 
     @torch.no_grad()
     def query(self, like: Query, ids: Sequence[int], model: Model | None = None) -> Asked:
@@ -101,7 +102,7 @@ class Vocabulary:
 
 def tokenizers(model: Model) -> tuple[Any, ...]:
     """Return the tokenizers of a model's text encoders, which give the same ids up to the end token."""
-    return tuple(part for name in ("tokenizer", "tokenizer_2") if (part := model.part(name)) is not None)
+    return model.family.tokenizers()
 
 
 __all__ = ["Asked", "Vocabulary", "tokenizers"]

@@ -57,7 +57,7 @@ Checkpoint = Annotated[
 ]
 QuerySteps = Annotated[int | None, typer.Option("--query-steps", help="Sampling steps of images.", show_default="20")]
 QueryGuidance = Annotated[
-    float | None, typer.Option("--query-guidance", help="Guidance scale of images.", show_default="7.5")
+    float | None, typer.Option("--query-guidance", help="Guidance scale of images.", show_default="the family's, 7.5")
 ]
 QuerySolver = Annotated[
     str | None, typer.Option("--query-solver", help="Solver of images.", show_default="the model's own")
@@ -158,6 +158,7 @@ def _attack(
     from efface.training.checkpoints import checkpoints
 
     model = common.load(where)
+    sampling = {"guidance": model.family.GUIDANCE} | sampling
     queries = [Query(prompt, seed, **sampling) for prompt, seed in asked]
     saved = checkpoints(values["checkpoint"]) if values["checkpoint"] else nullcontext()
     with saved, nullcontext(model) if edit is None else edit.applied(model, common.any_base) as edited:

@@ -1,37 +1,53 @@
-"""The bench file: six keys in TOML. Everything that is wrong with it is said at once.
+"""The bench file: six keys in TOML, and five more. Everything that is wrong with it is said at once.
 
 model = "mini"                       # as --model takes it
 concepts = ["church", ["beer", "wine"]]   # a list within the list is erased at once
 methods = ["uce", "esd:mini-u", {name = "uce", erase_scale = 0.5}]
 attacks = ["inversion", {name = "seed_search", preset = "mini"}]
-metrics = ["ssim", "clip_score"]     # besides the judge's verdict; left out: all that this machine can compute
+metrics = ["ssim", {name = "lpips", weights = "alexnet.safetensors"}]   # left out: all that this machine can compute
 seeds = {target = 12, related = 4, others = 1, implicit = 2, styled = 1, attack = 8, method = [0]}
+
+More: `judge` (as --judge takes it), `preserve` (names; without it every second other concept of the table), `sampling`
+({steps, guidance, solver}), `look_alikes` (how many others count as related by sight), and `prompts`, in place of the
+table's (`prompt_sets`). A concept may be a table of its own fields, {name = "Monet", kind = "style"}, or a choice from
+the model's table: {kind = "object", count = 2} or {family = "weapon"}, with at_once = true for all in one edit.
 """
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from efface import registry
 from efface.concept import Concept, table
-from efface.errors import BadInput, EffaceError, unknown
+from efface.errors import BadInput, unknown
+from efface.evaluation.bench.choices import read_concepts
+from efface.evaluation.bench.prompt_sets import PromptSet, read_sets
+from efface.evaluation.bench.reading import Reading
 from efface.evaluation.prompts import Plan
+from efface.judge import find_judge
+from efface.metric import lacking
+from efface.query import Query
 from efface.util import untrusted
 from efface.util.ranges import short
 from efface.util.shipped import SHIPPED
 
-KEYS = ("model", "concepts", "methods", "attacks", "metrics", "seeds")
+KEYS = (
+    "model", "concepts", "methods", "attacks", "metrics", "seeds", "judge", "preserve", "sampling", "look_alikes",
+    "prompts",
+)  # fmt: skip
 NEEDED = ("concepts", "methods")
-COUNTS = {"target": 12, "related": 4, "others": 1, "implicit": 2, "styled": 1, "attack": 8}
+COUNTS = {
+    "target": 12, "related": 4, "others": 1, "implicit": 2, "styled": 1, "reworded": 0, "paired": 0, "attack": 8,
+}  # fmt: skip
 MOST = 10_000  # seeds of one kind
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A method or an attack with its settings. fields: those given, as pairs of name and value, sorted."""
+    """A method, an attack or a metric with its settings. fields: those given, as pairs of name and value, sorted."""
 
     kind: str
     name: str
@@ -39,7 +55,7 @@ class Chosen:
     fields: tuple[tuple[str, Any], ...] = ()
 
     def make(self) -> Any:
-        """Return the method or attack."""
+        """Return the method, attack or metric."""
         return registry.get(self.kind, self.name).preset(self.preset, **dict(self.fields))
 
     @property
@@ -53,120 +69,115 @@ class Bench:
     """Hold what a bench file asks for.
 
     concepts: each element is erased at once. attack_seeds: of each attacked prompt. method_seeds: each is one run.
+    judge: "" for the model's own. preserve: None for every second other concept. prompts: () for the plan's.
     """
 
     model: str
     concepts: tuple[tuple[Concept, ...], ...]
     methods: tuple[Chosen, ...]
     attacks: tuple[Chosen, ...] = ()
-    metrics: tuple[str, ...] | None = None
+    metrics: tuple[Chosen, ...] | None = None
     plan: Plan = field(default_factory=Plan)
     attack_seeds: tuple[int, ...] = tuple(range(COUNTS["attack"]))
     method_seeds: tuple[int, ...] = (0,)
+    judge: str = ""
+    preserve: tuple[Concept, ...] | None = None
+    prompts: tuple[PromptSet, ...] = ()
 
 
-class _Reading:
-    """Collect everything that is wrong, each with the line it is on."""
+def read(path: Path, model: str = "", data: Mapping[str, Path] | None = None) -> Bench:
+    """Read a bench file. Raises `BadFile` for no TOML, `BadInput` with everything that is wrong, and its lines.
 
-    def __init__(self, text: str, where: str):
-        self.lines, self.where, self.wrong = text.splitlines(), where, []
-
-    def add(self, error: object, *hints: str) -> None:
-        text = str(error)
-        if "did you mean" in text:  # one message for all: the nearest match says enough
-            text = text.partition(" (known: ")[0]
-        self.wrong.append((self.line(*hints), text))
-
-    def line(self, *hints: str) -> int:
-        """Return the number of the first line below the hints before it that holds each of them; 0 if none does."""
-        at = 0
-        for hint in hints:
-            found = (i for i in range(max(at - 1, 0), len(self.lines)) if hint in self.lines[i].partition("#")[0])
-            at = next(found, at - 1) + 1
-        return at
-
-    def attempt(self, call: Callable[[], Any], *hints: str) -> Any:
-        """Return what a call returns; None, after noting its error, when it raises one of ours."""
-        try:
-            return call()
-        except EffaceError as error:
-            self.add(error, *hints)
-            return None
-
-    def finish(self) -> None:
-        if self.wrong:
-            told = "; ".join((f"line {line}: " if line else "") + error for line, error in sorted(self.wrong))
-            count = f"{len(self.wrong)} mistakes: " if len(self.wrong) > 1 else ""
-            raise BadInput(f"{self.where}: {count}{told}")
-
-
-def read(path: Path) -> Bench:
-    """Read a bench file. Raises `BadFile` for no TOML, `BadInput` with everything that is wrong, and its lines."""
+    model: in place of the file's. data: files that the bench asks for by name, "@coco".
+    """
     text = untrusted.read_text(path)
+    return parse(load(text, path), text, str(path), model, data, path.parent)
+
+
+def load(text: str, path: Path) -> dict[str, Any]:
+    """Return the values of a TOML text. Raises `BadInput`."""
     try:
-        given = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadInput(f"{path} is not valid TOML: {error}") from error
-    return parse(given, text, str(path))
 
 
-def parse(given: Mapping[str, Any], text: str = "", where: str = "the bench") -> Bench:
-    """Check a bench that was read from TOML; `text` is its source, to find lines in."""
-    at = _Reading(text, where)
+def parse(
+    given: Mapping[str, Any], text: str = "", where: str = "the bench", model: str = "",
+    data: Mapping[str, Path] | None = None, folder: Path | None = None,
+) -> Bench:  # fmt: skip
+    """Check a bench that was read from TOML; `text` is its source, to find lines in, `folder` where its files are."""
+    at = Reading(text, where)
+    bench = collect(at, given, model, data or {}, folder or Path())
+    at.finish()
+    return bench
+
+
+def collect(
+    at: Reading, given: Mapping[str, Any], model: str, data: Mapping[str, Path], folder: Path,
+    needed: tuple[str, ...] = NEEDED,
+) -> Bench:  # fmt: skip
+    """Read a bench, and note what is wrong with it; then what it returns means nothing."""
     for key in given:
         if key not in KEYS:
             at.add(unknown("key", key, KEYS), key)
-    for key in NEEDED:
+    for key in needed:
         if not given.get(key):
             at.add(f"{key} is missing: give at least one")
-    model = given.get("model", "mini")
+    model = model or given.get("model", "mini")
     if not isinstance(model, str):
         at.add(f"model is a text, got {short(model)}", "model")
         model = "mini"
-    concepts = _concepts(at, given.get("concepts", ()), model)
+    known = at.attempt(lambda: table(model), "model") or {}
+    concepts = read_concepts(at, "concepts", given.get("concepts", ()), known)
+    preserve = read_concepts(at, "preserve", given["preserve"], known) if "preserve" in given else None
     methods = _chosen(at, "methods", given.get("methods", ()), model)
     attacks = _chosen(at, "attacks", given.get("attacks", ()), model)
-    metrics = _metrics(at, given.get("metrics"))
+    metrics = _chosen(at, "metrics", given["metrics"], model, data) if given.get("metrics") is not None else None
+    judge = _judge(at, given.get("judge", ""), model)
     counts, method_seeds = _seeds(at, given.get("seeds", {}))
-    at.finish()
-    seeds: dict[str, Any] = {f"{name}_seeds": tuple(range(counts[name])) for name in ("target", "related")}
-    seeds |= {f"{name}_seeds": tuple(range(counts[name])) for name in ("implicit", "styled")}
-    plan = Plan(**seeds, seeds=tuple(range(counts["others"])), **_sampling(model))
-    return Bench(model, concepts, methods, attacks, metrics, plan, tuple(range(counts["attack"])), method_seeds)
+    sampling = _sampling(at, given.get("sampling", {}), model)
+    near = given.get("look_alikes", 0)
+    if not untrusted.is_count(near, 0, 1000):
+        at.add(f"look_alikes is a number of concepts up to 1000, got {short(near)}", "look_alikes")
+        near = 0
+    prompts = read_sets(at, given.get("prompts", ()), data, folder)
+    seeds: dict[str, Any] = {f"{n}_seeds": tuple(range(counts[n])) for n in counts if n not in ("others", "attack")}
+    plan = Plan(**seeds, seeds=tuple(range(counts["others"])), look_alikes=near, **sampling)
+    whole = None if preserve is None else tuple(concept for group in preserve for concept in group)
+    return Bench(
+        model, concepts, methods, attacks, metrics, plan, tuple(range(counts["attack"])), method_seeds, judge, whole,
+        prompts,
+    )  # fmt: skip
 
 
-def _sampling(model: str) -> dict[str, Any]:
-    return SHIPPED[model].sampling | SHIPPED[model].judged if model in SHIPPED else {}
+def _sampling(at: Reading, value: Any, model: str) -> dict[str, Any]:
+    usual = SHIPPED[model].sampling | SHIPPED[model].judged if model in SHIPPED else {}
+    if not isinstance(value, dict):
+        at.add(f"sampling is a table of steps, guidance and solver, got {short(value)}", "sampling")
+        return usual
+    for key in value:
+        if key not in ("steps", "guidance", "solver"):
+            at.add(unknown("key of sampling", str(key), ("steps", "guidance", "solver")), "sampling", str(key))
+            return usual
+    made = at.attempt(lambda: Query("", **usual | value), "sampling")
+    return usual | value if made is not None else usual
 
 
-def _list(at: _Reading, key: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, list | tuple):
-        return value
-    at.add(f"{key} is a list, got {short(value)}", key)
-    return ()
+def _judge(at: Reading, value: Any, model: str) -> str:
+    if not isinstance(value, str):
+        at.add(f"judge is a text, got {short(value)}", "judge")
+        return ""
+    if value:
+        at.attempt(lambda: find_judge(model, value), "judge")
+    return value
 
 
-def _concepts(at: _Reading, value: Any, model: str) -> tuple[tuple[Concept, ...], ...]:
-    known = at.attempt(lambda: table(model), "model") or {}
+def _chosen(
+    at: Reading, kind: str, value: Any, model: str, data: Mapping[str, Path] | None = None
+) -> tuple[Chosen, ...]:
     found = []
-    for one in _list(at, "concepts", value):
-        names = one if isinstance(one, list | tuple) else [one]
-        if not names or not all(isinstance(name, str) and name.strip() for name in names):
-            at.add(f"a concept is a name, or a list of names that are erased at once, got {short(one)}", "concepts")
-            continue
-        for name in names:
-            if known and name not in known:
-                at.add(unknown("concept", name, known), "concepts", name)
-        found.append(tuple(known.get(name) or Concept(name) for name in names))
-    twice = sorted({", ".join(c.name for c in one) for one in found if found.count(one) > 1})
-    if twice:
-        at.add(f"named twice: {'; '.join(twice)}", "concepts")
-    return tuple(found)
-
-
-def _chosen(at: _Reading, kind: str, value: Any, model: str) -> tuple[Chosen, ...]:
-    found = []
-    for one in _list(at, kind, value):
+    for one in at.list_of(kind, value):
         if isinstance(one, str):
             name, _, preset = one.partition(":")
             fields: dict[str, Any] = {}
@@ -183,24 +194,23 @@ def _chosen(at: _Reading, kind: str, value: Any, model: str) -> tuple[Chosen, ..
         if not preset and model in SHIPPED and model in cls.PRESETS:
             preset = model
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        for k in [k for k, v in values.items() if data is not None and isinstance(v, str) and v.startswith("@")]:
+            path = (data or {}).get(str(values.pop(k))[1:])  # without it, what the metric finds by itself
+            values |= {k: str(path)} if path else {}
         chosen = Chosen(kind, name, preset, tuple(sorted(values.items())))
-        if at.attempt(chosen.make, kind, name) is not None:
+        made = at.attempt(chosen.make, kind, name)
+        if made is not None:
             found.append(chosen)
-    twice = sorted({one.label for one in found if found.count(one) > 1})
+            for what in lacking(made) if kind == "metrics" else ():
+                at.add(f"the metric {name} needs {what}", kind, name)
+    called = [one.make().label if kind == "metrics" else one.label for one in found]
+    twice = sorted({label for label in called if called.count(label) > 1})
     if twice:
         at.add(f"named twice: {', '.join(twice)}", kind)
     return tuple(found)
 
 
-def _metrics(at: _Reading, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    names = [str(name) for name in _list(at, "metrics", value)]
-    known = [at.attempt(lambda name=name: registry.get("metrics", name), "metrics", name) for name in names]
-    return tuple(name for name, cls in zip(names, known, strict=True) if cls is not None)
-
-
-def _seeds(at: _Reading, value: Any) -> tuple[dict[str, int], tuple[int, ...]]:
+def _seeds(at: Reading, value: Any) -> tuple[dict[str, int], tuple[int, ...]]:
     counts, method = dict(COUNTS), (0,)
     if isinstance(value, int) and not isinstance(value, bool):
         value = {"target": value, "attack": value}

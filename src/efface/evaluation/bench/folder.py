@@ -78,9 +78,11 @@ class Folder:
         """Forget that a job failed before."""
         (self.root / "failed" / f"{job.id}.json").unlink(missing_ok=True)
 
-    def failures(self) -> dict[str, str]:
-        """Return the error of every job that failed, by its label."""
-        found = [untrusted.read(path) for path in sorted((self.root / "failed").glob("*.json"))]
+    def failures(self, jobs: Iterable[Job] | None = None) -> dict[str, str]:
+        """Return the error of every job that failed, of some jobs or all, by its label."""
+        ids = None if jobs is None else {job.id for job in jobs}
+        paths = sorted((self.root / "failed").glob("*.json"))
+        found = [untrusted.read(path) for path in paths if ids is None or path.stem in ids]
         return {str(one.get("job")): str(one.get("error")) for one in found}
 
     def records(self, jobs: Iterable[Job] | None = None) -> list[Record | Aggregate]:

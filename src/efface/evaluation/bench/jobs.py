@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from efface import registry
-from efface.concept import Concept, table
+from efface.concept import Concept, Kind, table
 from efface.evaluation.bench.file import Bench, Chosen
-from efface.evaluation.prompts import Plan, preserved
+from efface.evaluation.prompts import Case, Plan, preserved
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Job:
     what: "edit", "evaluation" or "attack". model, model_id: where it is loaded from, and the hash of its weights.
     concepts: erased at once; the first is what an attack brings back. preserve: names that the method is told to
     preserve. seed: of method and attack. plan: prompts and seeds of an evaluation; an attack uses its sampling.
+    judge: who decides, "" for the model's own. named: what a judge of any names tells apart, () for the model's table.
+    cases: prompts in place of the plan's. given: the id of an edit that was made elsewhere, which then no job makes.
     """
 
     what: str
@@ -26,12 +29,16 @@ class Job:
     model_id: str
     concepts: tuple[Concept, ...]
     preserve: tuple[Concept, ...]
-    method: Chosen
+    method: Chosen | None
     seed: int
     plan: Plan
     attack: Chosen | None = None
     attack_seeds: tuple[int, ...] = ()
-    metrics: tuple[str, ...] | None = None
+    metrics: tuple[Chosen, ...] | None = None
+    judge: str = ""
+    named: tuple[Concept, ...] = ()
+    cases: tuple[Case, ...] = ()
+    given: str = ""
 
     @cached_property
     def id(self) -> str:
@@ -41,24 +48,30 @@ class Job:
     @property
     def edit_job(self) -> "Job":
         """Return the job that makes the edit this one is about."""
-        return replace(self, what="edit", attack=None, attack_seeds=(), metrics=None, plan=Plan())
+        return replace(
+            self, what="edit", attack=None, attack_seeds=(), metrics=None, plan=Plan(), judge="", named=(), cases=()
+        )
 
     @property
     def label(self) -> str:
         """Return "esd:mini church", "inversion:mini on esd:mini church" and the like."""
-        made = f"{self.method.label} {'+'.join(c.name for c in self.concepts)}" + (
-            f" seed {self.seed}" * bool(self.seed)
-        )
+        by = self.method.label if self.method else f"edit {self.given[:8]}"
+        made = f"{by} {'+'.join(c.name for c in self.concepts)}" + f" seed {self.seed}" * bool(self.seed)
         if self.attack:
             return f"{self.attack.label} on {made}"
         return f"erase by {made}" if self.what == "edit" else made
 
     def _values(self) -> dict[str, Any]:
+        if self.what == "edit" and self.method is None:
+            return {"what": self.what, "model": self.model_id, "edit": self.given}
         values: dict[str, Any] = {"what": self.what, "model": self.model_id, "seed": self.seed}
         values |= {"concepts": [c.to_json() for c in self.concepts], "preserve": [c.to_json() for c in self.preserve]}
-        values |= {"method": registry.to_json(self.method.make())}
+        values |= {"method": registry.to_json(self.method.make())} if self.method else {"edit": self.given}
         if self.what != "edit":
-            values |= {"plan": {k: v for k, v in asdict(self.plan).items() if k != "batch"}, "metrics": self.metrics}
+            metrics = None if self.metrics is None else [one.make().instrument() for one in self.metrics]
+            values |= {"plan": {k: v for k, v in asdict(self.plan).items() if k != "batch"}, "metrics": metrics}
+            values |= {"judge": self.judge, "cases": [asdict(case) for case in self.cases]}
+            values |= {"named": [concept.to_json() for concept in self.named]}
         if self.attack:
             values |= {"attack": registry.to_json(self.attack.make()), "attack_seeds": self.attack_seeds}
         return values
@@ -69,19 +82,38 @@ def jobs(bench: Bench, model_id: str) -> list[Job]:
     known = table(bench.model)
     edits, others = [], []
     for concepts in bench.concepts:
-        preserve = preserved(concepts, known)
+        names = {concept.name for concept in concepts}
+        told = preserved(concepts, known) if bench.preserve is None else bench.preserve
+        preserve = tuple(concept for concept in told if concept.name not in names)
         for method in bench.methods:
             for seed in bench.method_seeds:
-                about = (bench.model, model_id, concepts, preserve, method, seed, bench.plan)
-                judged = Job("evaluation", *about, metrics=bench.metrics)
+                judged, attacked = on_edit(bench, model_id, concepts, preserve, method, seed)
                 edits.append(judged.edit_job)
-                others.append(judged)
-                others += [Job("attack", *about, attack, bench.attack_seeds) for attack in bench.attacks]
+                others += [judged, *attacked]
     return [*edits, *others]
+
+
+def on_edit(
+    bench: Bench, model_id: str, concepts: tuple[Concept, ...], preserve: tuple[Concept, ...], method: Chosen | None,
+    seed: int = 0, given: str = "",
+) -> tuple[Job, list[Job]]:  # fmt: skip
+    """Return the evaluation of one edit and the attacks on it. given: the id of an edit that is there already."""
+    cases = tuple(case for one in bench.prompts for case in one.cases(concepts))
+    about = (bench.model, model_id, concepts, preserve, method, seed, bench.plan)
+    more: dict[str, Any] = {"judge": bench.judge, "named": _named(cases, concepts), "given": given}
+    judged = Job("evaluation", *about, metrics=bench.metrics, cases=cases, **more)
+    return judged, [Job("attack", *about, attack, bench.attack_seeds, **more) for attack in bench.attacks]
+
+
+def _named(cases: Sequence[Case], concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+    """Return what the judge should see in any of the given prompts, each once."""
+    known = {concept.name: concept for concept in concepts}
+    kinds: dict[str, Kind] = {case.label: case.judged for case in cases if case.label}
+    return tuple(known.get(name) or Concept(name, kind=kind) for name, kind in kinds.items())
 
 
 def _sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-__all__ = ["Job", "jobs"]
+__all__ = ["Job", "jobs", "on_edit"]

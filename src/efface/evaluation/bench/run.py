@@ -53,6 +53,8 @@ def _model(where: str, model_id: str) -> Model:
 
 
 def _edit(job: Job, folder: Folder) -> None:
+    if job.method is None:
+        raise BadInput(f"the edit {job.given[:12]} is no longer in {folder.root}: begin again")
     model, method = _model(job.model, job.model_id), job.method.make()
     with _resumable(job, folder):
         edit = method(model, job.concepts, job.preserve, job.seed)
@@ -72,11 +74,17 @@ def _made(job: Job, folder: Folder) -> Edit:
 
 def _evaluation(job: Job, folder: Folder, store: Store) -> None:
     edit, model = _made(job, folder), _model(job.model, job.model_id)
-    metrics = None if job.metrics is None else [registry.make("metrics", name) for name in job.metrics]
+    metrics = None if job.metrics is None else [one.make() for one in job.metrics]
     record = evaluate(
-        model, edit, job.concepts, table(job.model), judge_of(job.model), job.plan, store, metrics=metrics
-    )
+        model, edit, job.concepts, table(job.model), judge_for(job), job.plan, store, metrics=metrics,
+        cases=job.cases or None,
+    )  # fmt: skip
     record.model_copy(update={"name": job.label}).save(folder.path(job))
+
+
+def judge_for(job: Job) -> Judge:
+    """Return who decides. Raises what `judge_of` raises."""
+    return judge_of(job.model, job.judge, job.named)
 
 
 def _attack(job: Job, folder: Folder, store: Store) -> None:
@@ -85,7 +93,7 @@ def _attack(job: Job, folder: Folder, store: Store) -> None:
     concept, attack = job.concepts[0], job.attack.make()
     queries = [Query(concept.texts[0], seed, **job.plan.sampling) for seed in job.attack_seeds]
     began, busy = time.perf_counter(), time.process_time()
-    judge = judge_of(job.model)
+    judge = judge_for(job)
     with edit.applied(model) as edited, _resumable(job, folder):
         target = Target(edited, asked_of(job.model), model)
         done = attack_edit(attack, target, concept, queries, Shows(judge), job.seed, job.plan.batch, store)
@@ -118,4 +126,4 @@ def _attack_record(
     )  # fmt: skip
 
 
-__all__ = ["run"]
+__all__ = ["judge_for", "run"]

@@ -18,7 +18,7 @@ from efface.errors import BadFile, BadInput, BadModel
 from efface.method import Method
 from efface.methods.closed_form.cache import remembered
 from efface.methods.closed_form.matrices import Preserved, check_scale, weight_gram
-from efface.methods.closed_form.prompts import Phrase, Text, check_template, read
+from efface.methods.closed_form.prompts import Encoded, Phrase, check_template, read
 from efface.models.model import Model
 from efface.util.files import sha256_tensors, sha256_text
 from efface.util.ranges import WEIGHT, Ranges
@@ -79,6 +79,11 @@ class ClosedForm(Method):
         """Return whether computing the edit generates images, for which the whole model is needed."""
         return False
 
+    @property
+    def reads_pooled(self) -> bool:
+        """Return whether the edit also changes the weights that read the pooled vector."""
+        return False
+
     def phrases(self, erase: Sequence[Concept]) -> list[list[tuple[Phrase, Phrase]]]:
         """Return, for every concept to be erased, pairs of a prompt and its replacement."""
         named = self._named(erase)
@@ -127,7 +132,13 @@ class ClosedForm(Method):
 
 def text_weights(model: Model, keys: bool = True) -> tuple[str, ...]:
     """Return the names of the value (and key) matrices that read the text; raises `BadModel` without any."""
-    names = tuple(n for n in model.text_weights() if keys or n.endswith(".to_v.weight"))
+    every = model.text_weights()
+    names = tuple(n for n in every if keys or n.endswith(".to_v.weight"))
+    if every and not names:
+        raise BadModel(
+            f"{model.name or 'this model'} ({model.family.TITLE}) has no value matrices that read the text alone: edit "
+            "the keys as well (keys = true)"
+        )
     if not names:
         raise BadModel(
             f"{model.name or 'this model'} has no weights whose only input is the text: there is nothing to edit"
@@ -144,14 +155,14 @@ def check_texts(model: Model, erase: Sequence[Concept], preserve: Sequence[Conce
     seen: dict[tuple[int, ...], str] = {}
     for concept in (*erase, *preserve):
         tokens = model.tokens(concept.name)
-        if tokens.subject < 1:
+        if tokens.subject < tokens.first:
             raise BadInput(f"{concept.name!r} has no tokens in this model's vocabulary")
         other = seen.setdefault(tokens.ids, concept.name)
         if other != concept.name:
             raise BadInput(f"{other!r} and {concept.name!r} are the same text to this model: name it once")
 
 
-def encoded(model: Model, phrases: Iterable[Phrase], others: Sequence[Phrase] = ()) -> dict[Phrase, Text]:
+def encoded(model: Model, phrases: Iterable[Phrase], others: Sequence[Phrase] = ()) -> dict[Phrase, Encoded]:
     """Encode prompts, each once; others: preserved prompts, which are left out where they are many."""
     every = list(dict.fromkeys(chain(phrases, others if len(others) < MANY else ())))
     return dict(zip(every, read(model, every), strict=True))
@@ -170,7 +181,7 @@ def read_names(path: str) -> list[str]:
 
 
 def preserved_rows(
-    model: Model, phrases: Sequence[Phrase], which: str, scale: float, known: Mapping[Phrase, Text] | None = None
+    model: Model, phrases: Sequence[Phrase], which: str, scale: float, known: Mapping[Phrase, Encoded] | None = None
 ) -> Preserved:
     """Encode the preserved prompts: all rows of each (which = "all") or the last word's; long lists are cached.
 
@@ -181,7 +192,8 @@ def preserved_rows(
 
     def batches() -> Iterator[Tensor]:
         have = (found[phrase] for phrase in phrases if phrase in found)
-        for text in chain(have, read(model, [phrase for phrase in phrases if phrase not in found])):
+        rest = read(model, [phrase for phrase in phrases if phrase not in found])
+        for text in chain.from_iterable(chain(have, rest)):
             yield text.vectors if which == "all" else text.vectors[text.word :][:1]
 
     if len(phrases) < MANY:

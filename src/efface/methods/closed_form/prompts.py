@@ -20,6 +20,7 @@ from efface.util.progress import progress
 BATCH = 32  # prompts encoded at once
 
 Rows = Float[Tensor, "n dim"]
+Pair = tuple[Tensor, Tensor]  # rows of a prompt, and the rows that each should read as
 
 
 class Phrase(NamedTuple):
@@ -40,16 +41,19 @@ class Phrase(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Hold an encoded prompt.
+    """Hold an encoded prompt, as one text encoder (or several that read the same tokens) gives it.
 
     vectors: one per position, padding included.
-    word: position of the name's last token; that of the token before it when the name is empty.
-    ids: token ids, from the start token through the end token.
+    word: position of the name's last token; that of the token before it, if there is one, when the name is empty.
+    ids: token ids, from the start token, if there is one, through the end token.
     """
 
     vectors: Float[Tensor, "len dim"]
     word: int
     ids: tuple[int, ...]
+
+
+Encoded = tuple[Text, ...]  # a prompt, one text for each stream of tokens: CLIP's and T5's are rows of their own
 
 
 def check_template(template: str) -> None:
@@ -58,8 +62,8 @@ def check_template(template: str) -> None:
         raise BadInput(f"a template contains {{}}, the place of the name, once; got {template!r}")
 
 
-def read(model: Model, phrases: Sequence[Phrase]) -> Iterator[Text]:
-    """Encode prompts in batches, one `Text` for each stream of text, in order, on the CPU in float32 (or wider).
+def read(model: Model, phrases: Sequence[Phrase]) -> Iterator[Encoded]:
+    """Encode prompts in batches, in order, on the CPU in float32 (or wider).
 
     Raises `BadInput` for a name without tokens.
     """
@@ -69,11 +73,13 @@ def read(model: Model, phrases: Sequence[Phrase]) -> Iterator[Text]:
         for phrase, vectors in zip(part, vectors_of(model, [phrase.text for phrase in part]), strict=True):
             streams = model.family.streams(phrase.text)
             heads = streams if phrase.head == phrase.text else model.family.streams(phrase.head)
+            found = []
             for tokens, head, bare in zip(streams, heads, before(phrase.template), strict=True):
                 if phrase.name.strip() and head.subject <= bare:
                     raise BadInput(f"{phrase.name!r} has no tokens in this model's vocabulary")
                 own = vectors[tokens.start : tokens.start + len(tokens.ids)]
-                yield Text(own, head.subject, tokens.ids[: tokens.eos + 1])
+                found.append(Text(own, max(0, head.subject), tokens.ids[: tokens.eos + 1]))
+            yield tuple(found)
 
 
 @torch.no_grad()
@@ -125,4 +131,9 @@ def aligned(old: Text, new: Text) -> tuple[Rows, Rows]:
     return old.vectors, new.vectors[to]
 
 
-PAIRS: dict[str, Callable[[Text, Text], tuple[Rows, Rows]]] = {"tail": tail, "last": last, "all": every}
+PAIRS: dict[str, Callable[[Text, Text], Pair]] = {"tail": tail, "last": last, "all": every}
+
+
+def paired(rule: Callable[[Text, Text], Pair], old: Encoded, new: Encoded) -> list[Pair]:
+    """Pair the rows of two prompts, each stream of tokens with its own."""
+    return [rule(*both) for both in zip(old, new, strict=True)]

@@ -15,13 +15,12 @@ from efface.edits.edit import Edit
 from efface.edits.parts import TextMap
 from efface.methods.closed_form.least_squares import Fit, Regularizer, cholesky, condition, derive, solve, undo
 from efface.methods.closed_form.matrices import Factors, Outputs, Preserved, check_finite, gram, weight_gram
-from efface.methods.closed_form.prompts import Rows
+from efface.methods.closed_form.prompts import Pair, Rows
 from efface.models.model import Model
 
 SINGLE = 3e-8  # half a unit in the last place of float32: smaller singular values would be lost anyway
 
 Technique = Literal["replace", "tensor"]
-Pair = tuple[Tensor, Tensor]  # rows of a prompt, and the rows that each should read as
 
 
 class Joined(NamedTuple):

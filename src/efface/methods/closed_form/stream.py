@@ -27,4 +27,4 @@ def erase(
     """
     if not isinstance(method, ClosedForm) or method.generates:
         raise BadInput(f"{type(method).__name__} needs the whole model: it cannot edit a checkpoint on disk")
-    return method(open_model(where, tokenizer), erase, preserve, seed)
+    return method(open_model(where, tokenizer, method.reads_pooled), erase, preserve, seed)

@@ -34,19 +34,23 @@ def generated_latents(
     depends on the run's seed, the stage and i, so `batch` (images made at once) changes images by rounding only. A
     resumed run reads them from its checkpoint folder, batch by batch.
 
-    steps, guidance: of the solver, DPM-Solver++. negative: negative prompts, one for each prompt, or none.
+    steps, guidance: of the solver, DPM-Solver++ or, for a flow, Euler's method; a model into which guidance is
+    distilled makes its images by that, unless there are negative prompts. negative: one for each prompt, or none.
     Raises: BadInput for a count or batch below 1, or another number of negative prompts.
     """
     check_counts(images=count, image_batch=batch)
     if negative and len(negative) != len(prompts):
         raise BadInput(f"{len(negative)} negative prompts do not fit {len(prompts)} prompts: give one for each")
 
+    family = run.base.family
+    scale = 1.0 if family.distilled and not negative else guidance
+
     def generate(first: int) -> dict[str, Tensor]:
         numbers = range(first, min(first + batch, count))
         rows = [i % len(prompts) for i in numbers]
         seeds = [generator(run.seed, stage, i).initial_seed() for i in numbers]
         pairs = zip(rows, seeds, strict=True)
-        queries = [Query(prompts[row], seed, steps, guidance, solver="dpm++") for row, seed in pairs]
+        queries = [Query(prompts[row], seed, steps, scale, solver=family.FAST) for row, seed in pairs]
         away = tuple(negative[row] for row in rows) if negative else ()
         return {"latents": (run.base.guarded(Guard(_Away(away), ())) if away else run.base).sample(queries)}
 

@@ -73,6 +73,13 @@ class FineTune(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
 
+    def rates(self) -> dict[str, float]:
+        """Return the sets of weights to train, apart from each other and each with its learning rate, `params` first.
+
+        Weight decay is for the first one only.
+        """
+        return {self.params: self.lr}
+
     @abstractmethod
     def objective(self, run: "Run") -> Loss:
         """Return the loss as a function of the draw, counted from 0; contexts and images are prepared here, once.
@@ -117,7 +124,8 @@ class Run:
         self.method, self.erase, self.preserve, self.seed = method, erase, preserve, seed
         self.about = _describe(method, model, erase, preserve, seed) if current() else {}
         model = replace(model, guards=())
-        chosen = select(model, method.params)
+        sets = [(select(model, params), rate) for params, rate in method.rates().items()]
+        chosen = {name: p for found, _ in sets for name, p in found.items()}
         self.base = view(model, {})
         self.student = view(model, {name: p.data.clone() for name, p in chosen.items()})
         if method.gradient_checkpointing:
@@ -125,7 +133,10 @@ class Run:
         self.weights = {name: p.requires_grad_() for name, p in self.student.weights("").items() if name in chosen}
         # half-precision weights get a float32 master copy, or small steps would round away
         self.masters = {name: _master(p) for name, p in self.weights.items()}
-        opt = optimizer(method.optimizer, list(self.masters.values()), method.lr, method.weight_decay)
+        (main, lr), *others = [([self.masters[name] for name in found], rate) for found, rate in sets]
+        opt = optimizer(method.optimizer, main, lr, method.weight_decay)
+        for tensors, rate in others:
+            opt.add_param_group({"params": tensors, "lr": rate, "weight_decay": 0.0})
         self.state = State({f"student.{name}": p for name, p in self.masters.items()}, {"main": opt})
         self.average, self.decay, self.means = self.student, 0.0, {}
         self.rng = generator(seed, "setup")

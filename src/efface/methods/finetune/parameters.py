@@ -38,7 +38,7 @@ def detach_start(model: Model) -> None:
 def only_tokens(model: Model, texts: Sequence[str], optimizer: torch.optim.Optimizer) -> None:
     """Restrict training to the token embeddings of some words."""
     found = [model.tokens(text) for text in texts]
-    rows = sorted({i for tokens in found for i in tokens.ids[1 : tokens.eos]})
+    rows = sorted({i for tokens in found for i in tokens.words})
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0  # it would reach every row
     for p in select(model, "embedding").values():

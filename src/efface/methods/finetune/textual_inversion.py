@@ -49,8 +49,8 @@ def invert(
     head = model.tokens(prompt.partition("{}")[0]).eos
     at = list(range(head, head + count))
     table = model.part("text_encoder").get_input_embeddings()
-    tokens = model.tokens(name)
-    ids = [tokens.ids[1 + i % (tokens.eos - 1)] for i in range(count)]
+    own = model.tokens(name).words
+    ids = [own[i % len(own)] for i in range(count)]
     start = table.weight.detach()[ids].float()
     noise = torch.randn(start.shape, generator=generator(run.seed, stage)).to(start.device)
     vectors = nn.Parameter(torch.cat([start[: count // 2], noise[count // 2 :]]))
@@ -61,7 +61,8 @@ def invert(
     def loss(step: int) -> Tensor:
         run.rng = generator(run.seed, stage, step)
         chosen, t, noise = run.pick(len(latents), batch), run.times(batch), run.noise(batch)
-        return mse_loss(model.eps(noised(model, latents[chosen], noise, t), t, model.encode([words])), noise)
+        target = model.family.schedule.target(latents[chosen], noise)
+        return mse_loss(model.eps(noised(model, latents[chosen], noise, t), t, model.encode([words])), target)
 
     @torch.no_grad()
     def shorten() -> None:

@@ -26,6 +26,7 @@ class Digits(Family):
     SETS: ClassVar[Mapping[str, Callable[[str], bool]]] = {
         "full": lambda name: True,
         "x": lambda name: name.startswith("unet.context."),
+        "embedding": lambda name: name == "text_encoder.table.weight",
     }
 
     @classmethod
@@ -44,7 +45,9 @@ class Digits(Family):
 
     def encode(self, prompts: Sequence[str]) -> Context:
         """Encode prompts: a class name, 8 numbers, or ""."""
-        return Context(self.pipe.tokenizer(prompts).input_ids).to(self.denoiser.dtype)
+        read, device = self.pipe.tokenizer(prompts), self.denoiser.device
+        tokens = self.pipe.text_encoder(read.input_ids.to(device), read.vectors.to(device))
+        return Context(tokens).to(self.denoiser.dtype)
 
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
         """Raise `BadModel`: a prompt is one vector and has no word tokens."""

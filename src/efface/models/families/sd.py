@@ -106,6 +106,10 @@ class StableDiffusion(UNetFamily):
         """Return the text encoder."""
         return (self.pipe.text_encoder,)
 
+    def tokenizers(self) -> tuple[Any, ...]:
+        """Return the tokenizer."""
+        return (self.pipe.tokenizer,)
+
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
         """Return the prompt's tokens."""
         return (text.tokens(self.pipe.tokenizer, prompt),)

@@ -118,6 +118,14 @@ class SDXL(UNetFamily):
         """Return both text encoders, which read the same token ids up to the end token."""
         return (self.pipe.text_encoder, self.pipe.text_encoder_2)
 
+    def tokenizers(self) -> tuple[Any, ...]:
+        """Return both tokenizers."""
+        return (self.pipe.tokenizer, self.pipe.tokenizer_2)
+
+    def pooled_weights(self) -> list[str]:
+        """Return the name of the weight that reads the pooled vector, and sizes after it."""
+        return ["unet.add_embedding.linear_1.weight"]
+
     def streams(self, prompt: str) -> tuple[text.Tokens, ...]:
         """Return the prompt's tokens; the two tokenizers differ in the padding only."""
         return (text.tokens(self.pipe.tokenizer, prompt),)

@@ -82,6 +82,8 @@ class Checkpoint(ABC):
                 module = kind.from_config(config) if hasattr(kind, "from_config") else kind(_transformer(kind, config))
         except Exception as error:  # transformers has errors of its own kind for this
             raise BadModel(f"{self.path} has no usable configuration of its {part}: {one_line(error)}") from error
+        if hasattr(module, "tie_weights"):
+            module.tie_weights()  # building without values unties them
         return module.eval().requires_grad_(False)
 
     def check(self, part: str, module: nn.Module) -> dict[str, Place]:
@@ -107,22 +109,25 @@ class Checkpoint(ABC):
         """Build a part with all of its weights; raises `BadModel` as `check` and `fill` do."""
         module = self.empty(part)
         self.fill(module, part, self.check(part, module), dtype)
-        if hasattr(module, "tie_weights"):
-            module.tie_weights()
         return module
 
     def fill(self, module: nn.Module, part: str, at: Mapping[str, Place], dtype: torch.dtype) -> None:
         """Read weights into a part in a dtype; raises `BadModel` for one of another shape or not finite."""
         infinite = []
+        tied: dict[int, list[str]] = {}
+        for name, value in module.state_dict(keep_vars=True).items():
+            tied.setdefault(id(value), []).append(name)
         for name, value in read(at):
-            home, _, leaf = name.removeprefix(f"{part}.").rpartition(".")
-            owner = module.get_submodule(home)
-            old = getattr(owner, leaf)
+            own = name.removeprefix(f"{part}.")
+            old = _get(module, own)
             if value.shape != old.shape:
                 raise BadModel(self._another_shape(name, list(value.shape), list(old.shape)))
             value = (value.to(dtype) if value.is_floating_point() else value).contiguous()
             infinite += [] if _finite(value) else [name]
-            setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value)
+            new = nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value
+            for one in tied.get(id(old), [own]):
+                home, _, leaf = one.rpartition(".")
+                setattr(module.get_submodule(home), leaf, new)
         if infinite:
             raise BadModel(f"{self.path} has weights that are not finite numbers in {dtype}: {some(infinite)}")
 
@@ -168,6 +173,12 @@ def _class(path: Path, library: str, name: str) -> type[Any]:
 def _transformer(kind: Any, config: Mapping[str, Any]) -> Any:
     """Return a configuration object of transformers."""
     return kind.config_class.from_dict({key: value for key, value in config.items() if key != "model_type"})
+
+
+def _get(module: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer by its dotted name."""
+    home, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(home), leaf)
 
 
 def _finite(value: Tensor) -> bool:

@@ -19,6 +19,19 @@ MOST = {  # whole numbers in configurations, also in lists, with the largest tha
     "reverse_transformer_layers_per_block": 64,
     "mid_block_layers": 64,
     "num_hidden_layers": 256,
+    "num_layers": 256,
+    "num_single_layers": 256,
+    "num_heads": 1024,
+    "num_attention_heads": 1024,
+    "attention_head_dim": 65536,
+    "patch_size": 64,
+    "pos_embed_max_size": 4096,
+    "joint_attention_dim": 65536,
+    "caption_projection_dim": 65536,
+    "pooled_projection_dim": 65536,
+    "d_model": 65536,
+    "d_kv": 65536,
+    "d_ff": 262144,
     "block_out_channels": 65536,
     "hidden_size": 65536,
     "intermediate_size": 262144,
@@ -63,9 +76,9 @@ def check(path: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
             )
         for name, most in MOST.items():
             _check_number(path, part, name, config.get(name), most)
-    unet = configs.get("unet")
-    if unet is not None:
-        _check_denoiser(path, unet)
+    for part in ("unet", "transformer"):
+        if part in configs:
+            _check_denoiser(path, part, configs[part])
 
 
 def _check_number(path: Path, part: str, name: str, value: Any, most: int) -> None:
@@ -79,14 +92,15 @@ def _check_number(path: Path, part: str, name: str, value: Any, most: int) -> No
             raise BadModel(f"{path}: {name} of its {part} is {shorten(repr(value))}, expected 1 to {most}")
 
 
-def _check_denoiser(path: Path, unet: Mapping[str, Any]) -> None:
+def _check_denoiser(path: Path, part: str, config: Mapping[str, Any]) -> None:
     """Check the size of the latents, and that what is denoised is all that is read."""
-    size = unet.get("sample_size")
+    size = config.get("sample_size")
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
-    if not all(is_count(side, 1, SIDE) for side in sides):
+    sized = part == "unet" or size is not None  # a transformer with rotary embeddings has none
+    if sized and not all(is_count(side, 1, SIDE) for side in sides):
         raise BadModel(
-            f"{path}: sample_size of its unet is {shorten(repr(size))}, expected the side of its latents, 1 to {SIDE}"
+            f"{path}: sample_size of its {part} is {shorten(repr(size))}, expected the side of its latents, 1 to {SIDE}"
         )
-    read, written = unet.get("in_channels"), unet.get("out_channels")
+    read, written = config.get("in_channels"), config.get("out_channels")
     if read is not None and written is not None and read != written:
         raise BadModel(f"{path}: its denoiser reads {read} channels and writes {written}: no text-to-image model")

@@ -15,6 +15,7 @@ from efface.models.files.tokenizer import open_folder
 from efface.models.files.unused import is_unused
 from efface.util import untrusted
 
+OPTIONAL = ("text_encoder_3", "tokenizer_3")  # SD3 without its T5
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 CONFIGS = {"scheduler": "scheduler_config.json"}  # the names of files with configurations that are not config.json
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # in old autoencoders
@@ -67,7 +68,8 @@ class Folder(Checkpoint):
         """Return a pipeline of these parts and the folder's own scheduler."""
         from diffusers import DiffusionPipeline
 
-        given = {**{name: None for name in NOT_READ if name in self.index}, **parts}
+        absent = [n for n, entry in self.index.items() if n in NOT_READ or (n in OPTIONAL and entry == [None, None])]
+        given = {**dict.fromkeys(absent), **parts}
         if "safety_checker" in self.index:
             given["requires_safety_checker"] = False
         try:

@@ -69,8 +69,8 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """Read the autoencoder's configuration; its scaling factor is Stable Diffusion's."""
+def vae_config(shapes: Shapes, quant: bool = True) -> dict[str, Any]:
+    """Read the autoencoder's configuration; its scaling factor is Stable Diffusion's. quant: it has a quant_conv."""
     levels = count(shapes, f"{VAE}encoder.down.{{}}.block.0.conv1.weight")
     return {
         "_class_name": "AutoencoderKL",
@@ -78,7 +78,9 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "layers_per_block": count(shapes, f"{VAE}encoder.down.0.block.{{}}.conv1.weight"),
-        "latent_channels": shapes[f"{VAE}post_quant_conv.weight"][0],
+        "latent_channels": shapes[f"{VAE}decoder.conv_in.weight"][1],
+        "use_quant_conv": quant,
+        "use_post_quant_conv": quant,
         "scaling_factor": 0.18215,
     }
 
@@ -135,12 +137,12 @@ def schedule_config(prediction: str) -> dict[str, Any]:
     return {**betas, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False, "prediction_type": prediction}
 
 
-def size_config(configs: Configs, meta: Mapping[str, str], default: int) -> None:
+def size_config(configs: Configs, meta: Mapping[str, str], default: int, denoiser: str = "unet") -> None:
     """Set the image size in the configurations: the header's (modelspec.resolution), else `default` latents."""
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     pixels = meta.get("modelspec.resolution", "").partition("x")[0]
-    configs["unet"]["sample_size"] = int(pixels) // factor if pixels.isdecimal() else default
-    configs["vae"]["sample_size"] = configs["unet"]["sample_size"] * factor
+    configs[denoiser]["sample_size"] = int(pixels) // factor if pixels.isdecimal() else default
+    configs["vae"]["sample_size"] = configs[denoiser]["sample_size"] * factor
 
 
 def check_latents(shapes: Shapes) -> None:

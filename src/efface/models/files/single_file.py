@@ -13,6 +13,7 @@ from typing import Any, Literal
 from efface.errors import BadFile, BadModel
 from efface.models.family import Family, known_families
 from efface.models.files.checkpoint import Checkpoint
+from efface.models.files.t5_tokenizer import find_t5
 from efface.models.files.tensors import Place
 from efface.models.files.tokenizer import find_tokenizers
 from efface.models.files.unused import is_unused
@@ -90,7 +91,9 @@ class SingleFile(Checkpoint):
     def tokenizers(self) -> dict[str, Any]:
         """Return the tokenizers, found on this machine or the hub; raises `BadModel` when there are none."""
         wanted = {name: config for name, config in self.configs.items() if name.startswith("tokenizer")}
-        return find_tokenizers(self.path, self.tokenizer, wanted)
+        t5 = {name: wanted.pop(name) for name in list(wanted) if wanted[name].get("kind") == "t5"}
+        found = find_tokenizers(self.path, self.tokenizer, wanted)
+        return found | {name: find_t5(self.path, self.tokenizer, config) for name, config in t5.items()}
 
     def assemble(self, parts: Mapping[str, Any]) -> Any:
         """Return a pipeline of these parts and its scheduler; None leaves a part out."""

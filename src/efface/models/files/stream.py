@@ -1,7 +1,7 @@
 """Edit a checkpoint without loading it whole: only text encoders and the weights that read the text are loaded.
 
-The other weights, 0.84 billion of a Stable Diffusion and 2.2 billion of SDXL, stay on disk; what is read is held in
-float32, 0.6 GB and 4.6 GB.
+The other weights, 0.84 billion of a Stable Diffusion, 2.2 billion of SDXL and 11.9 billion of FLUX.1, stay on disk;
+what is read is held in float32, 0.6 GB, 4.6 GB and, with T5, 19.6 GB.
 """
 
 import json
@@ -72,10 +72,13 @@ def write(
     write_copy(source, target, checkpoint.places(edit.names), value, meta)
 
 
-def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> StreamedModel:
-    """Open a checkpoint: its tokenizers, its text encoders, and the key and value matrices that read the text.
+def open_model(
+    where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, pooled: bool = False
+) -> StreamedModel:
+    """Open a checkpoint: its tokenizers, its text encoders, and the matrices that read the text.
 
-    All parts are checked as far as headers tell: names, shapes and types of weights.
+    pooled: also read those of the pooled vector. All parts are checked as far as headers tell: names, shapes and types
+    of weights.
     Raises `BadFile`, `BadModel` and `UnknownName`.
     """
     checkpoint = find_checkpoint(where, tokenizer)
@@ -91,8 +94,8 @@ def open_model(where: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
         model = StreamedModel(checkpoint.assemble(parts), name=os.fspath(where))
     names = model.text_weights()
     if not names:
-        raise BadModel(f"{where} has no cross-attention to edit")
-    _fill(model, checkpoint, names)
+        raise BadModel(f"{where} has no weights whose only input is the text: there is nothing to edit")
+    _fill(model, checkpoint, [*names, *(model.family.pooled_weights() if pooled else ())])
     return model
 
 

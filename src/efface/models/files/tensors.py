@@ -22,14 +22,15 @@ from efface.util.files import check_safetensors, opened, writing
 BLOCK = 1 << 24  # bytes copied at once
 
 Value = Callable[[str, Tensor], Tensor]  # (weight name, old value) -> new value
-View = Literal["whole", "q", "k", "v", "transposed", "matrix"]
-VIEWS: Mapping[View, Callable[[Tensor], Tensor]] = {  # the weight as a view of the stored tensor
+View = Literal["whole", "q", "k", "v", "transposed", "matrix", "swapped"]
+VIEWS: Mapping[View, Callable[[Tensor], Tensor]] = {  # the weight as a view of the stored tensor, but for "swapped"
     "whole": lambda stored: stored,
     "q": lambda stored: stored.chunk(3)[0],
     "k": lambda stored: stored.chunk(3)[1],
     "v": lambda stored: stored.chunk(3)[2],
     "transposed": lambda stored: stored.T,
     "matrix": lambda stored: stored[:, :, 0, 0] if stored.dim() == 4 else stored,  # a convolution of 1 × 1
+    "swapped": lambda stored: torch.cat(stored.chunk(2)[::-1]),  # second half first; its own inverse
 }
 
 
@@ -120,7 +121,11 @@ def _copy_file(source: Path, target: Path, at: Mapping[str, Place], value: Value
             for name, place in at.items():
                 if place.key == key:  # several weights may lie in one stored tensor
                     part = VIEWS[place.view](after)
-                    part.copy_(value(name, part.clone()))
+                    changed = value(name, part.clone())
+                    if place.view == "swapped":
+                        after.copy_(VIEWS[place.view](changed))
+                    else:
+                        part.copy_(changed)
             new.seek(8 + len(raw) + entries[key]["data_offsets"][0])
             new.write(after.view(-1).view(torch.uint8).numpy().data)
         new.flush()

@@ -1,0 +1,1 @@
+"""What the formats share that are a copy of a whole checkpoint with other values for some weights."""

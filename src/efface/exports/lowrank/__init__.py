@@ -1,0 +1,1 @@
+"""What the LoRA formats share: factors of a difference, and the file they are written to."""
