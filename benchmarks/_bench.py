@@ -22,11 +22,13 @@ FOLDER = HERE.parent / "build" / "bench"  # outside git; benches share the edits
 Results = tuple[list[Scored], list[AttackRecord]]
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Read the flags that all of them have."""
+def arguments(description: str | None, names: str = "") -> argparse.Namespace:
+    """Read the flags that all of them have. names: the help of a list of names, which then may be given as well."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="processes; each computes on its share of the cores")
     parser.add_argument("--pages", action="store_true", help="only write the pages anew, from what is on record")
+    if names:
+        parser.add_argument("names", nargs="*", help=names)
     return parser.parse_args()
 
 
@@ -36,8 +38,12 @@ def read_bench(name: str) -> Bench:
 
 
 def run(name: str, processes: int) -> None:
+    """Do what is missing of the bench of a file beside this one, and keep its records."""
+    run_bench(name, read_bench(name), processes)
+
+
+def run_bench(name: str, bench: Bench, processes: int) -> None:
     """Do what is missing of a bench, then put its records, without rows for images, into records/."""
-    bench = read_bench(name)
     jobs = planned(bench, Model.load(bench.model).id)
     folder, store = Folder(FOLDER), Store.default()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))  # of the processes started below

@@ -13,7 +13,7 @@ from efface.training.checkpoints import State, checkpoints, trained
 from efface.training.loop import Average, average_over_processes, descend, generator, optimizer, warmup_and_cooldown
 
 M = TypeVar("M", bound=nn.Module)
-Loss = Callable[[torch.Generator], Tensor]  # the random numbers of a step -> a number
+Loss = Callable[[torch.Generator, int], Tensor]  # the random numbers of a step, and its number -> the loss
 TOGETHER = 10  # steps after which several processes average their weights
 SECONDS = 120.0  # between two checkpoints
 
@@ -63,7 +63,7 @@ def train(
     def seeded(step: int) -> Tensor:
         g = generator(seed, step, rank)
         torch.manual_seed(g.initial_seed())  # dropout has no generator of its own
-        return loss(g)
+        return loss(g, step)
 
     def updated() -> None:
         if dist.is_initialized() and state.step % TOGETHER == TOGETHER - 1:

@@ -53,7 +53,7 @@ def train_scenes(scenes: Scenes, folder: Path, steps: int, batch: int = 64) -> S
     torch.manual_seed(5)
     judge, half = SceneNet(len(NAMES), len(STYLE_NAMES), len(GROUNDS)), batch // 2
 
-    def loss(g: torch.Generator) -> Tensor:
+    def loss(g: torch.Generator, _: int) -> Tensor:
         chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
         images = chosen.pixels.float() / 255
         images = torch.cat([_noise(images[:half], g, recolour=True), _noise(images[half:], g, recolour=False)])
@@ -79,7 +79,7 @@ def train_clip(scenes: Scenes, folder: Path, steps: int, batch: int = 128) -> St
     torch.manual_seed(7)
     clip = JudgeCLIP(len(words.words))
 
-    def loss(g: torch.Generator) -> Tensor:
+    def loss(g: torch.Generator, _: int) -> Tensor:
         chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
         images = _noise(chosen.pixels.float() / 255, g, recolour=False)
         with network.bfloat16():

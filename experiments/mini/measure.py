@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from efface.attack import Target
+from efface.attacks.inversion import Inversion
+from efface.concept import Concept
 from efface.evaluation.prompts import implicit_prompts
 from efface.evaluation.stats import wilson
 from efface.judges.mini import MiniJudge
@@ -227,13 +230,31 @@ def variety(model: Model, pool: Scenes, seeds: int = 4) -> dict[str, Any]:
 
 
 def inversion(model: Model, judge: MiniJudge) -> dict[str, Any]:
-    """Invert generated pictures by DDIM under no text and generate them again, under no text and another name."""
-    objects = list(range(0, len(NAMES), 3))
+    """Invert generated pictures by DDIM under no text, and generate them again under no text and under another name."""
+    objects = torch.arange(0, len(NAMES), 3)
     images = model.generate([Query(PLAIN[o], SEEDS[0], **HOW) for o in objects])
     back = purify(model, images, steps=35)
     each = structural_similarity_index_measure(back, images, data_range=1.0, reduction="none")
     assert isinstance(each, Tensor)
-    return {"ssim_null_text": spread(each), "object_kept": share(_right(judge.objects(back), torch.tensor(objects)))}
+    others = (objects + 7) % len(NAMES)
+    again = [purify(model, one[None], PLAIN[o], 35, 7.5, source="") for one, o in zip(images, others, strict=True)]
+    now = judge.objects(torch.cat(again))
+    return {
+        "ssim_null_text": spread(each),
+        "object_kept_null_text": share(_right(judge.objects(back), objects)),
+        "object_kept_other_name": share(_right(now, objects)),
+        "other_object_drawn": share(_right(now, others)),
+    }
+
+
+def textual_inversion(model: Model, judge: MiniJudge, count: int = 6, seeds: int = 12) -> dict[str, Any]:
+    """Learn a vector for objects from eight pictures each, from the word "thing", and score the images it gives."""
+    attack, found = Inversion.preset("mini", images=8, start="thing"), {}
+    for o in progress(range(0, len(NAMES), len(NAMES) // count), "textual inversion"):
+        concept, asked = Concept(NAMES[o], prompts=(PLAIN[o],)), [Query(PLAIN[o], s, **HOW) for s in range(seeds)]
+        finding = attack(Target(model, original=model), concept, asked)
+        found[NAMES[o]] = _right(judge.objects(model.generate(finding.queries)), torch.full((seeds,), o))
+    return {"found": share(torch.cat(list(found.values()))), "objects": list(found)}
 
 
 def speed(model: Model, count: int = 64) -> dict[str, Any]:
@@ -301,6 +322,7 @@ def report(folder: Path, into: Path) -> None:
         "language": language(model),
         "variety": variety(model, trained_on),
         "inversion": inversion(model, judge),
+        "textual_inversion": textual_inversion(model, judge),
     }
     half = Model.load(into / "weights", dtype=torch.bfloat16)
     found["bfloat16"] = {"plain": generated(half, judge, prompts()["plain"], 8, **HOW)["object_top1"], **speed(half)}

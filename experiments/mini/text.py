@@ -111,7 +111,7 @@ def train(scenes: Scenes, folder: Path, steps: int, batch: int = 128, lr: float 
     torch.manual_seed(1)
     towers = Towers(words, len(known))
 
-    def loss(g: torch.Generator) -> Tensor:
+    def loss(g: torch.Generator, _: int) -> Tensor:
         chosen = scenes.rows(torch.randint(len(scenes), (batch,), generator=g))
         texts = captions(chosen, g, empty=0.0)
         ids = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -47,7 +47,7 @@ def train(scenes: Scenes, folder: Path, steps: int, batch: int = 8, lr: float = 
     vae: Any = autoencoder()  # NCHW: group norm backward is slow on channels_last
     network.attention(vae)
 
-    def loss(g: torch.Generator) -> Tensor:
+    def loss(g: torch.Generator, _: int) -> Tensor:
         rows = torch.randint(len(scenes), (batch,), generator=g)
         target = scenes.pixels[rows].float() / 127.5 - 1
         with network.bfloat16():
