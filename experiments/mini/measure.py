@@ -20,6 +20,7 @@ from efface.concept import Concept
 from efface.evaluation.prompts import implicit_prompts
 from efface.evaluation.stats import wilson
 from efface.judges.mini import MiniJudge
+from efface.models.likelihood import psnr
 from efface.models.model import Model, Query
 from efface.models.purification import purify
 from efface.util.progress import progress
@@ -247,6 +248,13 @@ def inversion(model: Model, judge: MiniJudge) -> dict[str, Any]:
     }
 
 
+def reconstruction(model: Model, pool: Scenes, count: int = 256) -> dict[str, Any]:
+    """Score what the autoencoder keeps of new scenes, dB."""
+    images = pool.pixels[:count].float() / 255
+    back = torch.cat([model.decode(model.encode_images(few)) for few in images.split(32)])
+    return {"psnr": spread(psnr(back, images))}
+
+
 def textual_inversion(model: Model, judge: MiniJudge, count: int = 6, seeds: int = 12) -> dict[str, Any]:
     """Learn a vector for objects from eight pictures each, from the word "thing", and score the images it gives."""
     attack, found = Inversion.preset("mini", images=8, start="thing"), {}
@@ -321,6 +329,7 @@ def report(folder: Path, into: Path) -> None:
         "obeyed": obeyed(model, judge),
         "language": language(model),
         "variety": variety(model, trained_on),
+        "reconstruction": reconstruction(model, test["new_scenes"]),
         "inversion": inversion(model, judge),
         "textual_inversion": textual_inversion(model, judge),
     }
