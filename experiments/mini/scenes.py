@@ -97,6 +97,7 @@ class Painter:
                 cell = self.cells.setdefault((NAMES.index(name), art in INK_SETS), {})
                 cell.setdefault(artists.index(art), []).append(len(self.images))
                 self.images.append(torch.cat([image[:3] * image[3:], image[3:]]))
+        self.objects = [i for i in range(len(NAMES)) if (i, False) in self.cells]
         self.bodies = [image[:3].sum((1, 2)) / image[3].sum().clamp(min=1) for image in self.images]  # mean colour
 
     def __call__(self, n: int, g: torch.Generator, plain: bool = False) -> Scenes:
@@ -127,10 +128,12 @@ class Painter:
         """Decide what a scene shows: indices, drawings and where they go."""
         u = torch.rand(8, generator=g).tolist()
         style = 0 if plain or u[0] >= STYLED else 1 + int(u[1] * (len(STYLE_NAMES) - 1))
-        ink = style == INK
-        first, second = _pick(range(len(NAMES)), g), -1
+        first, second = _pick(self.objects, g), -1
         if u[2] < TWO and style != PIXEL:
-            second = _pick([i for i in range(len(NAMES)) if i != first and not held_out_pair(first, i)], g)
+            second = _pick([i for i in self.objects if i != first and not held_out_pair(first, i)], g)
+        if style == INK and not all((i, True) in self.cells for i in (first, second) if i >= 0):
+            style = 0  # these artists do not draw it in ink
+        ink = style == INK
         facts: dict = {"first": first, "second": second, "style": style, "size": 0, "place": 0, "relation": 0}
         facts["colour"], facts["colour2"] = (self._colour(i, style, g) for i in (first, second))
         for which, index in (("first", first), ("second", second)):
