@@ -332,6 +332,7 @@ def report(folder: Path, into: Path) -> None:
         "reconstruction": reconstruction(model, test["new_scenes"]),
         "inversion": inversion(model, judge),
         "textual_inversion": textual_inversion(model, judge),
+        "speed": speed(model),
     }
     half = Model.load(into / "weights", dtype=torch.bfloat16)
     found["bfloat16"] = {"plain": generated(half, judge, prompts()["plain"], 8, **HOW)["object_top1"], **speed(half)}

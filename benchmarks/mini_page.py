@@ -1,0 +1,130 @@
+"""Write docs/mini.md: what the embedded model shares with Stable Diffusion, from metrics.json and the benches' records.
+
+python benchmarks/mini_page.py
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from _bench import DOCS, HERE, on_record
+from robustness import CLAIMS, percent, verdict
+
+import efface.mini
+from efface.util.files import writing
+
+PAGE = """# The embedded model, and Stable Diffusion
+
+`mini` is a Stable Diffusion in miniature: the same stock classes, noise schedule and kinds of layers,
+1/70 of the weights, 64 px. It draws emoji-like scenes of 40 objects and six invented persons, in six
+styles. What is found on it is found on it; this page says what it shares with Stable Diffusion and
+what it does not. Its realism was set on the un-erased model, before any method or attack was tried.
+
+`python benchmarks/mini_page.py` made this page from the model's own `metrics.json`
+(`python -m experiments.mini measure`) and from the records of the benches.
+
+## Shared
+
+- A frozen text encoder that maps a name, its keywords and its paraphrases to different places; an
+  autoencoder; a denoiser with cross-attention at several resolutions; epsilon prediction;
+  classifier-free guidance. Code for Stable Diffusion runs unchanged.
+- Captions that say some of a picture, and of which many are wrong. So guidance matters, and so does
+  what is put on its negative side.
+- One prompt has many pictures: place, size, ground and colour are open where they are not said.
+
+## Not shared
+
+- Hundreds of words instead of a language; drawings instead of photographs; nothing harmful.
+- A concept has about ten artists' drawings behind it, not millions of pictures.
+- The judge was trained on the same kind of drawings (other artists held out), so it is more certain
+  than a judge of photographs.
+
+"""
+
+
+def look_up(found: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path, None if it is not there."""
+    for name in path.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            return None
+        found = found[name]
+    return found
+
+
+def number(value: Any) -> float | None:
+    """Return the number behind a share, a spread, scores by object (the lowest), or a plain number."""
+    if isinstance(value, Mapping):
+        return value.get("value", value.get("median", min(value.values()) if value else None))
+    return value
+
+
+def told(value: Any) -> str:
+    """Write a share with its interval, a spread with its quartiles, the lowest of several, or a number."""
+    if not isinstance(value, Mapping):
+        return "not measured" if value is None else f"{value:g}"
+    if "ci95" in value:
+        low, high = value["ci95"]
+        return f"{100 * value['value']:.1f} % [{100 * low:.0f}, {100 * high:.0f}], n {value['n']}"
+    if "median" in value:
+        low, high = value["quartiles"]
+        return f"{value['median']:.2f} (quartiles {low:.2f}, {high:.2f}), n {value['n']}"
+    name = min(value, key=lambda key: value[key])
+    return f"{100 * value[name]:.0f} % ({name})"
+
+
+def aim(row: Mapping[str, Any]) -> str:
+    """Write an aim as a range."""
+    low, high = row.get("low"), row.get("high")
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"≥ {low:g}"
+    return f"≤ {high:g}" if low is None else f"{low:g} to {high:g}"
+
+
+def met(row: Mapping[str, Any], value: float | None) -> str:
+    """Say whether a value is within its aim."""
+    if value is None or not aim(row):
+        return ""
+    inside = row.get("low", value) <= value <= row.get("high", value)
+    return "met" if inside else "**missed**"
+
+
+def main() -> None:
+    """Write the page."""
+    found = json.loads((Path(efface.mini.__file__).with_name("metrics.json")).read_text(encoding="utf-8"))
+    rows = tomllib.loads((HERE / "mini.toml").read_text(encoding="utf-8"))
+    lines = ["## The un-erased model", "", "| | known of Stable Diffusion | mini |", "|---|---|---|"]
+    lines += [f"| {row['what']} | {row['source']} | {told(look_up(found, row['value']))} |" for row in rows["known"]]
+    lines += [
+        "",
+        "What it was built to reach, and reached:",
+        "",
+        "| | first mini | aim | mini | |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows["aim"]:
+        value = look_up(found, row["value"])
+        lines.append(
+            f"| {row['what']} | {row.get('first', '')} | {aim(row)} | {told(value)} | {met(row, number(value))} |"
+        )
+    lines += ["", "| guidance | object found |", "|---|---|"]
+    lines += [f"| {scale} | {told(score)} |" for scale, score in found["guidance"].items()]
+    _, attacks = on_record("robustness")
+    if attacks:
+        lines += ["", "## The papers' findings under attack", ""]
+        lines += ["| finding | source | larger | smaller | on mini |", "|---|---|---|---|---|"]
+        for claim in CLAIMS:
+            larger, smaller = claim.larger(attacks), claim.smaller(attacks)
+            cells = (claim.text, claim.source, percent(larger), percent(smaller), verdict(claim, attacks))
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", "*Agrees* and *disagrees*: the 95 % intervals are apart. Details: [robustness](robustness.md)."]
+    lines += ["", "The papers' tables in miniature, each beside its numbers: [results](results/index.md).", ""]
+    with writing(DOCS / "mini.md") as path:
+        path.write_text(PAGE + "\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
