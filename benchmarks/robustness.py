@@ -7,18 +7,21 @@ python benchmarks/robustness.py --pages       # the page only, from records/robu
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from _bench import DOCS, arguments, on_record, read_bench, run
 
 from efface.concept import table
 from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.bench.file import Chosen
+from efface.evaluation.store import Store
 from efface.evaluation.summary import Share
+from efface.report import grid
 from efface.util.files import writing
 
 BENCH = read_bench("robustness")
 TRAINED = ("esd", "ca", "sdd", "fmn", "sa", "kpop", "surgical", "task_vector")
 CLOSED = ("uce", "time", "rece")
-GUIDED = ("negative", "sld")
+PICTURED = ("church", "dog")
 PAGE = """# What attacks bring back on mini
 
 `python benchmarks/robustness.py` made this page from `benchmarks/robustness.toml`. Each number is in
@@ -126,8 +129,33 @@ def _called(chosen: Chosen) -> str:
     return f"`{chosen.name}`" + (f" {chosen.preset}" if chosen.preset != BENCH.model else "")
 
 
+def strips(rows: Records, name: str, count: int = 3) -> None:
+    """Draw methods × (original, erased, under each attack) of one concept, the same seeds in every cell of a row."""
+    store, attacks = Store.default(), list(BENCH.attacks)
+    cells, labels = [], []
+    for chosen in BENCH.methods:
+        own = {
+            row.attack.name: row
+            for row in of(rows, (chosen.name,))
+            if row.concept == name and row.edit.preset == chosen.preset
+        }
+        if len(own) < len(attacks):
+            continue
+        first = own[attacks[0].name].rows[:count]
+        keys = [[row.original for row in first], [row.edited for row in first]]
+        keys += [[row.attacked for row in own[one.name].rows[:count]] for one in attacks]
+        images = [[store.image(key) for key in cell] for cell in keys]
+        if all(image is not None for cell in images for image in cell):
+            cells.append([torch.stack([image for image in cell if image is not None]) for cell in images])
+            labels.append(_called(chosen).replace("`", ""))
+    if cells:
+        picture = grid.sheet(cells, labels, ["original", "erased", *(one.name for one in attacks)], side=64)
+        grid.save(picture, DOCS / "assets" / f"attacks-{name}.png")
+
+
 def write(rows: Records) -> None:
     """Write the page."""
+    drawn = [name for name in PICTURED if (DOCS / "assets" / f"attacks-{name}.png").exists()]
     lines = [PAGE, *section("Objects", rows, ("object", "identity")), *section("Styles", rows, ("style",))]
     lines += [
         "## The papers' findings",
@@ -139,6 +167,7 @@ def write(rows: Records) -> None:
         shares = f"{percent(claim.larger(rows))} | {percent(claim.smaller(rows))}"
         lines.append(f"| {claim.text} | {claim.source} | {shares} | {verdict(claim, rows)} |")
     lines += ["", "*Agrees* and *disagrees*: the intervals are apart.", ""]
+    lines += [f"## {name}\n\n![{name} under attack](assets/attacks-{name}.png)\n" for name in drawn]
     with writing(DOCS / "robustness.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
 
@@ -148,6 +177,8 @@ def main() -> None:
     options = arguments(__doc__)
     if not options.pages:
         run("robustness", options.jobs)
+        for name in PICTURED:
+            strips(on_record("robustness")[1], name)
     write(on_record("robustness")[1])
 
 

@@ -66,7 +66,7 @@ class Concept:
         articles = {"": "", "a ": "an " if self.name[:1].casefold() in tuple("aeiou") else "a ", "the ": "the "}
         bare = self.kind == "identity"
         fill = lambda found: ("" if bare else articles[found[1] or ""]) + self.name  # noqa: E731
-        return re.sub(r"\b(a |the )?\{\}", fill, template, count=1)
+        return re.sub(r"(?<!\w)(a |the )?\{\}", fill, template, count=1)
 
     @classmethod
     def of(cls, value: "str | Concept") -> "Concept":
