@@ -6,6 +6,7 @@ No eraser and no attack is asked here. Every property has a function that return
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from efface.judges.mini import MiniJudge
 from efface.models.likelihood import psnr
 from efface.models.model import Model, Query
 from efface.models.purification import purify
+from efface.util.files import writing
 from efface.util.progress import progress
 from experiments.mini import scenes
 from experiments.mini.artwork import HELD_OUT
@@ -313,31 +315,49 @@ def sheets(model: Model, folder: Path, **how: Any) -> None:
 
 
 def report(folder: Path, into: Path) -> None:
-    """Measure the model and the judges in `into`; write metrics and card there, and contact sheets into `folder`."""
+    """Measure the model and the judges in `into`; write metrics and card there, and contact sheets into `folder`.
+
+    Resumes: what is measured of this model and this judge is in `folder`/measured.json.
+    """
     torch.set_num_threads(2)
     model, judge = Model.load(into / "weights"), MiniJudge(into / "judges")
-    test = {
-        "new_scenes": scenes.pool(folder / "art", 2048, 99, sets=SEEN),
-        "unseen_artists": scenes.pool(folder / "art", 2048, 98, sets=set(HELD_OUT)),
-    }
-    found: dict[str, Any] = {"judges": {name: judges_on(judge, pool) for name, pool in test.items()}, "generated": {}}
-    for group, asked in progress(list(prompts().items()), "measuring"):
-        found["generated"][group] = generated(model, judge, asked, SEEDS_OF[group], **HOW)
-    trained_on = scenes.pool(folder / "art", 16 * scenes.CHUNK, 1, store=folder / "scenes")
-    found |= {
-        "guidance": guidance(model, judge),
-        "obeyed": obeyed(model, judge),
-        "language": language(model),
-        "variety": variety(model, trained_on),
-        "reconstruction": reconstruction(model, test["new_scenes"]),
-        "inversion": inversion(model, judge),
-        "textual_inversion": textual_inversion(model, judge),
-        "speed": speed(model),
-    }
-    half = Model.load(into / "weights", dtype=torch.bfloat16)
-    found["bfloat16"] = {"plain": generated(half, judge, prompts()["plain"], 8, **HOW)["object_top1"], **speed(half)}
-    found["model"] = model.id
-    found["judge"] = judge.profile.model_dump()
+    who = {"model": model.id, "judge": judge.profile.model_dump()}
+    path, found = folder / "measured.json", dict[str, Any](who)
+    if path.exists() and (known := json.loads(path.read_text(encoding="utf-8"))).items() >= who.items():
+        found = known
+    for name, measure in progress(list(_properties(model, judge, folder).items()), "measuring"):
+        at, _, group = name.partition(".")
+        if group not in found.get(at, {}) if group else at not in found:
+            one = measure()
+            found[at] = found.get(at, {}) | {group: one} if group else one
+            with writing(path) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (into / "metrics.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (into / "MODEL_CARD.md").write_text(card(found), encoding="utf-8")
     sheets(model, folder, **HOW)
+
+
+def _properties(model: Model, judge: MiniJudge, folder: Path) -> dict[str, Callable[[], Any]]:
+    """Return what is measured, by its place in metrics.json."""
+    seen, held = (
+        cache(lambda seed=seed, sets=sets: scenes.pool(folder / "art", 2048, seed, sets=sets))
+        for seed, sets in ((99, SEEN), (98, set(HELD_OUT)))
+    )
+    trained_on = lambda: scenes.pool(folder / "art", scenes.LEARNED, 1, store=folder / "scenes")  # noqa: E731
+    asked = prompts()
+    return {
+        "judges.new_scenes": lambda: judges_on(judge, seen()),
+        "judges.unseen_artists": lambda: judges_on(judge, held()),
+        **{
+            f"generated.{group}": lambda group=group: generated(model, judge, asked[group], SEEDS_OF[group], **HOW)
+            for group in asked
+        },
+        "guidance": lambda: guidance(model, judge),
+        "obeyed": lambda: obeyed(model, judge),
+        "language": lambda: language(model),
+        "variety": lambda: variety(model, trained_on()),
+        "reconstruction": lambda: reconstruction(model, seen()),
+        "inversion": lambda: inversion(model, judge),
+        "textual_inversion": lambda: textual_inversion(model, judge),
+        "speed": lambda: speed(model),
+    }

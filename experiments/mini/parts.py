@@ -16,8 +16,6 @@ from experiments.mini.grounds import GROUNDS
 from experiments.mini.nouns import NAMES
 from experiments.network import load_averaged
 
-SCENES = 40_960
-
 
 def data(folder: Path) -> None:
     """Fetch and rasterise the artwork."""
@@ -27,7 +25,7 @@ def data(folder: Path) -> None:
 
 def painted(folder: Path) -> scenes.Scenes:
     """Return the scenes that autoencoder, text encoder and denoiser learn from, painted once."""
-    return scenes.pool(folder / "art", SCENES, 1, store=folder / "scenes")
+    return scenes.pool(folder / "art", scenes.LEARNED, 1, store=folder / "scenes")
 
 
 def latents(folder: Path) -> None:

@@ -23,6 +23,7 @@ from experiments.mini.nouns import NAMES, NOUNS
 from experiments.mini.styles import STYLES
 
 BATCH, CHUNK = 128, 2048  # scenes painted together, and to a file
+LEARNED = 40_960  # scenes that autoencoder, text encoder and denoiser learn from
 PIXELS, CELLS = 64, 8  # of a picture, and of the coarse map of what is where
 STYLE_NAMES = ("", *STYLES)  # index 0: unstyled, the artists' own colours
 SIZES = ("", "small", "large")

@@ -57,7 +57,7 @@ def drawings(folder: Path) -> None:
 @pytest.mark.slow
 def test_every_part_runs_and_goes_on_from_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "CHUNK", 128)
-    monkeypatch.setattr(parts, "SCENES", 128)
+    monkeypatch.setattr(scenes, "LEARNED", 128)
     monkeypatch.setattr(parts.judges, "COUNT", 128)
     monkeypatch.setattr(parts.judges, "SEEN", {"noto", "emojione-monotone"})
     folder, into, steps = tmp_path / "run", tmp_path / "package", dict.fromkeys(build.STEPS, 1)
