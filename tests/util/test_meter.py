@@ -1,4 +1,4 @@
-import sys
+import os
 import time
 
 import pytest
@@ -6,7 +6,9 @@ import torch
 
 from efface.util.meter import COST, metered
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process took at most")
+marked = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not forget the highest mark of memory"
+)
 
 
 def test_seconds_of_waiting_are_wall_seconds_only():
@@ -18,7 +20,7 @@ def test_seconds_of_waiting_are_wall_seconds_only():
     assert cost["cpu_seconds"] < 0.1
 
 
-@linux
+@marked
 def test_peak_is_that_of_the_work_inside_and_outer_work_remembers_it():
     with metered() as outer:
         with metered() as inner:
@@ -27,6 +29,6 @@ def test_peak_is_that_of_the_work_inside_and_outer_work_remembers_it():
             pass
         small = after.read()
     large = inner.read()
-    assert large["peak_mb"] >= large["loaded_mb"] + 39
+    assert large["peak_mb"] >= large["loaded_mb"] + 38
     assert small["peak_mb"] < small["loaded_mb"] + 20
-    assert outer.read()["peak_mb"] >= large["loaded_mb"] + 39
+    assert outer.read()["peak_mb"] >= large["loaded_mb"] + 38
