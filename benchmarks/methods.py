@@ -26,7 +26,7 @@ from efface.concept import Concept, table
 from efface.edits.provenance import git, versions
 from efface.evaluation.evaluate import evaluate, sampling_of
 from efface.evaluation.prompts import Plan, preserved
-from efface.evaluation.record import Aggregate, Base, Cost, Made, Record, Scored, read
+from efface.evaluation.record import Aggregate, Base, Made, Record, Scored, read
 from efface.judge import judge_of
 from efface.models.model import Model
 
@@ -105,16 +105,10 @@ def run(job: Job) -> Record:
     model, known = mini()
     erase, preserve = concepts(job, known)
     try:
-        rest = memory_peak(reset=True)
-        began, busy = time.perf_counter(), time.process_time()
         edit = registry.get("methods", job.method).preset(job.preset)(model, erase, preserve, seed=0)
-        cost = Cost(
-            seconds=round(time.perf_counter() - began, 2), cpu_seconds=round(time.process_time() - busy, 2),
-            peak_mb=round(memory_peak() / 2**20), loaded_mb=round(rest / 2**20),
-        )  # fmt: skip
         edit.save(job.path)
         record = evaluate(drawn(), edit, erase, known, judge_of("mini"), plan(), any_base=True)
-        return record.model_copy(update={"name": job.setting, "erasing": cost})
+        return record.model_copy(update={"name": job.setting})
     except Exception as error:  # one job that fails must not stop an hour of others
         return failed(job, erase, f"{type(error).__name__}: {error}")
 
@@ -133,15 +127,6 @@ def failed(job: Job, erase: list[Concept], error: str) -> Record:
 def key(record: Scored) -> Job:
     """Return the job that a record is of."""
     return Job(record.edit.method, record.edit.preset, record.name)
-
-
-def memory_peak(reset: bool = False) -> int:
-    """Return the peak resident bytes of this process since the last reset; with `reset`, those held now."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def leave_with(parent: int) -> None:

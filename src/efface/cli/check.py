@@ -141,8 +141,8 @@ def metrics(texts: Sequence[str]) -> list[Any]:
         head, *settings = text.split(",")
         name, _, preset = head.strip().partition(":")
         made = registry.get("metrics", name).preset(preset, **dict(_setting(one, name) for one in settings))
-        for what in lacking(made):
-            raise BadInput(f"--metric {name} needs {what}")
+        if missing := lacking(made):
+            raise BadInput(f"--metric {name} needs {' and '.join(missing)}")
         if made.label in [one.label for one in found]:
             raise BadInput(f"--metric: {made.label} is named twice")
         found.append(made)

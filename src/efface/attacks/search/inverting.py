@@ -192,10 +192,7 @@ def invert(
     """
     texts, prompts = attack.texts(concept, queries), attack.prompts(concept, queries)
     latents = pictures(target, prompts, attack.images, queries[0], seed, attack.folder)
-    objective = Objective(
-        target, latents, attack.loss, _wanted(target, prompts[:1] if attack.folder else prompts), attack.guidance,
-        attack.window, attack.momentum == "differentiated",
-    )  # fmt: skip
+    objective = _objective(attack, target, latents, prompts[:1] if attack.folder else prompts)
     vectors = nn.Parameter((constrain(words.vectors) if constrain else words.vectors).clone())
     numbers = words.numbers or tuple(range(len(vectors)))
     captions, paired = slots(target.edited, texts, vectors.shape[1]), attack.captions == "queries"
@@ -234,9 +231,13 @@ def invert(
     return Inverted(vectors.detach().clone(), last, history, _cost(attack, objective, queries[0], len(vectors)))
 
 
-def _wanted(target: Target, prompts: Sequence[str]) -> Any:
+def _objective(
+    attack: Inverting, target: Target, latents: Float[Tensor, "n ch h w"], prompts: Sequence[str]
+) -> Objective:
     with torch.no_grad():
-        return None if target.original is None else target.original.encode(prompts)
+        wanted = None if target.original is None else target.original.encode(prompts)
+    through = attack.momentum == "differentiated"
+    return Objective(target, latents, attack.loss, wanted, attack.guidance, attack.window, through)
 
 
 def _cost(attack: Inverting, objective: Objective, like: Query, rows: int) -> dict[str, int]:
