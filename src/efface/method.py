@@ -1,6 +1,5 @@
 """Method: computes an edit that erases concepts from a model; its fields are its hyper-parameters."""
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from efface.edits.guard import Guard, Hooks
 from efface.edits.provenance import stamp
 from efface.errors import BadInput, unknown
 from efface.models.model import Model
+from efface.util.meter import metered
 from efface.util.ranges import Ranges, short
 from efface.util.seeds import check_seed
 
@@ -73,11 +73,10 @@ class Method(ABC):
         check_seed(seed)
         if not isinstance(model, Model):
             raise BadInput(f"a method needs a Model, as efface.load returns it, got {short(model)}")
-        began = time.perf_counter()
-        fitted = self.fit(model, erased, preserved, seed)
+        with metered() as meter:
+            fitted = self.fit(model, erased, preserved, seed)
         edit, by_products = fitted if isinstance(fitted, tuple) else (fitted, {})
-        seconds = time.perf_counter() - began
-        meta = {**edit.meta, **stamp(self, model.base(edit.names), erased, preserved, seed, seconds)}
+        meta = {**edit.meta, **stamp(self, model.base(edit.names), erased, preserved, seed, meter.read())}
         return replace(edit, meta=meta), dict(by_products)
 
     @abstractmethod

@@ -195,6 +195,22 @@ def test_evaluate(invoke: Invoke, work: Path) -> None:
     assert out.splitlines()[-1] == "out.json"
 
 
+def test_evaluate_computes_the_metrics_that_are_named_and_prints_them(invoke: Invoke, work: Path) -> None:
+    invoke("erase", "uce", "church", "--model", "../known", "-o", "church.safetensors")
+    code, out, err = invoke(
+        "evaluate", "church.safetensors", "--json", "out.json", "--seeds", "0", "--related-seeds", "0",
+        "--target-seeds", "0:2", "--implicit-seeds", "0", "--styled-seeds", "0", "--steps", 1,
+        "--metric", "ssim,window=7", "--metric", "changed_weights",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    (found,) = read(work / "out.json")
+    assert len(found.scored) == 1
+    assert found.metrics[found.scored[0]]["window"] == 7
+    shown = [line.split() for line in out.splitlines()]
+    assert any(line[:1] == ["changed_weights"] and float(line[-1]) > 0 for line in shown)
+    assert any(line[:2] == ["ssim", "window=7"] for line in shown)
+
+
 def test_lists(invoke: Invoke) -> None:
     for kind in ("methods", "attacks", "metrics", "judges"):
         _, out, _ = invoke("list", kind)

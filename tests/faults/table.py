@@ -395,6 +395,20 @@ def settings() -> list[Row]:
                 wild = ("-10000000", "1000000000000") if field.type is int else ("nan", "inf", "-1e300", "1e300")
                 rows += [Row("settings", (*command, field.flag, w), rf"{field.flag} must be .*, got ") for w in wild]
     rows += [
+        *(
+            Row("settings", ("evaluate", "plain.safetensors", "--metric", text), says)
+            for text, says in (
+                ("sim", "unknown metric 'sim'"),
+                ("ssim:paper", "unknown preset of ssim"),
+                ("ssim,window", "'window' is no setting: write FIELD=VALUE"),
+                ("ssim,side=3", "unknown field of ssim"),
+                ("ssim,window=x", "window should be int"),
+                ("ssim,window=4", "window must be odd"),
+                ("lpips:kpop,weights=nosuch.safetensors", "nosuch.safetensors"),
+                ("", "unknown metric ''"),
+            )
+        ),
+        Row("settings", ("evaluate", "plain.safetensors", *("--metric", "psnr") * 2), "psnr is named twice"),
         Row("settings", (*UCE, "--templates", "no place"), "contains {}, the place of the name"),
         Row("settings", (*UCE, "--preserve-file", "nosuch.txt"), "cannot read the names in nosuch.txt"),
         Row("settings", (*UCE, "--preserve-file", "none.txt"), "none.txt has no names"),

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from efface.errors import BadFile, BadInput
 from efface.evaluation.attack_record import AttackRecord, AttackRow, Attempt
 from efface.evaluation.bench.folder import Folder
-from efface.evaluation.record import Asked, Base, Made, Record, Row, Sampling
+from efface.evaluation.record import Asked, Base, Cost, Made, Record, Row, Sampling
 from efface.evaluation.store import Store, _digest
 from efface.judge import Profile
 from efface.report import bench, front
@@ -44,6 +44,7 @@ def record(method: str, left: int, kept: int, concept: str = "church", **profile
     return Record(
         name=f"{method} {concept}", concepts=(concept,), model=Base(name="mini", id="m"), edit=made, rows=tuple(rows),
         evaluator=Profile(**{"evaluator": "j", **profile}), sampling=SAMPLING,
+        erasing=Cost(seconds=1.55, peak_mb=812.4),
     )  # fmt: skip
 
 
@@ -107,7 +108,16 @@ def test_without_the_store_there_are_numbers_but_no_pictures(folder: Folder, tmp
 def test_the_table_of_all_edits(folder: Folder, tmp_path: Path) -> None:
     text = bench.table_file(folder, tmp_path / "t.md").read_text()
     first = next(line for line in text.splitlines() if "church" in line and "uce" in line and "script" not in line)
-    assert [cell.strip() for cell in first.split("|")][1:-1] == ["church", "uce", "0 %", "", "90 %", "90 %", ""]
+    assert [cell.strip() for cell in first.split("|")][1:-1] == [
+        "church",
+        "uce",
+        "0 %",
+        "",
+        "90 %",
+        "90 %",
+        "1.6",
+        "812",
+    ]
     assert "\\toprule" in bench.table_file(folder, tmp_path / "t.tex").read_text()
     assert bench.table_file(folder, tmp_path / "t.csv").read_text().startswith("concept,method,left")
 

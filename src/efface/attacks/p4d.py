@@ -16,19 +16,10 @@ from torch import Tensor
 from efface.attack import Finding, Target
 from efface.attacks.search.frames import Frame, alone, between
 from efface.attacks.search.objective import Objective
+from efface.attacks.search.outcome import Cost, Found, finding
 from efface.attacks.search.relaxations import Nearest
-from efface.attacks.search.token_search import (
-    Cost,
-    Found,
-    Plan,
-    Rate,
-    Rows,
-    Search,
-    TokenSearch,
-    finding,
-    plain,
-    rows_of,
-)
+from efface.attacks.search.rows import Rows, plain, rows_of
+from efface.attacks.search.token_search import Plan, Rate, Search, TokenSearch
 from efface.concept import Concept
 from efface.models.token_vectors import ids_of
 from efface.query import Query

@@ -16,8 +16,10 @@ from torch import Tensor
 from efface.attack import Finding, Target
 from efface.attacks.search.frames import Frame, alone, prefix
 from efface.attacks.search.objective import Loss, Objective
+from efface.attacks.search.outcome import Cost, Found, finding
 from efface.attacks.search.relaxations import Nearest, Relaxation, Simplex
-from efface.attacks.search.token_search import Cost, Found, Plan, Rows, Search, TokenSearch, finding, plain, rows_of
+from efface.attacks.search.rows import Rows, plain, rows_of
+from efface.attacks.search.token_search import Plan, Search, TokenSearch
 from efface.attacks.search.vocabulary import Asked, Vocabulary
 from efface.concept import Concept
 from efface.errors import BadInput

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,3 +126,35 @@ def prompts(texts: Sequence[str]) -> list[str]:
         if not text.strip():
             raise BadInput("a prompt is empty; say what to generate")
     return list(texts)
+
+
+def metrics(texts: Sequence[str]) -> list[Any]:
+    """Return the metrics that --metric names, each NAME[:PRESET][,FIELD=VALUE…].
+
+    Raises UnknownName, BadInput for a value out of range, a metric named twice, or one that lacks a file or package.
+    """
+    from efface import registry
+    from efface.metric import lacking
+
+    found: list[Any] = []
+    for text in texts:
+        head, *settings = text.split(",")
+        name, _, preset = head.strip().partition(":")
+        made = registry.get("metrics", name).preset(preset, **dict(_setting(one, name) for one in settings))
+        if missing := lacking(made):
+            raise BadInput(f"--metric {name} needs {' and '.join(missing)}")
+        if made.label in [one.label for one in found]:
+            raise BadInput(f"--metric: {made.label} is named twice")
+        found.append(made)
+    return found
+
+
+def _setting(text: str, metric: str) -> tuple[str, Any]:
+    """Read FIELD=VALUE; a value is a number, true, false, or else a text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise BadInput(f"--metric {metric}: {text.strip()!r} is no setting: write FIELD=VALUE")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return name.strip(), value.strip()

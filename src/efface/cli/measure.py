@@ -26,6 +26,15 @@ RelatedSeeds = Annotated[str, typer.Option("--related-seeds", help="Seeds of eac
 ImplicitSeeds = Annotated[str, typer.Option("--implicit-seeds", help="Seeds of each implicit prompt.")]
 StyledSeeds = Annotated[str, typer.Option("--styled-seeds", help="Seeds of each pair of object and style.")]
 TargetSeeds = Annotated[str, typer.Option("--target-seeds", help="Seeds of the erased concept.")]
+MetricFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME[:PRESET][,FIELD=VALUE…]",
+        help='A metric: "ssim:all-but-one" or "lpips:kpop,weights=alexnet.safetensors"; may be given again.',
+        show_default="all that this machine can compute",
+    ),
+]
 
 
 @with_common()
@@ -41,6 +50,7 @@ def evaluate(
     target_seeds: TargetSeeds = "0:32",
     implicit_seeds: ImplicitSeeds = "0:4",
     styled_seeds: StyledSeeds = "0:4",
+    metric: MetricFlag = None,
 ) -> None:
     """Evaluate an edit: the judge's accuracy for each group of prompts, before and after, with 95 % intervals."""
     if json_file:
@@ -53,6 +63,7 @@ def evaluate(
     parse.check_files([terms])
     if model:
         check.model(model)
+    metrics = None if metric is None else check.metrics(metric)
     loaded_edit = parse.load(terms)
     where, targets, known = _subject(loaded_edit, model, concept)
     from efface.evaluation.evaluate import check_judged
@@ -68,10 +79,12 @@ def evaluate(
     loaded = common.load(where)
     if "guidance" not in check.sampling(where) | given:
         plan = replace(plan, guidance=loaded.family.GUIDANCE)
-    record = run(loaded, loaded_edit, targets, known, judging, plan, any_base=common.any_base)
+    record = run(loaded, loaded_edit, targets, known, judging, plan, any_base=common.any_base, metrics=metrics)
     if json_file:  # before anything is printed: the reader of the output may have left
         record.save(json_file)
     typer.echo(tables.plain(tables.accuracy([record], ["after"])))
+    if metric:
+        typer.echo(tables.plain(tables.scores([record], ["after"])))
     for verdict in verdicts(record):
         typer.echo(f"{verdict.text}: {verdict.numbers}")
     if json_file:

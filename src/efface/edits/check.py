@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from efface.errors import BadEdit
+from efface.util.meter import COST
 from efface.util.untrusted import is_count, is_texts, shorten
 
 How = Literal["concat", "add"]  # how the prompt of a key is read: beside the text, or added to it
@@ -34,7 +35,7 @@ def _check_one(meta: Mapping[str, Any]) -> None:
         "parts": _are_objects(meta.get("parts", [])) and ("op" not in meta or "parts" in meta),
         "scale": meta.get("op") != "*" or _is_number(meta.get("scale")),
         "seed": meta.get("seed") is None or is_count(meta["seed"], 0, 2**63 - 1),
-        "seconds": _is_number(meta.get("seconds", 0)),
+        **{name: _is_number(meta.get(name, 0)) for name in COST},
         "fields": isinstance(meta.get("fields", {}), dict),
         "base": isinstance(base, dict) and _is_base(base),
     }

@@ -49,11 +49,12 @@ def stamp(
     erase: Sequence[Concept],
     preserve: Sequence[Concept],
     seed: int,
-    seconds: float,
+    cost: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the provenance of a new edit as JSON values.
 
     method: the dataclass instance that made it. base: from `Model.base`, for the weights it changes.
+    cost: from `Meter.read`.
     """
     return {
         "format": FORMAT,
@@ -66,7 +67,7 @@ def stamp(
         "base": dict(base),
         "versions": versions(),
         "git": git(),
-        "seconds": round(seconds, 3),
+        **cost,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -10,7 +10,6 @@ from efface.evaluation.asr import ASR, attack_success
 from efface.evaluation.record import FORMAT, Asked, Base, Cost, Made
 from efface.judge import Profile
 from efface.util import untrusted
-from efface.util.files import writing
 from efface.util.untrusted import shorten
 from efface.util.values import Value
 
@@ -71,11 +70,6 @@ class AttackRecord(Value):
     def rates(self) -> ASR:
         """Return the attack success rates."""
         return attack_success([row.before for row in self.rows], [row.after for row in self.rows])
-
-    def save(self, path: Path) -> None:
-        """Write the record as one JSON file, whole or not at all. Raises `WriteError`."""
-        with writing(path) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_attack(path: Path) -> AttackRecord:

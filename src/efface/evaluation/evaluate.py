@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import resource
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -29,13 +27,14 @@ from efface.metric import WORDS, Metric, Need, Samples, SetMetric
 from efface.metrics.presence import Presence
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.meter import COST, metered
 from efface.util.progress import progress
 
 FIRST, FIRST_FIVE = Presence(1), Presence(5)
 PER_IMAGE: tuple[Need, ...] = ("images", "original", "texts", "queries", "labels")  # what every evaluation has
 TOLD = {  # keys of an edit's provenance that do not go into `Made.about`
-    "format", "method", "fields", "preset", "erase", "preserve", "keep", "seed", "base", "versions", "git", "seconds",
-    "created", "op", "parts",
+    "format", "method", "fields", "preset", "erase", "preserve", "keep", "seed", "base", "versions", "git", "created",
+    "op", "parts", *COST,
 }  # fmt: skip
 
 
@@ -60,7 +59,7 @@ def evaluate(
     Raises BadModel without a table, UnknownName for a concept unknown to the judge, BadInput for a metric that lacks
     what it needs.
     """
-    plan, store, began = plan or Plan(), store or Store.default(), time.perf_counter()
+    plan, store = plan or Plan(), store or Store.default()
     targets = (concept,) if isinstance(concept, Concept) else tuple(concept)
     if cases is None:
         check_judged(targets, table, judge)
@@ -76,7 +75,7 @@ def evaluate(
     chosen = _chosen(metrics, Samples(None, judge=judge, model=model, edit=edit))
     rows: list[Row] = []
     collected = Collected([m for m in chosen if isinstance(m, SetMetric)], judge)
-    with edit.applied(model, any_base) as edited:
+    with metered() as meter, edit.applied(model, any_base) as edited:
         sides: dict[Maker, tuple[Model, str]] = {"original": (model, ""), "edited": (edited, edit.id)}
         for start in progress(range(0, len(asked), plan.batch * 2), f"{len(asked)} images, before and after"):
             part = asked[start : start + plan.batch * 2]
@@ -86,7 +85,7 @@ def evaluate(
         evaluator=judge.profile, sampling=sampling_of(model, plan, cases), rows=tuple(rows),
         whole=_whole(chosen, model, edit), sets=collected.scores(rows),
         metrics={metric.label: metric.instrument(judge) for metric in chosen}, erasing=_erasing(edit),
-        evaluating=_cost(began), versions=versions(), git=git(),
+        evaluating=Cost(**meter.read()), versions=versions(), git=git(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 
@@ -273,10 +272,5 @@ def sampling_of(model: Model, plan: Plan, cases: Sequence[Case] | None = None) -
 
 
 def _erasing(edit: Edit) -> Cost | None:
-    seconds = edit.meta.get("seconds")
-    return Cost(seconds=float(str(seconds))) if seconds is not None else None
-
-
-def _cost(began: float) -> Cost:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux reports kB
-    return Cost(seconds=round(time.perf_counter() - began, 3), peak_mb=round(peak, 1))
+    known = {name: float(str(edit.meta[name])) for name in COST if edit.meta.get(name) is not None}
+    return Cost(**known) if "seconds" in known else None

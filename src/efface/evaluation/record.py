@@ -13,7 +13,6 @@ from efface.evaluation.prompts import GROUPS
 from efface.evaluation.summary import Change, ConceptSummary, Mean, Share, Summary
 from efface.judge import Judged, Profile
 from efface.util import untrusted
-from efface.util.files import writing
 from efface.util.untrusted import shorten
 from efface.util.values import Value
 
@@ -153,11 +152,6 @@ class Scored(Value):
     @abstractmethod
     def scored(self) -> tuple[str, ...]:
         """Return the labels of the metrics that have one score per image."""
-
-    def save(self, path: Path) -> None:
-        """Write the record as one JSON file, whole or not at all. Raises `WriteError`."""
-        with writing(path) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     def append(self, path: Path) -> None:
         """Append the record to a file with one record per line. Raises `WriteError`."""

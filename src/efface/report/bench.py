@@ -106,7 +106,7 @@ def table_file(folder: Folder, out: Path) -> Path:
 
 
 def summary(parts: Sequence[Part]) -> Table:
-    """Tabulate every edit: what is left of the target, what stays, each attack, and the seconds it took."""
+    """Tabulate every edit: what is left of the target, what stays, each attack, and what it took: seconds, peak MB."""
     attacks = list(dict.fromkeys(strip.attack for part in parts for column in part.columns for strip in column.attacks))
     rows = []
     for part in parts:
@@ -120,8 +120,10 @@ def summary(parts: Sequence[Part]) -> Table:
                 for g in ("target", "related", "unrelated")
             ]
             erasing = column.record.erasing
-            rows.append([part.title, column.name, *cells, *shares, f"{erasing.seconds:.1f}" if erasing else ""])
-    return Table(["concept", "method", "left", *SUMMED[1:], *attacks, "seconds"], rows)
+            seconds = f"{erasing.seconds:.1f}" if erasing else ""
+            peak = f"{erasing.peak_mb:.0f}" if erasing and erasing.peak_mb else ""
+            rows.append([part.title, column.name, *cells, *shares, seconds, peak])
+    return Table(["concept", "method", "left", *SUMMED[1:], *attacks, "seconds", "peak MB"], rows)
 
 
 def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> list[Part]:

@@ -152,7 +152,8 @@ def _against(audit: Audit, found: Sequence[Verdict]) -> str:
 def _cost(record: Scored) -> str:
     lines = []
     if record.erasing:
-        lines.append(f"- The edit took {record.erasing.seconds:.3g} s to compute.")
+        peak = f" and {record.erasing.peak_mb:.0f} MB of memory at its peak" if record.erasing.peak_mb else ""
+        lines.append(f"- The edit took {record.erasing.seconds:.3g} s{peak} to compute.")
     for label in record.scored:
         by_group = {group: record.mean(label, group) for group in ("target", "related", "unrelated")}
         told = [f"{tables.TITLES[g]} {m.value:.3f} ± {m.error:.3f}" for g, m in by_group.items() if m is not None]

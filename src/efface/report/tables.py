@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from efface.errors import BadInput
@@ -66,6 +66,15 @@ def per_concept(records: Sequence[Scored], labels: Sequence[str]) -> Table:
     return Table(["concept", "group", "edit", "before", *labels], rows)
 
 
+def scores(records: Sequence[Scored], labels: Sequence[str]) -> Table:
+    """Tabulate metrics × groups: means ± the standard error, then scores of sets of images, then of whole edits."""
+    groups = present(records)
+    rows = [_means(records, name, group) for name in _names(r.scored for r in records) for group in groups]
+    rows += [_sets(records, name, group) for name in _names(r.sets for r in records) for group in groups]
+    rows += [_whole(records, name) for name in _names(r.whole for r in records)]
+    return Table(["metric", "prompts", *labels], [row for row in rows if any(row[2:])])
+
+
 def markdown(table: Table) -> str:
     """Return a GitHub table, its columns aligned in the source too."""
     lines = [table.header, *table.rows]
@@ -103,6 +112,26 @@ def percent(share: float) -> str:
     if 0 < value < 1 or 99 < value < 100:
         return f"{value:.1f} %"
     return f"{value:.0f} %"
+
+
+def _names(of_each: Iterable[Iterable[str]]) -> list[str]:
+    return sorted({label for labels in of_each for label in labels})
+
+
+def _means(records: Sequence[Scored], metric: str, group: str) -> list[str]:
+    found = [record.mean(metric, group) for record in records]
+    cells = ["" if mean is None else f"{mean.value:.3f} ± {mean.error:.3f}" for mean in found]
+    return [metric, TITLES.get(group, group), *cells]
+
+
+def _sets(records: Sequence[Scored], metric: str, group: str) -> list[str]:
+    found = [record.sets.get(metric, {}).get(group) for record in records]
+    cells = ["" if score is None else f"{score.value:.4g} (n = {score.n})" for score in found]
+    return [metric, TITLES.get(group, group), *cells]
+
+
+def _whole(records: Sequence[Scored], metric: str) -> list[str]:
+    return [metric, "", *(f"{record.whole[metric]:.4g}" if metric in record.whole else "" for record in records)]
 
 
 def _cell(share: Share) -> str:

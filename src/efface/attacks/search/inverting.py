@@ -140,6 +140,37 @@ class Inverted:
     cost: dict[str, int]
 
 
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """Compute the losses of rows, from all that they depend on besides their vectors.
+
+    captions: texts with slots, of which each picture gets one; paired: that of its own prompt. numbers: as in `Words`.
+    """
+
+    model: Model
+    objective: Objective
+    captions: Slots
+    paired: bool
+    numbers: tuple[int, ...]
+    seed: int
+    batch: int
+
+    def __call__(self, vectors: Float[Tensor, "n k dim"], chosen: Sequence[int], step: int) -> Float[Tensor, " r"]:
+        """Return the mean loss over the batch of each chosen row in one step. Raises `BadInput` without gradient."""
+        rngs = [generator(self.seed, "row", self.numbers[row], step, i) for row in chosen for i in range(self.batch)]
+        texts = self.captions.prompts
+        which = torch.cat([torch.randint(len(texts), (1,), generator=rng) for rng in rngs])
+        drawn = self.objective.draw(rngs)
+        if self.paired and drawn.picture is not None:
+            which = drawn.picture % len(texts)
+        filled = Slots(tuple(texts[i] for i in which.tolist()), self.captions.at[which])
+        own = vectors[list(chosen)].repeat_interleave(self.batch, 0)
+        errors = self.objective(encode(self.model, filled, own), drawn).view(len(chosen), self.batch).mean(1)
+        if not errors.requires_grad:
+            raise BadInput("no gradient reaches the token vectors: a guard or the text encoder does not pass it on")
+        return errors
+
+
 def invert(
     attack: Inverting,
     target: Target,
@@ -159,35 +190,21 @@ def invert(
     applied to the first and after each step. penalty: (n, k, dim) -> a number that is added to the sum of the losses.
     Raises `BadInput` when no gradient reaches the vectors.
     """
-    model, batch = target.edited, attack.batch
-    texts, prompts, paired = (
-        attack.texts(concept, queries), attack.prompts(concept, queries), attack.captions == "queries"
-    )  # fmt: skip
-    captions = slots(model, texts, words.vectors.shape[1])
-    vectors = nn.Parameter((constrain(words.vectors) if constrain else words.vectors).clone())
+    texts, prompts = attack.texts(concept, queries), attack.prompts(concept, queries)
     latents = pictures(target, prompts, attack.images, queries[0], seed, attack.folder)
-    objective = Objective(
-        target, latents, attack.loss, _wanted(target, prompts[:1] if attack.folder else prompts), attack.guidance,
-        attack.window, attack.momentum == "differentiated",
-    )  # fmt: skip
-    rows, numbers = len(vectors), words.numbers or tuple(range(len(vectors)))
-    parts = torch.arange(rows).split(max(1, attack.at_once // batch))
-    last = torch.zeros(rows)  # sum of the losses of the last tenth of the steps
+    objective = _objective(attack, target, latents, prompts[:1] if attack.folder else prompts)
+    vectors = nn.Parameter((constrain(words.vectors) if constrain else words.vectors).clone())
+    numbers = words.numbers or tuple(range(len(vectors)))
+    captions, paired = slots(target.edited, texts, vectors.shape[1]), attack.captions == "queries"
+    losses = RowLosses(target.edited, objective, captions, paired, numbers, seed, attack.batch)
+    parts = torch.arange(len(vectors)).split(max(1, attack.at_once // attack.batch))
+    last = torch.zeros(len(vectors))  # sum of the losses of the last tenth of the steps
     tail = max(1, attack.steps // 10)
 
     def loss(draws: int) -> Tensor:
         step, number = divmod(draws, len(parts))
         chosen = parts[number].tolist()
-        rngs = [generator(seed, "row", numbers[row], step, i) for row in chosen for i in range(batch)]
-        which = torch.cat([torch.randint(len(texts), (1,), generator=rng) for rng in rngs])
-        drawn = objective.draw(rngs)
-        if paired and drawn.picture is not None:
-            which = drawn.picture % len(texts)
-        filled = Slots(tuple(captions.prompts[i] for i in which.tolist()), captions.at[which])
-        own = vectors[chosen].repeat_interleave(batch, 0)
-        errors = objective(encode(model, filled, own), drawn).view(len(chosen), batch).mean(1)
-        if not errors.requires_grad:
-            raise BadInput("no gradient reaches the token vectors: a guard or the text encoder does not pass it on")
+        errors = losses(vectors, chosen, step)
         if step >= attack.steps - tail:
             last[chosen] += errors.detach().cpu() / tail
         total = errors.sum() * len(parts)  # the loop takes the mean over parts; each row's gradient is its own
@@ -201,7 +218,7 @@ def invert(
     adam = optimizer("adamw", [vectors], attack.lr, attack.weight_decay)
     state = State({"vectors": vectors, "last": last}, {"main": adam})
     about: dict[str, Any] = {
-        "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, "edited": model.id,
+        "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, "edited": target.edited.id,
         "original": target.original.id if target.original else "", "pictures": sha256_tensors({"": latents}),
         "captions": list(texts), "rows": list(numbers),
     }  # fmt: skip
@@ -210,13 +227,17 @@ def invert(
             loss, state, attack.steps, label=f"inverting {concept.name}", run=about, stage="inversion",
             updated=updated, accumulate=len(parts),
         )  # fmt: skip
-    history = [value / rows for value in state.history["loss"]]
-    return Inverted(vectors.detach().clone(), last, history, _cost(attack, objective, queries[0], rows))
+    history = [value / len(vectors) for value in state.history["loss"]]
+    return Inverted(vectors.detach().clone(), last, history, _cost(attack, objective, queries[0], len(vectors)))
 
 
-def _wanted(target: Target, prompts: Sequence[str]) -> Any:
+def _objective(
+    attack: Inverting, target: Target, latents: Float[Tensor, "n ch h w"], prompts: Sequence[str]
+) -> Objective:
     with torch.no_grad():
-        return None if target.original is None else target.original.encode(prompts)
+        wanted = None if target.original is None else target.original.encode(prompts)
+    through = attack.momentum == "differentiated"
+    return Objective(target, latents, attack.loss, wanted, attack.guidance, attack.window, through)
 
 
 def _cost(attack: Inverting, objective: Objective, like: Query, rows: int) -> dict[str, int]:

@@ -10,16 +10,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from efface import registry
-from efface.attack import Attack, Finding, Need, Target
+from efface.attack import Attack, Need, Target
 from efface.attacks.search.frames import Frame, check_fits, encode_frames
-from efface.attacks.search.objective import CALLS, SPAN, Draw, Objective, draw
+from efface.attacks.search.objective import Objective
+from efface.attacks.search.outcome import Cost, Found
 from efface.attacks.search.relaxations import Relaxation
+from efface.attacks.search.rows import Rows, drawn, plain
 from efface.attacks.search.vocabulary import Asked, Vocabulary
 from efface.concept import Concept
-from efface.context import Context
 from efface.edits.guard import unguided
-from efface.models.model import Model
-from efface.models.sampling import groups
 from efface.models.token_vectors import ids_of
 from efface.query import Query
 from efface.training.checkpoints import State, current
@@ -77,50 +76,6 @@ class TokenSearch(Attack):
         return Vocabulary.of(target.edited, self.fragments, (concept.name,) if self.forbid_name else ())
 
 
-def plain(concept: Concept, queries: Sequence[Query]) -> list[Query]:
-    """Return the queries as text prompts from noise; one without a prompt asks for the concept."""
-    return [
-        replace(q, prompt=q.prompt.strip() or concept.texts[0], context=None, latents=None, start=0) for q in queries
-    ]
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Hold what is searched in one batch, a row for each query; all frames have one shape.
-
-    queries: with text prompts. frames: their tokens, some of them free. clean: latents of the original model's image
-    of every query. wanted: the original model's encoding of every prompt.
-    """
-
-    queries: list[Query]
-    frames: list[Frame]
-    clean: Float[Tensor, "n ch h w"]
-    wanted: Context
-
-    def only(self, rows: Sequence[int]) -> "Rows":
-        """Return some rows."""
-        chosen = list(rows)
-        queries, frames = [self.queries[i] for i in chosen], [self.frames[i] for i in chosen]
-        return Rows(queries, frames, self.clean[chosen], self.wanted[chosen])
-
-
-@torch.no_grad()
-def rows_of(target: Target, queries: Sequence[Query], frames: Sequence[Frame], batch: int = 16) -> Rows:
-    """Return the rows of queries: the original model generates the image and encodes the prompt of each."""
-    source, stored, found = target.source, current(), {}
-    for number, group in enumerate(progress(groups(queries, batch), "images of the prompts")):
-        asked = [queries[i] for i in group]
-
-        def make(asked: list[Query] = asked) -> dict[str, Tensor]:
-            return {"clean": source.sample(asked)}
-
-        about = {"model": source.id, "queries": [query.key for query in asked]}
-        made = stored.once(f"originals-{number}", about, make) if stored else make()
-        found |= dict(zip(group, made["clean"], strict=True))
-    clean = torch.stack([found[i] for i in range(len(queries))])
-    return Rows(list(queries), list(frames), clean, source.encode([query.prompt for query in queries]))
-
-
 @dataclass(frozen=True)
 class Plan:
     """Hold how long a search lasts: rounds of steps, each at one timestep (None: a random one at every step)."""
@@ -128,44 +83,6 @@ class Plan:
     steps: tuple[int, ...]
     times: tuple[int | None, ...]
     optimizer: str = "adamw"
-
-
-@dataclass(eq=False)
-class Found:
-    """Hold what a search found for one query.
-
-    round: in which, from 0; -1 for the prompt itself, before any search. steps: done for this query.
-    """
-
-    asked: Asked
-    ids: tuple[int, ...]
-    success: bool
-    score: float
-    round: int
-    steps: int = 0
-
-    def describe(self, given: int, prompt: str) -> dict[str, Any]:
-        """Return it as JSON values; given: the number of the query it was found for."""
-        return {
-            "given": given, "prompt": prompt, "ids": list(self.ids), "retokenises": self.asked.retokenises,
-            "success": self.success, "before": self.round < 0, "round": self.round, "steps": self.steps,
-        }  # fmt: skip
-
-
-@dataclass(eq=False)
-class Cost:
-    """Count what a search uses."""
-
-    images: int = 0
-    calls: int = 0
-    backward: int = 0
-    texts: int = 0
-
-    def generated(self, queries: Sequence[Query]) -> None:
-        """Count the images of queries."""
-        self.images += len(queries)
-        self.texts += len(queries)
-        self.calls += sum(query.steps * (1 + (query.guidance != 1)) for query in queries)
 
 
 @dataclass(eq=False)
@@ -289,39 +206,4 @@ class Search:
         return self.vocabulary.query(self.rows.queries[row], self._ids(row, tokens))
 
 
-def drawn(
-    model: Model, clean: Float[Tensor, "n ch h w"], rngs: Sequence[torch.Generator], window: bool, time: int | None
-) -> Draw:
-    """Draw noise for every row, and a timestep or, for stateful guards, a window that ends in it.
-
-    time: the timestep; None draws one. Row i is of picture i.
-    """
-    own = torch.arange(len(clean))
-    if time is None:
-        calls = CALLS if window else 0
-        rows = [draw(model, one[None], [rng], calls) for one, rng in zip(clean, rngs, strict=True)]
-        noises, times = torch.cat([row.noise for row in rows]), torch.cat([row.t for row in rows])
-        return Draw(clean, noises, times, torch.cat([row.before for row in rows]), own)
-    span = min(SPAN - 1, model.family.schedule.total - 1 - time) if window else 0
-    noise, before = [], []
-    for rng in rngs:
-        noise.append(torch.randn(clean.shape[1:], generator=rng))
-        before.append((time + 1 + torch.randperm(span, generator=rng)[: CALLS - 1]).sort(descending=True)[0])
-    t = torch.full((len(clean),), time, device=clean.device)
-    return Draw(clean, torch.stack(noise).to(clean), t, torch.stack(before).to(clean.device), own)
-
-
-def finding(concept: Concept, found: Sequence[Found], prompts: Sequence[str], cost: Cost) -> Finding:
-    """Return a finding, successes first, then by score.
-
-    `about` says for each query, in the finding's order, for which given one it was found, its token ids, whether its
-    text is tokenised to them ("retokenises"), and after which round and how many steps.
-    """
-    order = sorted(range(len(found)), key=lambda i: (-found[i].success, -found[i].score))
-    rows = [found[i].describe(i, prompts[i]) for i in order]
-    about = {"rows": rows, "retokenises": [row["retokenises"] for row in rows]}
-    queries, scores = tuple(found[i].asked.query for i in order), tuple(found[i].score for i in order)
-    return Finding(queries, scores, cost=vars(cost), about=about)
-
-
-__all__ = ["Cost", "Found", "Plan", "Rows", "Search", "TokenSearch", "drawn", "finding", "plain", "rows_of"]
+__all__ = ["Plan", "Search", "TokenSearch"]

@@ -1,7 +1,6 @@
 """Run one job: what a worker does, in this process, another or on another machine."""
 
 import shutil
-import time
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cache
@@ -25,6 +24,7 @@ from efface.judge import Judge, asked_of, judge_of
 from efface.models.model import Model
 from efface.query import Query
 from efface.training.checkpoints import checkpoints
+from efface.util.meter import metered
 
 
 def run(job: Job, folder: Folder, store: Store) -> None:
@@ -92,14 +92,12 @@ def _attack(job: Job, folder: Folder, store: Store) -> None:
     edit, model = _made(job, folder), _model(job.model, job.model_id)
     concept, attack = job.concepts[0], job.attack.make()
     queries = [Query(concept.texts[0], seed, **job.plan.sampling) for seed in job.attack_seeds]
-    began, busy = time.perf_counter(), time.process_time()
     judge = judge_for(job)
-    with edit.applied(model) as edited, _resumable(job, folder):
+    with metered() as meter, edit.applied(model) as edited, _resumable(job, folder):
         target = Target(edited, asked_of(job.model), model)
         done = attack_edit(attack, target, concept, queries, Shows(judge), job.seed, job.plan.batch, store)
-    cost = Cost(seconds=round(time.perf_counter() - began, 2), cpu_seconds=round(time.process_time() - busy, 2))
     done.finding.save(folder.finding(job))
-    _attack_record(job, attack, model, edit, judge, done, cost).save(folder.path(job))
+    _attack_record(job, attack, model, edit, judge, done, Cost(**meter.read())).save(folder.path(job))
     shutil.rmtree(folder.checkpoints(job), ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from efface.report.page import Page
 
 ORDER = 25
 TEMPLATE = """
+{% from "cells.html.j2" import cell %}
 {% if attacked %}
 <section>
 <h2>Under attack</h2>
@@ -37,14 +38,8 @@ without the attack, with it, and of those that fail without it. The literature c
 {% for column in page.columns %}{% for strip in column.attacks if strip.original %}
 <tr{% if loop.first %} class="first"{% endif %}>
 <th scope="row">{{ strip.attack }}<small>{{ column.name }}</small></th>
-{% for cell in (strip.original, strip.edited, strip.attacked) %}
-<td><div class="cell">
-{% for image in cell %}
-<figure>{% if page.blurred %}<label class="blur"><input type="checkbox" aria-label="show">{% endif %}
-<img src="{{ image.uri }}" alt="{{ strip.attack }}, image {{ loop.index }}">{% if page.blurred %}</label>{% endif %}
-<figcaption{% if image.right %} class="right"{% endif %}>{{ image.seen }}</figcaption></figure>
-{% endfor %}
-</div></td>
+{% for images in (strip.original, strip.edited, strip.attacked) %}
+{{ cell(images, strip.attack, page.blurred) }}
 {% endfor %}
 </tr>
 {% endfor %}{% endfor %}

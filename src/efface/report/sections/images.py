@@ -7,6 +7,7 @@ from efface.report.page import Page
 
 ORDER = 20
 TEMPLATE = """
+{% from "cells.html.j2" import cell %}
 {% if page.lines %}
 <section>
 <h2>The same prompts and seeds</h2>
@@ -18,14 +19,8 @@ TEMPLATE = """
 {% for line in page.lines %}
 <tr{% if loop.first or line.group != loop.previtem.group %} class="first"{% endif %}>
 <th scope="row">{{ line.prompt }}<small>{{ line.group }}</small></th>
-{% for cell in line.cells %}
-<td><div class="cell">
-{% for image in cell %}
-<figure>{% if page.blurred %}<label class="blur"><input type="checkbox" aria-label="show">{% endif %}
-<img src="{{ image.uri }}" alt="{{ line.prompt }}, image {{ loop.index }}">{% if page.blurred %}</label>{% endif %}
-<figcaption{% if image.right %} class="right"{% endif %}>{{ image.seen }}</figcaption></figure>
-{% endfor %}
-</div></td>
+{% for images in line.cells %}
+{{ cell(images, line.prompt, page.blurred) }}
 {% endfor %}
 </tr>
 {% endfor %}
