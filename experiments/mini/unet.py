@@ -17,7 +17,7 @@ from experiments.mini.nouns import NAMES
 from experiments.mini.scenes import Scenes
 from experiments.mini.text import WIDTH
 
-WRONG = 0.4  # share of captions that belong to another picture: what makes guidance matter, as web captions do
+WRONG = 0.2  # share of captions that belong to another picture: what makes guidance matter, as web captions do
 NAMING = 0.1  # the first part of the training, in which what captions name weighs most
 SEEN = (0.1, 0.02)  # weight of the loss of `Seen` in that part, and after it
 
