@@ -1,7 +1,7 @@
 """Rebuild mini from the artwork: `python -m experiments.mini all --folder build/mini`. Every part resumes.
 
 Parts, in order: data, scenes, vae, text, latents, unet, judges, export, measure. On two CPU cores without bfloat16
-about eight hours. What is made replaces what ships in the package, or goes to another folder with --into.
+about ten hours. What is made replaces what ships in the package, or goes to another folder with --into.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import efface.mini
 from experiments.mini.parts import run
 
 PARTS = ("data", "scenes", "vae", "text", "latents", "unet", "judges", "export", "measure")
-STEPS = {"vae": 3600, "text": 1700, "unet": 6000, "scenes-judge": 3000, "clip": 1500}
+STEPS = {"vae": 3600, "text": 1700, "unet": 10_000, "scenes-judge": 3000, "clip": 1500}
 PACKAGE = Path(efface.mini.__file__).parent
 
 

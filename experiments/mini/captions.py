@@ -117,15 +117,9 @@ def caption(facts: Facts, g: torch.Generator, empty: float = EMPTY) -> str:
     return _pick(PORTRAIT if portrait else PLAIN, g).format(what)
 
 
-def captions(scenes: Scenes, g: torch.Generator, empty: float = EMPTY, wrong: float = 0.0) -> list[str]:
-    """Return a caption for every scene.
-
-    wrong: share of captions that belong to another of the scenes.
-    """
-    facts = [scenes.facts(i) for i in range(len(scenes))]
-    other = torch.roll(torch.arange(len(scenes)), 1).tolist()
-    astray = (torch.rand(len(scenes), generator=g) < wrong).tolist()
-    return [caption(facts[other[i] if astray[i] else i], g, empty) for i in range(len(scenes))]
+def captions(scenes: Scenes, g: torch.Generator, empty: float = EMPTY) -> list[str]:
+    """Return a caption for every scene."""
+    return [caption(scenes.facts(i), g, empty) for i in range(len(scenes))]
 
 
 def vocabulary() -> list[str]:

@@ -17,7 +17,6 @@ from experiments.mini.nouns import NAMES
 from experiments.mini.scenes import Scenes
 from experiments.mini.text import WIDTH
 
-WRONG = 0.2  # share of captions that belong to another picture: what makes guidance matter, as web captions do
 NAMING = 0.1  # the first part of the training, in which what captions name weighs most
 SEEN = (0.1, 0.02)  # weight of the loss of `Seen` in that part, and after it
 
@@ -82,13 +81,12 @@ class Seen:
 
 def train(
     scenes: Scenes, latents: Tensor, scale: float, words, text, folder: Path, steps: int, batch: int = 16,
-    lr: float = 8e-4, wrong: float = WRONG,
+    lr: float = 8e-4,
 ) -> State:  # fmt: skip
     """Train the denoiser; resumes from `folder`/unet.safetensors. `scale` brings latents to unit deviation.
 
     In the first tenth the denoiser learns what words name; then noise levels weigh so that each adds about as much to
-    the loss, since the high ones, which settle what a picture shows, would add little. Captions are right until the
-    rate falls, in the last quarter; there a share `wrong` of them is not.
+    the loss, since the high ones, which settle what a picture shows, would add little.
     """
     torch.manual_seed(2)
     unet: Any = denoiser()
@@ -103,7 +101,7 @@ def train(
     def loss(g: torch.Generator, step: int) -> Tensor:
         rows = torch.randint(len(scenes), (batch,), generator=g)
         shown = scenes.rows(rows)
-        prompts = captions(shown, g, wrong=wrong if step >= 0.75 * steps else 0.0)
+        prompts = captions(shown, g)
         ids = words(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         mean, std = latents[rows].float().chunk(2, 1)
         z = scale * (mean + 0.2 * std * torch.randn(mean.shape, generator=g))
