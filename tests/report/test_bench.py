@@ -15,7 +15,8 @@ from efface.evaluation.record import Asked, Base, Cost, Made, Record, Row, Sampl
 from efface.evaluation.store import Store, _digest
 from efface.judge import Profile
 from efface.report import bench, front
-from efface.report.page import Column, Strip
+from efface.report.page import Column, Page, Strip
+from efface.report.sections import accuracy, attacks, verdicts
 
 EVIL = "<script>alert(1)</script>"
 JUDGE = Profile(evaluator="j")
@@ -120,6 +121,36 @@ def test_the_table_of_all_edits(folder: Folder, tmp_path: Path) -> None:
     ]
     assert "\\toprule" in bench.table_file(folder, tmp_path / "t.tex").read_text()
     assert bench.table_file(folder, tmp_path / "t.csv").read_text().startswith("concept,method,left")
+
+
+def cells(section: str, title: str) -> list[str]:
+    """Return the texts of the row of a table that begins with a title."""
+    row = next(
+        one for one in re.findall(r"<tr[^>]*>(.*?)</tr>", section, re.S) if f'<th scope="row">{title}</th>' in one
+    )
+    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td>(.*?)</td>", row, re.S)]
+
+
+def test_many_edits_have_a_row_each_and_a_column_for_each_attack() -> None:
+    names = ["uce", "esd", "ca", "sdd", "fmn"]
+    made = {name: record(name, i, 10 - i) for i, name in enumerate(names)}
+    rates = {"uce": {"inversion": 9, "p4d": 3}, "esd": {"p4d": 0}}
+    columns = []
+    for name, one in made.items():
+        made_on = [attack(one.edit, attacked, after) for attacked, after in rates.get(name, {}).items()]
+        columns.append(Column(name, "", one, [Strip(each.attack.name, each.rates, each) for each in made_on]))
+    page = Page("many", "", columns)
+    under = str(attacks.render(page))
+    assert [cell.split(" ")[0] for cell in cells(under, "uce")] == ["0", "90", "30"]
+    assert cells(under, "esd")[1] == ""  # it was not attacked by inversion
+    assert cells(under, "esd")[2].startswith("0 %")
+    assert "ca" not in re.findall(r'<th scope="row">(\w+)</th>', under)
+    judged = str(accuracy.render(page))
+    for i, name in enumerate(names):
+        shares = [cell.split(" ")[0] for cell in cells(judged, name)]
+        assert shares == [str(10 * i), str(100 - 10 * i)]
+    assert "<summary>In words</summary>" in str(verdicts.render(page))
+    assert "<summary>In words</summary>" not in str(verdicts.render(Page("few", "", columns[:3])))
 
 
 def test_points_of_the_front_lie_where_their_shares_are() -> None:

@@ -28,7 +28,8 @@ TEMPLATE = """
 {% for point in points %}
 <line x1="{{ point.x0 }}" x2="{{ point.x1 }}" y1="{{ point.y }}" y2="{{ point.y }}" stroke="var(--soft)"/>
 <line x1="{{ point.x }}" x2="{{ point.x }}" y1="{{ point.y0 }}" y2="{{ point.y1 }}" stroke="var(--soft)"/>
-<line x1="{{ point.x }}" x2="{{ wide + 10 }}" y1="{{ point.y }}" y2="{{ point.label_y - 4 }}" stroke="var(--rule)"/>
+<line x1="{{ point.x }}" x2="{{ wide + 10 }}" y1="{{ point.y }}" y2="{{ point.label_y - 4 }}" stroke="var(--soft)"
+ stroke-width=".6" stroke-dasharray="2 2"/>
 <circle cx="{{ point.x }}" cy="{{ point.y }}" r="7" fill="{{ point.colour }}" stroke="var(--paper)" stroke-width="1.5">
 <title>{{ point.about }}</title></circle>
 <text x="{{ wide + 14 }}" y="{{ point.label_y }}">{{ point.name }}</text>

@@ -19,6 +19,7 @@ from efface.report import html
 from efface.util.files import writing
 
 SECTIONS = Path(__file__).parent / "sections"
+FEW = 4  # edits that fit side by side
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Page:
     def records(self) -> list[Scored]:
         """Return the records of the columns."""
         return [column.record for column in self.columns]
+
+    @property
+    def many(self) -> bool:
+        """Return whether there are more edits than fit side by side, so that each has a row instead of a column."""
+        return len(self.columns) > FEW
 
 
 def sections() -> list[Any]:

@@ -8,6 +8,7 @@ from efface.report.verdict import verdicts
 
 ORDER = 10
 TEMPLATE = """
+{% if page.many %}<details><summary>In words</summary>{% endif %}
 <section class="verdicts">
 {% for column in page.columns %}
 <div class="card">
@@ -22,6 +23,7 @@ TEMPLATE = """
 </div>
 {% endfor %}
 </section>
+{% if page.many %}</details>{% endif %}
 """
 
 
