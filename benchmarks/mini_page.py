@@ -30,8 +30,8 @@ what it does not. Its realism was set on the un-erased model, before any method 
 - A frozen text encoder that maps a name, its keywords and its paraphrases to different places; an
   autoencoder; a denoiser with cross-attention at several resolutions; epsilon prediction;
   classifier-free guidance. Code for Stable Diffusion runs unchanged.
-- Captions that say some of a picture, and of which many are wrong. So guidance matters, and so does
-  what is put on its negative side.
+- Captions that say some of a picture and leave the rest open. Guidance matters, and so does what is put
+  on its negative side.
 - One prompt has many pictures: place, size, ground and colour are open where they are not said.
 
 ## Not shared
@@ -55,9 +55,10 @@ def look_up(found: Mapping[str, Any], path: str) -> Any:
 
 def number(value: Any) -> float | None:
     """Return the number behind a share, a spread, scores by object (the lowest), or a plain number."""
-    if isinstance(value, Mapping):
-        return value.get("value", value.get("median", min(value.values()) if value else None))
-    return value
+    if not isinstance(value, Mapping):
+        return value
+    named = [value[name] for name in ("value", "median") if name in value]
+    return named[0] if named else min(value.values(), default=None)
 
 
 def told(value: Any) -> str:
@@ -100,7 +101,7 @@ def main() -> None:
     lines += [f"| {row['what']} | {row['source']} | {told(look_up(found, row['value']))} |" for row in rows["known"]]
     lines += [
         "",
-        "What it was built to reach, and reached:",
+        "What it was built to reach, and what it reaches (medians of cosines and SSIM):",
         "",
         "| | first mini | aim | mini | |",
         "|---|---|---|---|---|",
@@ -121,7 +122,9 @@ def main() -> None:
             cells = (claim.text, claim.source, percent(larger), percent(smaller), verdict(claim, attacks))
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "*Agrees* and *disagrees*: the 95 % intervals are apart. Details: [robustness](robustness.md)."]
-    lines += ["", "The papers' tables in miniature, each beside its numbers: [results](results/index.md).", ""]
+    if (DOCS / "results" / "index.md").exists():
+        lines += ["", "The papers' tables in miniature, each beside its numbers: [results](results/index.md)."]
+    lines += ["", "Everything measured of it, and how it was trained: [its card](card.md).", ""]
     with writing(DOCS / "mini.md") as path:
         path.write_text(PAGE + "\n".join(lines), encoding="utf-8")
 

@@ -22,8 +22,7 @@ from efface.judges.mini import judge
 from efface.models.model import Model, Query
 
 RECORD = Path(__file__).parent / "records" / "mini_speed.json"
-NAMES = [c.name for c in table("mini").values() if c.kind == "object"]
-PROMPTS = [f"a picture of a {name}" for name in NAMES]
+PROMPTS = [c.fill("a picture of a {}") for c in table("mini").values() if c.kind != "style"]
 
 
 def seconds(call: Callable[[], Any], runs: int) -> float:
@@ -39,7 +38,7 @@ def seconds(call: Callable[[], Any], runs: int) -> float:
 
 def accuracy(images: torch.Tensor) -> float:
     """Return the object judge's top-1 on one image per object."""
-    return float((judge("mini").objects(images).argmax(1) == torch.arange(len(NAMES))).float().mean())
+    return float((judge("mini").objects(images).argmax(1) == torch.arange(len(images))).float().mean())
 
 
 def measure(model: Model, solver: str, steps: int, runs: int) -> dict[str, Any]:

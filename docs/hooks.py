@@ -55,7 +55,7 @@ def on_files(files: Files, config: Any) -> Files:
         "methods.md": methods(),
         "attacks.md": attacks(),
         "concepts.md": concepts(),
-        "mini.md": card(),
+        "card.md": card(),
         "record.md": records(),
     }
     for name, text in pages.items():

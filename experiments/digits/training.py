@@ -44,7 +44,7 @@ def train_model(pictures: Pictures, count: int, folder: Path, steps: int = STEPS
     add_noise: Any = schedule.add_noise
     velocity: Any = schedule.get_velocity
 
-    def loss(g: torch.Generator) -> Float[Tensor, ""]:
+    def loss(g: torch.Generator, _: int) -> Float[Tensor, ""]:
         rows = torch.randint(len(pictures), (BATCH,), generator=g)
         x, kept = pictures.latents(rows), torch.rand(BATCH, generator=g) >= DROP
         ids = torch.where(kept, pictures.labels[rows], NO_CLASS)[:, None]
@@ -62,7 +62,7 @@ def train_judge(pictures: Pictures, folder: Path, name: str = "judge", steps: in
     torch.manual_seed(seed)
     judge = Classifier()
 
-    def loss(g: torch.Generator) -> Float[Tensor, ""]:
+    def loss(g: torch.Generator, _: int) -> Float[Tensor, ""]:
         rows = torch.randint(len(pictures), (BATCH,), generator=g)
         with network.bfloat16():
             logits = judge(_worn(pictures.latents(rows), g))

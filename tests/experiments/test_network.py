@@ -17,7 +17,7 @@ def fit(path, steps, stop=None, seconds=0.001, **options):
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 1))
     losses = []
 
-    def loss(g):
+    def loss(g, _):
         if len(losses) == stop:
             raise KeyboardInterrupt
         x = torch.randn(16, 4, generator=g)

@@ -37,6 +37,8 @@ def fake(monkeypatch, objects, styles=None):
     styled = torch.tensor(styles) if styles else torch.tensor([[1.0, 0.0]]).expand(len(said), 2)
     one = SimpleNamespace(size=64, classes=("church", "house"), styles=("plain", "neon"))
     one.objects, one.style_probs = (lambda _: said), (lambda _: styled)
+    one.names = {"object": one.classes, "style": one.styles}.__getitem__
+    one.texts = lambda kind: judge_module.MiniJudge.texts(one, kind)
     monkeypatch.setattr("efface.judges.mini.judge", lambda *_: one)
 
 

@@ -1,3 +1,4 @@
+import gc
 import os
 import time
 
@@ -22,13 +23,14 @@ def test_seconds_of_waiting_are_wall_seconds_only():
 
 @marked
 def test_peak_is_that_of_the_work_inside_and_outer_work_remembers_it():
+    gc.collect()  # garbage of earlier tests that is freed on the way would hide the 160 MB
     with metered() as outer:
         with metered() as inner:
-            torch.ones(40 << 18)  # 40 MB of fp32, freed at once
+            torch.ones(160 << 18)  # 160 MB of fp32, freed at once
         with metered() as after:
             pass
         small = after.read()
     large = inner.read()
-    assert large["peak_mb"] >= large["loaded_mb"] + 38
+    assert large["peak_mb"] >= large["loaded_mb"] + 158
     assert small["peak_mb"] < small["loaded_mb"] + 20
-    assert outer.read()["peak_mb"] >= large["loaded_mb"] + 38
+    assert outer.read()["peak_mb"] >= large["loaded_mb"] + 158
