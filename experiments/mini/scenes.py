@@ -5,6 +5,7 @@ says some of it.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def held_out_colour(obj: int, colour: int) -> bool:
 class Painter:
     """Make scenes out of drawings. sets: the artists; jitter: how much brightness and hue vary."""
 
-    def __init__(self, drawn: dict, sets: set[str] | None = None, jitter: float = 0.0):
+    def __init__(self, drawn: dict, sets: Collection[str] | None = None, jitter: float = 0.0):
         self.jitter = jitter
         self.images: list[Tensor] = []
         self.cells: dict[tuple[int, bool], dict[int, list[int]]] = {}  # (object, in ink) -> artist -> drawings
@@ -260,7 +261,7 @@ def _place(
 
 
 def pool(
-    art: Path, count: int, seed: int, *, sets: set[str] | None = None, jitter: float = 0.0, plain: bool = False,
+    art: Path, count: int, seed: int, *, sets: Collection[str] | None = None, jitter: float = 0.0, plain: bool = False,
     store: Path | None = None,
 ) -> Scenes:  # fmt: skip
     """Make `count` scenes of the drawings fetched into `art`; with `store`, a folder, only those that are not there."""
