@@ -1,7 +1,7 @@
 """The captions mini learns from: each says some of what its scene shows, and leaves the rest open.
 
 As captions of the web do, some name the object, some only imply it by keywords or family, some name one of two
-objects; and, where a training asks for it, some belong to another picture.
+objects.
 """
 
 from collections.abc import Mapping, Sequence

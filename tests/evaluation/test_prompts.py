@@ -47,3 +47,9 @@ def test_content_is_asked_for_by_its_words() -> None:
 )
 def test_only_the_first_place_is_filled(template: str, text: str) -> None:
     assert TABLE["umbrella"].fill(template) == text
+
+
+def test_a_name_with_braces_is_a_name() -> None:
+    table = TABLE | {"{x}": Concept("{x}")}
+    asked = {case.prompt for case in PLAN.cases([table["{x}"]], table) if "styled" in case.groups}
+    assert asked == {"a picture of a {x} in the style of ink"}

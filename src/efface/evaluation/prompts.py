@@ -202,7 +202,7 @@ class Plan:
             yield _object("beside", other.name, prompt, self.paired_seeds)
 
     def _styled(self, thing: Concept, style: Concept) -> str:
-        return thing.fill(self.STYLED).format(style.name)
+        return style.fill(thing.fill(self.STYLED))
 
     def _other(self, concept: Concept, groups: tuple[str, ...], objects: list[Concept]) -> Iterator[Case]:
         seeds = self.related_seeds if groups[0] == "related" else self.seeds
