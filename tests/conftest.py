@@ -112,6 +112,15 @@ def make_xl_pipe() -> StableDiffusionXLPipeline:
     return pipe
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Restore the number of torch threads: with another one sums round differently, and "bit for bit" means one."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a diffusers folder with the layout of SD 1.x."""
