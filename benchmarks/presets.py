@@ -5,7 +5,7 @@
 
 The rule, stated before anything was measured: of a method's settings that leave at most 5 % of the target, the one that
 keeps most of the related and unrelated concepts; where none leaves so little, the one that leaves least. Shares are
-pooled over the four concepts. Attacks have no say.
+pooled over the concepts. Attacks have no say.
 """
 
 from collections.abc import Sequence
