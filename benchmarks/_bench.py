@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from efface.evaluation.attack_record import AttackRecord
@@ -19,6 +20,7 @@ from efface.util.files import writing
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 FOLDER = HERE.parent / "build" / "bench"  # outside git; benches share the edits in it
+ENDS = ("", "-attacks")  # of the names of files on record
 Results = tuple[list[Scored], list[AttackRecord]]
 
 
@@ -26,6 +28,7 @@ def arguments(description: str | None, names: str = "") -> argparse.Namespace:
     """Read the flags that all of them have. names: the help of a list of names, which then may be given as well."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="processes; each computes on its share of the cores")
+    parser.add_argument("--again", action="store_true", help="measure again what is on record")
     parser.add_argument("--pages", action="store_true", help="only write the pages anew, from what is on record")
     if names:
         parser.add_argument("names", nargs="*", help=names)
@@ -37,39 +40,70 @@ def read_bench(name: str) -> Bench:
     return bench_file.read(HERE / f"{name}.toml")
 
 
-def run(name: str, processes: int) -> None:
+def run(name: str, options: argparse.Namespace) -> None:
     """Do what is missing of the bench of a file beside this one, and keep its records."""
-    run_bench(name, read_bench(name), processes)
+    run_bench(name, read_bench(name), options)
 
 
-def run_bench(name: str, bench: Bench, processes: int) -> None:
-    """Do what is missing of a bench, then put its records, without rows for images, into records/."""
+def run_bench(name: str, bench: Bench, options: argparse.Namespace) -> None:
+    """Do what is not on record of a bench and put its records, without rows for images, into records/.
+
+    What was done is kept also when it stops half-way; edits are made again only where something on them is missing.
+    """
     jobs = planned(bench, Model.load(bench.model).id)
     folder, store = Folder(FOLDER), Store.default()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))  # of the processes started below
+    known = {} if options.again else _kept(name)
+    todo = [job for job in jobs if job.what != "edit" and job.id not in known]
+    needed = {job.edit_job.id for job in todo}
+    todo = [job for job in jobs if job.id in needed] + todo
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))  # of the processes started below
     with folder.alone():
-        pool = Processes(folder, store, processes) if processes > 1 else Here(folder, store)
-        outcome = work(jobs, folder, pool, lambda line: print(line, flush=True))
-    print(f"{name}: {len(jobs)} jobs, {outcome.before} were done, {len(outcome.failed)} failed", flush=True)
-    keep(name, folder, jobs)
+        pool = Processes(folder, store, options.jobs) if options.jobs > 1 else Here(folder, store)
+        try:
+            outcome = work(todo, folder, pool, lambda line: print(line, flush=True))
+            print(f"{name}: {len(todo)} of {len(jobs)} jobs were missing, {len(outcome.failed)} failed", flush=True)
+        finally:
+            keep(name, jobs, known | _made(folder, jobs))
 
 
-def keep(name: str, folder: Folder, jobs: list[Job]) -> None:
-    """Write the records of some jobs to records/NAME.jsonl, and those of attacks to records/NAME-attacks.jsonl."""
-    scored = [one.aggregate() if isinstance(one, Record) else one for one in folder.records(jobs)]
-    _lines(HERE / "records" / f"{name}.jsonl", [one.model_dump_json() for one in scored])
-    _lines(HERE / "records" / f"{name}-attacks.jsonl", [one.model_dump_json() for one in folder.attacks(jobs)])
+def _made(folder: Folder, jobs: Sequence[Job]) -> dict[str, str]:
+    """Return the records that a folder holds of some jobs, as lines of JSON, by job id."""
+    found = {}
+    for job in jobs:
+        if job.what != "edit" and folder.done(job):
+            one = folder.attacks([job])[0] if job.what == "attack" else folder.records([job])[0]
+            found[job.id] = (one.aggregate() if isinstance(one, Record) else one).model_dump_json()
+    return found
 
 
-def _lines(path: Path, lines: list[str]) -> None:
-    if lines:
-        with writing(path) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _kept(name: str) -> dict[str, str]:
+    """Return the lines on record of a bench by job id; the ids are in a file beside the lines."""
+    found = {}
+    for end in ENDS:
+        lines, ids = (HERE / "records" / f"{name}{end}.{kind}" for kind in ("jsonl", "ids"))
+        if ids.exists():
+            pairs = zip(*(path.read_text(encoding="utf-8").splitlines() for path in (ids, lines)), strict=True)
+            found |= dict(pairs)
+    return found
+
+
+def keep(name: str, jobs: Sequence[Job], lines: Mapping[str, str]) -> None:
+    """Write lines, by job id, in the order of the jobs: evaluations to records/NAME.jsonl, attacks to NAME-attacks."""
+    for end, what in zip(ENDS, ("evaluation", "attack"), strict=True):
+        ids = [job.id for job in jobs if job.what == what and job.id in lines]
+        if ids:
+            _write(HERE / "records" / f"{name}{end}.jsonl", [lines[one] for one in ids])
+            _write(HERE / "records" / f"{name}{end}.ids", ids)
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    with writing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def on_record(name: str) -> Results:
     """Return what is on record of a bench: evaluations and attacks."""
-    scored, attacked = (HERE / "records" / f"{name}{end}.jsonl" for end in ("", "-attacks"))
+    scored, attacked = (HERE / "records" / f"{name}{end}.jsonl" for end in ENDS)
     attacks = attacked.read_text(encoding="utf-8").splitlines() if attacked.exists() else []
     return (
         list(read(scored)) if scored.exists() else [],

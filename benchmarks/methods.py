@@ -211,7 +211,7 @@ def main() -> None:
     """Run what is missing, draw the sheets, write the pages."""
     options = arguments(__doc__)
     if not options.pages:
-        run("methods", options.jobs)
+        run("methods", options)
         sheets()
     rows, _ = on_record("methods")
     write(rows)

@@ -171,7 +171,7 @@ def main() -> None:
     chosen = [table for table in TABLES if not options.names or table["protocol"] in options.names]
     for table in chosen:
         if not options.pages:
-            run_bench(f"papers-{table['protocol']}", read(find(table["protocol"])), options.jobs)
+            run_bench(f"papers-{table['protocol']}", read(find(table["protocol"])), options)
     index = [
         "# The papers' tables in miniature",
         "",

@@ -79,7 +79,7 @@ def main() -> None:
     """Run what is missing, then write the page."""
     options = arguments(__doc__)
     if not options.pages:
-        run("presets", options.jobs)
+        run("presets", options)
     write(on_record("presets")[0])
 
 

@@ -176,7 +176,7 @@ def main() -> None:
     """Run what is missing, then write the page."""
     options = arguments(__doc__)
     if not options.pages:
-        run("robustness", options.jobs)
+        run("robustness", options)
         for name in PICTURED:
             strips(on_record("robustness")[1], name)
     write(on_record("robustness")[1])

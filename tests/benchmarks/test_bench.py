@@ -1,0 +1,70 @@
+"""Records of benches: what is on record is not done again, and what was done before a stop is kept."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+if not FOLDER.is_dir():
+    pytest.skip("benchmarks/ comes with a clone only", allow_module_level=True)
+sys.path.insert(0, str(FOLDER))
+bench: Any = __import__("_bench")
+sys.path.remove(str(FOLDER))
+
+EDITS = [SimpleNamespace(id=f"edit{n}", what="edit") for n in (0, 1)]
+OTHERS = [
+    SimpleNamespace(id=f"{what}{n}", what=what, edit_job=EDITS[n]) for n in (0, 1) for what in ("evaluation", "attack")
+]
+
+
+@pytest.fixture
+def done(tmp_path, monkeypatch):
+    """Plan two edits, each judged and attacked; return the ids of the jobs that were done, in order."""
+    finished: list[str] = []
+
+    def work(jobs, *_):
+        for job in jobs:
+            if job.id == "attack1":
+                raise KeyboardInterrupt
+            finished.append(job.id)
+        return SimpleNamespace(failed={})
+
+    (tmp_path / "records").mkdir()
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "FOLDER", tmp_path / "bench")
+    monkeypatch.setattr(bench, "planned", lambda *_: [*EDITS, *OTHERS])
+    monkeypatch.setattr(bench.Model, "load", lambda _: SimpleNamespace(id=""))
+    monkeypatch.setattr(bench, "work", work)
+    monkeypatch.setattr(
+        bench, "_made", lambda _, jobs: {j.id: f'"{j.id}"' for j in jobs if j.id in finished and j.what != "edit"}
+    )
+    return finished
+
+
+def once(again: bool = False) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        bench.run_bench("it", SimpleNamespace(model=""), SimpleNamespace(jobs=1, again=again))
+
+
+def test_a_stopped_bench_goes_on_from_its_records(done, tmp_path):
+    once()
+    assert done == ["edit0", "edit1", "evaluation0", "attack0", "evaluation1"]
+    done.clear()
+    once()
+    assert done == ["edit1"], "only the edit that the missing attack needs"
+    done.clear()
+    once(again=True)
+    assert done[:3] == ["edit0", "edit1", "evaluation0"]
+    lines, ids = ((tmp_path / "records" / f"it-attacks.{end}").read_text().split() for end in ("jsonl", "ids"))
+    assert lines == ['"attack0"']
+    assert ids == ["attack0"]
+
+
+def test_records_of_jobs_that_are_no_longer_planned_go(done, tmp_path, monkeypatch):
+    once()
+    monkeypatch.setattr(bench, "planned", lambda *_: [EDITS[1], *OTHERS[2:]])
+    once()
+    assert (tmp_path / "records" / "it.jsonl").read_text().split() == ['"evaluation1"']
