@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessP
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from efface.errors import BadInput
 from efface.evaluation.bench.folder import Folder
@@ -25,9 +25,9 @@ TRIES = 2  # of a job that raises; a worker that dies does not count
 DEATHS = 3  # of workers while they do one job
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pool(ABC):
-    """Base class of workers that share a folder of results and a store of images."""
+    """Base class of workers that share a folder of results and a store of images; they live until `close`."""
 
     folder: Folder
     store: Store
@@ -35,6 +35,9 @@ class Pool(ABC):
     @abstractmethod
     def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
         """Do jobs; yield every one with its error, "" for none, in the order in which they end."""
+
+    def close(self) -> None:  # noqa: B027, most have nothing to stop
+        """Let the workers go."""
 
 
 @dataclass
@@ -51,6 +54,13 @@ def work(jobs: Sequence[Job], folder: Folder, pool: Pool, say: Callable[[str], N
 
     say: called with a line for each failure.
     """
+    try:
+        return _work(jobs, folder, pool, say)
+    finally:
+        pool.close()
+
+
+def _work(jobs: Sequence[Job], folder: Folder, pool: Pool, say: Callable[[str], None]) -> Outcome:
     folder.make()
     missing = [job for job in jobs if not folder.done(job)]
     out, failed_edits = Outcome(before=len(jobs) - len(missing)), set()
@@ -93,7 +103,7 @@ def attempt(job: Job, root: Path, store: Path) -> str:
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Here(Pool):
     """Do jobs in this process."""
 
@@ -103,26 +113,24 @@ class Here(Pool):
             yield job, attempt(job, self.folder.root, self.store.root)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes(Pool):
     """Do jobs in several processes of this machine, which share its cores."""
 
     count: int
+    _pool: ProcessPoolExecutor | None = field(default=None, init=False, repr=False)
 
     def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
         """Keep every process busy; when one is killed, start anew and do again what was not finished."""
         left, deaths = list(jobs), dict.fromkeys((job.id for job in jobs), 0)
-        threads = max(1, (os.cpu_count() or 1) // self.count)
         while left:
-            context: Any = get_context("spawn")
-            pool = ProcessPoolExecutor(self.count, context, initializer=_prepare, initargs=(threads,))
             running: dict[Future[str], Job] = {}
             queue = list(left)
             try:
                 while queue or running:
                     while queue and len(running) < self.count:
                         job = queue.pop(0)
-                        running[pool.submit(attempt, job, self.folder.root, self.store.root)] = job
+                        running[self._submit(job)] = job
                     ended, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:
                         error = future.result()
@@ -130,13 +138,25 @@ class Processes(Pool):
                         left.remove(job)
                         yield job, error
             except BrokenExecutor:
+                self.close()
                 for job in running.values():
                     deaths[job.id] += 1
                     if deaths[job.id] >= DEATHS:
                         left.remove(job)
                         yield job, f"its worker died {DEATHS} times (out of memory?)"
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, job: Job) -> Future[str]:
+        """Give a job to the processes, which are started with the first one: torch takes its seconds to import."""
+        if self._pool is None:
+            threads, context = max(1, (os.cpu_count() or 1) // self.count), cast("Any", get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=_prepare, initargs=(threads,))
+        return self._pool.submit(attempt, job, self.folder.root, self.store.root)
+
+    def close(self) -> None:
+        """Stop the processes; what they have not begun is not done."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
 
 
 def _prepare(threads: int) -> None:
@@ -147,7 +167,7 @@ def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RayTasks(Pool):
     """Do jobs as tasks of a Ray cluster whose machines share the folder; a task is tried again when its worker is lost.
 
