@@ -15,6 +15,7 @@ def distance(images, others):
     return (images - others).square().mean((1, 2, 3))
 
 
+@pytest.mark.slow
 def test_of_the_same_model_it_is_the_models_own_image(pix):
     found = Completion(first=(0, 1, 3, 5))(Target(pix.original, pix.judge, pix.original), "church", pix.queries)
     assert len(found.queries) == 8
@@ -59,6 +60,7 @@ def test_it_replays_from_a_file(pix, kind, tmp_path):
     torch.testing.assert_close(seen, torch.tensor(found.scores), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_on_sdxl(pix_xl):
     attack = Completion(first=(3,), solver="")
     queries = [replace(query, solver="") for query in pix_xl.queries]  # Euler, which scales its input

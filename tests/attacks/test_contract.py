@@ -56,7 +56,7 @@ def edits() -> dict[str, Edit]:
     return {"weights": UCE(), **guards}
 
 
-@pytest.fixture(params=["weights", "negative", "sld"])
+@pytest.fixture(params=["weights", pytest.param("negative", marks=pytest.mark.slow), "sld"])
 def target(request: pytest.FixtureRequest, tiny: Model):
     edit = edits()[request.param](tiny, [CHURCH])
     with edit.applied(tiny) as edited:

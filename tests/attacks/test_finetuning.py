@@ -23,6 +23,7 @@ CHURCH = Concept("church")
 QUICK = {"steps": 3, "batch": 2, "images": 2, "lr": 1e-3}
 
 
+@pytest.mark.slow
 def test_the_edit_added_to_the_erasing_one_is_the_relearned_model(pix):
     found = Relearning(**QUICK)(Target(pix.edited, pix.judge, pix.original), CHURCH, pix.queries)
     assert found.edit is not None
@@ -57,6 +58,7 @@ def test_the_first_step_is_adamw_on_the_noise_of_the_pictures(pix):
     assert float(((found.edit.delta[name] - wanted).abs() < 2e-5).float().mean()) > 0.95
 
 
+@pytest.mark.slow
 def test_relearning_brings_the_original_prediction_back(pix):
     """Cross-attention alone was changed, and it is trained alone: its loss falls."""
     attack = Relearning(steps=30, batch=6, images=6, lr=5e-3, params="x")
@@ -67,6 +69,7 @@ def test_relearning_brings_the_original_prediction_back(pix):
     assert all(".attn2." in name for name in found.edit.delta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weights", "negative", "sld"])
 def test_lora_leaves_a_low_rank_and_guards_stay(pix, kind, tmp_path):
     model = pix.models[kind]
@@ -134,6 +137,7 @@ def test_half_precision_is_trained_in_fp32(tiny):
     assert float(student.delta()[name].mean()) == pytest.approx(1e-6, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_target_is_left_as_it_was(pix):
     target = Target(pix.edited, pix.judge, pix.original)
     before = {name: weight.detach().clone() for name, weight in pix.edited.weights("").items()}
@@ -145,6 +149,7 @@ def test_the_target_is_left_as_it_was(pix):
     assert torch.equal(pix.edited.generate(pix.queries), image)
 
 
+@pytest.mark.slow
 def test_resume_and_seed(pix, tmp_path):
     attack, target = HarmlessFinetuning(**QUICK), Target(pix.edited, None, pix.original)
     one = attack(target, CHURCH, pix.queries)
@@ -159,6 +164,7 @@ def test_resume_and_seed(pix, tmp_path):
     assert one.cost == two.cost == made
 
 
+@pytest.mark.slow
 def test_on_sdxl(pix_xl):
     target = Target(pix_xl.edited, pix_xl.judge, pix_xl.original)
     found = HarmlessFinetuning(**QUICK)(target, CHURCH, pix_xl.queries)

@@ -48,6 +48,7 @@ def test_it_ascends_to_the_concept(lamp, through):
     assert all(torch.equal(w, before[name]) for name, w in lamp.model.weights("").items())
 
 
+@pytest.mark.slow
 def test_it_beats_the_grid_at_a_fraction_of_its_cost(lamp):
     target = Target(lamp.model, lamp.judge, lamp.model)
     grid = Grid(values=3, steps=(1,), images=(1,), survivors=(1,))(target, "0", LIKE)
@@ -83,6 +84,7 @@ def test_the_best_are_ranked_again_with_more_images(lamp):
     assert set(found.scores[2:]) <= {0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_seed(lamp):
     attack, target = (
         Gradient(restarts=2, coarse=2, iterations=2, noises=1, ranking=1, final=2),

@@ -33,6 +33,7 @@ def test_how_many_prompts_there_are():
     assert [len(points(values, 8)) for values in (2, 3, 4, 5)] == [256, 6561, 65536 - 256, 390_625 - 6560]
 
 
+@pytest.mark.slow
 def test_it_finds_the_best_point_of_the_grid(lamp):
     grid = Grid(values=3, steps=(1, 2), images=(1, 2), survivors=(50, 5), more=1, replays=0)
     found = grid(Target(lamp.model, lamp.judge), "0", LIKE)
@@ -94,6 +95,7 @@ def test_the_first_round_is_drawn_more_often_where_the_concept_is_rare(lamp):
     assert first["images"] == 256 * 6
 
 
+@pytest.mark.slow
 def test_it_says_how_often_a_finalist_would_be_dropped(lamp):
     """The chance that it says for the best point is how often many searches do drop that point."""
     grid = Grid(values=2, steps=(1, 1), images=(1, 64), survivors=(12, 8), more=1, replays=50)

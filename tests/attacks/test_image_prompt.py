@@ -95,12 +95,14 @@ def test_the_steps_are_those_recomputed_by_hand(pix, follow, kind):
     assert found.cost["backward"] == 2 * 4
 
 
+@pytest.mark.slow
 def test_descending_brings_the_prediction_to_its_goal(pix):
     attack = ImagePrompt(iterations=20, timesteps=1, lr=0.1, pull=0.0)
     losses = attack(Target(pix.edited, None, pix.original), CHURCH, pix.queries[:1]).about["loss"]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
+@pytest.mark.slow
 def test_with_a_judge_each_query_keeps_its_best_picture(pix):
     target = Target(pix.edited, pix.judge, pix.original)
     found = ImagePrompt(**FEW)(target, CHURCH, pix.queries)
@@ -114,6 +116,7 @@ def test_with_a_judge_each_query_keeps_its_best_picture(pix):
     assert again.about["timesteps"][0] == 0
 
 
+@pytest.mark.slow
 def test_resume_replay_and_rows(pix, tmp_path):
     """Rows do not depend on each other, a stopped run resumes to the same, and the finding survives a file."""
     target, attack = Target(pix.edited, pix.judge, pix.original), ImagePrompt(**FEW)
@@ -151,6 +154,7 @@ class Stop(Judge):
         return self.judge.objects(images)
 
 
+@pytest.mark.slow
 def test_on_sdxl(pix_xl):
     queries = [replace(query, solver="") for query in pix_xl.queries]
     attack = ImagePrompt(**FEW, solver="")

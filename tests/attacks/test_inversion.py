@@ -249,6 +249,7 @@ def test_calls_are_those_made(tiny):
         assert sum(made) == 2 * objective.calls, (kind, loss)
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_others(tiny):
     """Attempts in one batch, in parts, fewer of them, and one alone end at the same vectors."""
     edited = moved(tiny).guarded(guard("negative", tiny))

@@ -51,6 +51,7 @@ def test_inversion_is_the_inverse_of_the_solver(tiny, steps):
     assert float((once - first).abs().mean()) > 5 * float((back - first).abs().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pix", "pix_xl"])
 def test_on_the_original_the_picture_comes_back_from_likely_noise(name, request):
     pix = request.getfixturevalue(name)
@@ -67,6 +68,7 @@ def test_on_the_original_the_picture_comes_back_from_likely_noise(name, request)
     assert all(0 < q < 1 for q in found.about["norm quantile"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weights", "negative", "sld"])
 def test_optimising_brings_the_picture_nearer(pix, kind):
     target, queries = Target(pix.models[kind], None, pix.original), [replace(q, steps=3) for q in pix.queries]
@@ -96,6 +98,7 @@ def test_the_inversion_is_guided_as_the_query_is(pix, kind):
     torch.testing.assert_close(found.queries[0].latents, wanted, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_more_rounds_bring_the_picture_nearer(pix):
     target = Target(pix.edited, None, pix.original)
     few, many = (LatentInversion(images=2, rounds=n)(target, "church", LIKE) for n in (0, 6))
@@ -103,6 +106,7 @@ def test_more_rounds_bring_the_picture_nearer(pix):
     assert few.cost == {"images": 4, "calls": 6 + 6 * 2, "backward": 0}
 
 
+@pytest.mark.slow
 def test_a_folder_batches_and_resume(pix, tmp_path):
     for i in range(3):
         pixels = (pix.judge.images[i % 2] * (255 - 60 * i)).byte().permute(1, 2, 0).numpy()

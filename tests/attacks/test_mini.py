@@ -20,6 +20,7 @@ def target() -> Target:
     return Target(model, judge_of("mini"), model)
 
 
+@pytest.mark.slow
 def test_a_grid_of_mixtures_of_prompts_finds_the_concept_among_them(target: Target):
     prompts = ["a picture of a church", "a picture of a dog"]
     grid = Grid(values=3, steps=(4,), images=(2,), survivors=(4,))
@@ -46,6 +47,7 @@ def test_gradient_ascent_brings_the_concept(target: Target, attack: Gradient):
     assert attack(target, table("mini")["church"], LIKE).scores[0] > 0.5
 
 
+@pytest.mark.slow
 def test_gradient_ascent_goes_through_the_sampler_and_keeps_the_prompts_norms(target: Target):
     few = {"restarts": 1, "iterations": 2, "noises": 1, "steps": 1, "ranking": 1, "final": 0}
     found = Gradient(**few, lr=0.3)(target, table("mini")["church"], LIKE)

@@ -123,6 +123,7 @@ def test_a_step_is_adamw_of_the_variables_and_the_tokens_are_their_projection(ti
     assert found.about["rows"][0]["ids"] == final == ids_of(tiny, found.queries[0].prompt)
 
 
+@pytest.mark.slow
 def test_the_image_most_like_the_original_s_is_kept(tiny, monkeypatch, eye, attack_on):
     """By the judge's CLIP; by the probability of the concept where it has none."""
     clip = eye(clip=True)
@@ -146,6 +147,7 @@ def test_the_image_most_like_the_original_s_is_kept(tiny, monkeypatch, eye, atta
     assert float(plain.seen(again.replay(plain.edited), DOG)) == pytest.approx(again.scores[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_it_can_stop_at_the_first_success(tiny, eye, attack_on):
     for stop, rounds in ((True, 1), (False, 3)):
         found = P4D(tokens=2, steps=6, look=2, stop=stop)(attack_on(tiny, eye(always=True)), DOG, LIKE)
@@ -170,6 +172,7 @@ def test_k_keeps_the_prompt_and_puts_a_token_before_it_and_after_every_third(tin
     assert [one for i, one in enumerate(own) if i not in free] == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "guard"), [("tiny", "sld"), ("tiny_xl", "negative")])
 def test_it_runs_through_guards_and_on_sdxl_and_replays(name, guard, request, tmp_path, eye, attack_on):
     target = attack_on(request.getfixturevalue(name), eye(), guard)
@@ -196,6 +199,7 @@ def test_a_stateful_guard_is_run_through_earlier_timesteps(tiny, monkeypatch, ey
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_each_other(tiny, eye, attack_on):
     target, attack = attack_on(tiny, eye()), P4D(tokens=2, steps=4, look=2, lr=1.0)
     queries = [LIKE, Query("a red dog", seed=9, steps=2)]
@@ -205,6 +209,7 @@ def test_rows_do_not_depend_on_each_other(tiny, eye, attack_on):
     assert [together[0], together[1]] == [one.about["rows"][0]["ids"] for one in alone]
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes(tiny, tmp_path, eye, attack_on):
     attack = P4D(tokens=2, steps=8, look=2, lr=1.0)
     whole = attack(attack_on(tiny, eye()), DOG, LIKE, seed=3)

@@ -58,6 +58,7 @@ def test_the_loss_is_the_distance_to_the_prompt_with_more_of_the_concept(name, b
     assert found.cost["calls"] == found.cost["images"] == 0
 
 
+@pytest.mark.slow
 def test_it_finds_the_best_prompt_of_one_token(tiny):
     """With every token tried the optimum is known."""
     attack = RingABell(length=1, population=96, generations=8, mutation=1.0, crossover=0.0, keep=False, eta=1.0)

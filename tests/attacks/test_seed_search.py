@@ -32,6 +32,7 @@ def test_on_the_original_it_succeeds_at_once_and_stops(pix):
     assert on.about["tried"] == 6
 
 
+@pytest.mark.slow
 def test_seed_and_resume(pix, tmp_path):
     target, attack = Target(pix.edited, pix.judge), SeedSearch(tries=3, batch=2)
     one, other = (attack(target, "church", pix.queries, seed) for seed in (0, 1))

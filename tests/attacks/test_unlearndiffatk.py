@@ -166,6 +166,7 @@ def test_forbidden_and_typable(tiny, eye, attack_on):
     assert all(found.about["retokenises"])
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes(tiny, tmp_path, eye, attack_on):
     attack = UnlearnDiffAtk(tokens=2, timesteps=3, iterations=2, lr=0.3)
     queries = [LIKE, Query("a fox", seed=1, steps=1)]

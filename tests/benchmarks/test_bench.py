@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from efface.concept import Concept
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 if not FOLDER.is_dir():
     pytest.skip("benchmarks/ comes with a clone only", allow_module_level=True)
@@ -14,9 +16,12 @@ sys.path.insert(0, str(FOLDER))
 bench: Any = __import__("_bench")
 sys.path.remove(str(FOLDER))
 
-EDITS = [SimpleNamespace(id=f"edit{n}", what="edit") for n in (0, 1)]
+CONCEPTS = [(Concept("church"),), (Concept("dog"),)]
+EDITS = [SimpleNamespace(id=f"edit{n}", what="edit", concepts=CONCEPTS[n]) for n in (0, 1)]
 OTHERS = [
-    SimpleNamespace(id=f"{what}{n}", what=what, edit_job=EDITS[n]) for n in (0, 1) for what in ("evaluation", "attack")
+    SimpleNamespace(id=f"{what}{n}", what=what, edit_job=EDITS[n], concepts=CONCEPTS[n])
+    for n in (0, 1)
+    for what in ("evaluation", "attack")
 ]
 
 
@@ -44,9 +49,13 @@ def done(tmp_path, monkeypatch):
     return finished
 
 
+def run(again: bool = False, only: tuple[str, ...] = ()) -> None:
+    bench.run_bench("it", SimpleNamespace(model=""), SimpleNamespace(jobs=1, again=again, only=only))
+
+
 def once(again: bool = False) -> None:
     with pytest.raises(KeyboardInterrupt):
-        bench.run_bench("it", SimpleNamespace(model=""), SimpleNamespace(jobs=1, again=again))
+        run(again)
 
 
 def test_a_stopped_bench_goes_on_from_its_records(done, tmp_path):
@@ -61,6 +70,15 @@ def test_a_stopped_bench_goes_on_from_its_records(done, tmp_path):
     lines, ids = ((tmp_path / "records" / f"it-attacks.{end}").read_text().split() for end in ("jsonl", "ids"))
     assert lines == ['"attack0"']
     assert ids == ["attack0"]
+
+
+def test_only_some_concepts(done, tmp_path):
+    run(only=("church",))
+    run(only=("church",))
+    assert done == ["edit0", "evaluation0", "attack0"]
+    assert (tmp_path / "records" / "it.ids").read_text().split() == ["evaluation0"]
+    once()
+    assert done[3:] == ["edit1", "evaluation1"]
 
 
 def test_records_of_jobs_that_are_no_longer_planned_go(done, tmp_path, monkeypatch):

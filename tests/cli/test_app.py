@@ -96,6 +96,7 @@ def test_erase_equals_the_python_call(invoke: Invoke, tiny: Model) -> None:
     assert Edit.load("church.safetensors") == edit
 
 
+@pytest.mark.slow
 def test_names_come_from_the_table(invoke: Invoke) -> None:
     code, _, _ = invoke("erase", "uce", "neon", "--model", "../known", "-o", "neon.safetensors")
     assert code == 0
@@ -121,6 +122,7 @@ def test_generate(invoke: Invoke, work: Path) -> None:
     assert sorted(p.suffix for p in work.iterdir()) == [".png", ".png", ".safetensors"]
 
 
+@pytest.mark.slow
 def test_edits_of_generate_add_up(invoke: Invoke) -> None:
     invoke(*ERASE)
     few = ("generate", "a church", "--model", "../tiny", "--steps", 2)
@@ -161,6 +163,7 @@ def test_stream_gives_the_same_edit(invoke: Invoke) -> None:
     assert torch.allclose(*product, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_export_writes_a_model_that_draws_the_edited_images(invoke: Invoke, work: Path) -> None:
     invoke(*ERASE)
     code, _, err = invoke("export", "church.safetensors", "--model", "../tiny", "-o", "erased")
@@ -195,6 +198,7 @@ def test_evaluate(invoke: Invoke, work: Path) -> None:
     assert out.splitlines()[-1] == "out.json"
 
 
+@pytest.mark.slow
 def test_evaluate_computes_the_metrics_that_are_named_and_prints_them(invoke: Invoke, work: Path) -> None:
     invoke("erase", "uce", "church", "--model", "../known", "-o", "church.safetensors")
     code, out, err = invoke(
@@ -304,6 +308,7 @@ def test_refusals_are_one_line_and_leave_nothing(
     assert sorted(work.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_edit_of_another_model_is_refused(invoke: Invoke, work: Path, folder2: Path) -> None:
     invoke(*ERASE)
     code, _, err = invoke("generate", "a church", "--model", folder2, "--edit", "church.safetensors", "-o", "x.png")
@@ -389,6 +394,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_missing_torchvision_gives_no_warning(work: Path) -> None:
     """Other warnings of the same module still come through."""
     args = ("generate", "a church", "--model", "../tiny", "--steps", "1", "-o", "one.png")

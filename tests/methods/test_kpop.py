@@ -291,6 +291,7 @@ def test_size_and_several_concepts(tiny):
     assert key.extra["prompt"].shape == (1, 48, 32)
 
 
+@pytest.mark.slow
 def test_preserved_concepts_change_less(tiny):
     free, _ = train(tiny, steps=12, lr=3e-3, source="base")
     held, _ = train(tiny, preserve=["dog"], steps=12, lr=3e-3, source="base", preserve_weight=10.0)

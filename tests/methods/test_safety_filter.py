@@ -84,6 +84,7 @@ def mini():
     return Model.load("mini")
 
 
+@pytest.mark.slow
 def test_on_mini_it_blanks_what_its_judge_sees_and_nothing_else(mini, tmp_path, monkeypatch):
     """Saved and loaded, on prompts of the concept, of a relative and of something else."""
     queries = [

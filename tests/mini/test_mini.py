@@ -21,6 +21,7 @@ def mini():
     return Model.load("mini")
 
 
+@pytest.mark.slow
 def test_loading_makes_no_spare_network_and_imports_no_training_code():
     """Initial weights would be drawn at random. How long it takes is measured in benchmarks/mini_speed.py."""
     script = """
@@ -62,6 +63,7 @@ def test_generates_what_it_is_asked_for(mini):
     assert (judge("mini").style_probs(images).argmax(1) == 0).float().mean() >= 0.85
 
 
+@pytest.mark.slow
 def test_generates_styles(mini):
     asked = [(text, style) for text in PLAIN[::6] for style in STYLES]
     images = mini.generate([Query(f"{text} in the style of {style}", 0, steps=8) for text, style in asked])

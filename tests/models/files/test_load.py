@@ -232,6 +232,7 @@ def test_a_folder_of_half_precision_variants_only_is_read(folder: Path, tmp_path
     assert Model.load(own).weights("").keys() == Model.load(folder).weights("").keys()
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_the_folder_in_the_cache(folder_xl: Path, tmp_path: Path):
     """In a process of its own, since the hub's cache folder is read from the environment at import."""
     home = tmp_path / "models--some--model"

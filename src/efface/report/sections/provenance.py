@@ -13,9 +13,11 @@ ORDER = 50
 TEMPLATE = """
 <section>
 <h2>How these numbers were made</h2>
+{% if page.many %}<details><summary>The {{ edits | length }} edits</summary>{% endif %}
 {% for column in page.columns %}
 <details><summary>{{ column.name }}: the edit</summary><pre>{{ edits[loop.index0] }}</pre></details>
 {% endfor %}
+{% if page.many %}</details>{% endif %}
 <details><summary>Judge, prompts, seeds, sampler, versions</summary><pre>{{ profile }}</pre></details>
 {% if page.commands %}
 <p>Commands that give the same numbers:</p>
