@@ -30,7 +30,6 @@ def painted(folder: Path) -> scenes.Scenes:
 
 def latents(folder: Path) -> None:
     """Encode the scenes, once."""
-    torch.set_num_threads(2)
     codec = load_averaged(vae.autoencoder(), folder / "vae.safetensors")
     codes = unet.latents_of(codec, painted(folder))
     scale = 1 / codes[:, :4].float().std()
