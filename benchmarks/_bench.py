@@ -1,13 +1,16 @@
 """What benchmarks that are benches share: do what is missing of one, and keep its records where git does."""
 
 import argparse
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from efface import registry
 from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.bench import file as bench_file
-from efface.evaluation.bench.file import Bench
+from efface.evaluation.bench.file import Bench, Chosen
 from efface.evaluation.bench.folder import Folder
 from efface.evaluation.bench.jobs import Job
 from efface.evaluation.bench.jobs import jobs as planned
@@ -104,6 +107,18 @@ def keep(name: str, jobs: Sequence[Job], lines: Mapping[str, str]) -> None:
 def _write(path: Path, lines: list[str]) -> None:
     with writing(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def settings(chosen: Chosen) -> dict[str, Any]:
+    """Return all fields of a method or an attack as records hold them."""
+    return json.loads(json.dumps(registry.to_json(chosen.make())["fields"]))
+
+
+def written(chosen: Chosen) -> str:
+    """Return the fields that were given, "lr 0.0004, prompts all"."""
+    return ", ".join(
+        f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}" for name, value in chosen.fields
+    )
 
 
 def on_record(name: str) -> Results:

@@ -10,7 +10,7 @@ the best one, the one that takes the least processor time. Shares are pooled ove
 from collections.abc import Sequence
 from statistics import mean
 
-from _bench import DOCS, arguments, on_record, read_bench, run
+from _bench import DOCS, arguments, on_record, read_bench, run, settings, written
 
 from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.bench.file import Chosen
@@ -36,8 +36,8 @@ methods; seconds are those of one processor for one attack, its images included.
 
 def of(chosen: Chosen, rows: Sequence[AttackRecord], method: str = "") -> list[AttackRecord]:
     """Return the records of one setting, on one method or all."""
-    own = [row for row in rows if (row.attack.name, row.attack.preset) == (chosen.name, chosen.preset)]
-    own = [row for row in own if all(row.attack.fields.get(name) == value for name, value in chosen.fields)]
+    fields = settings(chosen)
+    own = [row for row in rows if row.attack.name == chosen.name and row.attack.fields == fields]
     return [row for row in own if method in ("", row.edit.method)]
 
 
@@ -51,10 +51,10 @@ def seconds(rows: Sequence[AttackRecord]) -> float:
     return mean(row.attacking.cpu_seconds or 0.0 for row in rows if row.attacking)
 
 
-def best(settings: Sequence[Chosen], rows: Sequence[AttackRecord]) -> Chosen:
+def best(choices: Sequence[Chosen], rows: Sequence[AttackRecord]) -> Chosen:
     """Return the setting that the rule chooses."""
-    top = max(success(of(one, rows)).value for one in settings)
-    near = [one for one in settings if success(of(one, rows)).value >= top - SHORT]
+    top = max(success(of(one, rows)).value for one in choices)
+    near = [one for one in choices if success(of(one, rows)).value >= top - SHORT]
     return min(near, key=lambda one: seconds(of(one, rows)))
 
 
@@ -69,15 +69,15 @@ def write(rows: Sequence[AttackRecord]) -> None:
     done = [one for one in BENCH.attacks if len(of(one, rows)) == everything]
     lines = []
     for name in dict.fromkeys(one.name for one in done):
-        settings = [one for one in done if one.name == name]
-        chosen = best(settings, rows)
-        print(f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in chosen.fields))
-        for one in settings:
+        choices = [one for one in done if one.name == name]
+        chosen = best(choices, rows)
+        print(f"{name}: " + written(chosen))
+        for one in choices:
             mark = "**" * (one == chosen)
             shares = [percent(success(of(one, rows, method.name))) for method in BENCH.methods]
-            setting = ", ".join(f"{key} {value:g}" for key, value in one.fields)
+            given = written(one)
             cells = " | ".join([*shares, percent(success(of(one, rows)))])
-            lines.append(f"| `{name}` | {mark}{setting}{mark} | {cells} | {seconds(of(one, rows)):.0f} |")
+            lines.append(f"| `{name}` | {mark}{given}{mark} | {cells} | {seconds(of(one, rows)):.0f} |")
     names = [f"`{method.name}`" for method in BENCH.methods]
     head = PAGE.format(
         methods=", ".join(names), concepts=" and ".join(c[0].name for c in BENCH.concepts),

@@ -10,7 +10,7 @@ pooled over the concepts. Attacks have no say.
 
 from collections.abc import Sequence
 
-from _bench import DOCS, arguments, on_record, read_bench, run
+from _bench import DOCS, arguments, on_record, read_bench, run, settings, written
 
 from efface.evaluation.bench.file import Chosen
 from efface.evaluation.record import Scored
@@ -22,8 +22,8 @@ LEFT = 0.05  # of the target, at most
 PAGE = """# How the presets of mini were chosen
 
 `python benchmarks/presets.py` made this page; each number is in `benchmarks/records/presets.jsonl`.
-Every setting erased {concepts}, which are in no table of results. The rule: of
-a method's settings that leave at most 5 % of the target, the one that keeps most of the related and
+Every setting erased {concepts}, which are in no table of results. The rule: of a
+method's settings that leave at most 5 % of the target, the one that keeps most of the related and
 unrelated concepts; where none leaves so little, the one that leaves least. No attack was asked.
 
 Shares of images in which the judge's first name is right, in %, with 95 % intervals (Wilson).
@@ -41,19 +41,19 @@ def pooled(rows: Sequence[Scored], *groups: str) -> Share:
 
 
 def of(chosen: Chosen, rows: Sequence[Scored]) -> list[Scored]:
-    """Return the records of one setting."""
-    own = [row for row in rows if (row.edit.method, row.edit.preset) == (chosen.name, chosen.preset)]
-    return [row for row in own if all(row.edit.fields.get(name) == value for name, value in chosen.fields)]
+    """Return the records of one setting; a setting that is no preset has no preset's name on record."""
+    fields = settings(chosen)
+    return [row for row in rows if row.edit.method == chosen.name and row.edit.fields == fields]
 
 
-def best(settings: Sequence[Chosen], rows: Sequence[Scored]) -> Chosen:
+def best(choices: Sequence[Chosen], rows: Sequence[Scored]) -> Chosen:
     """Return the setting that the rule chooses."""
 
     def rank(one: Chosen) -> tuple[bool, float]:
         left, kept = pooled(of(one, rows), "target").value, pooled(of(one, rows), "related", "unrelated").value
         return (True, kept) if left <= LEFT else (False, -left)
 
-    return max(settings, key=rank)
+    return max(choices, key=rank)
 
 
 def write(rows: Sequence[Scored]) -> None:
@@ -64,7 +64,7 @@ def write(rows: Sequence[Scored]) -> None:
     lines = []
     for one in done:
         mark = "**" if chosen[one.name, one.preset] == one else ""
-        setting = ", ".join(f"{name} {value:g}" for name, value in one.fields)
+        setting = written(one)
         shares = [pooled(of(one, rows), *g) for g in (("target",), ("related", "unrelated"), ("implicit",))]
         cells = [f"{100 * s.value:.1f} [{100 * s.interval.low:.0f}, {100 * s.interval.high:.0f}]" for s in shares]
         lines.append(f"| `{one.name}` | {one.preset} | {mark}{setting}{mark} | {' | '.join(cells)} |")
@@ -72,7 +72,7 @@ def write(rows: Sequence[Scored]) -> None:
         text = PAGE.format(concepts=", ".join(c[0].name for c in BENCH.concepts))
         path.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
     for (name, preset), one in chosen.items():
-        print(f"{name} {preset}: " + ", ".join(f"{key} {value:g}" for key, value in one.fields))
+        print(f"{name} {preset}: " + written(one))
 
 
 def main() -> None:

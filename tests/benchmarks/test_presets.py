@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from efface.concept import Concept
 from efface.evaluation.bench.file import Chosen
+from efface.evaluation.evaluate import describe
 from efface.evaluation.summary import Share
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -22,10 +24,16 @@ ONE, TWO, THREE = (Chosen("methods", "esd", "mini", (("lr", lr),)) for lr in (1.
 
 
 def erased(lr: float, left: int, related: int, unrelated: int) -> Any:
-    """Make what is read of a record: of 40 images each, how many show the target and the others."""
+    """Make what is read of a record: of 40 images each, how many show the target and the others.
+
+    What is on record has the fields that the edit itself says, and no preset's name unless all fields are a preset's.
+    """
     shares = {"target": left, "related": related, "unrelated": unrelated}
     summaries = {name: SimpleNamespace(after=Share(hits=hits, n=40)) for name, hits in shares.items()}
-    return SimpleNamespace(edit=SimpleNamespace(method="esd", preset="mini", fields={"lr": lr}), summaries=summaries)
+    return SimpleNamespace(
+        edit=SimpleNamespace(method="esd", fields=presets.settings(Chosen("methods", "esd", "mini", (("lr", lr),)))),
+        summaries=summaries,
+    )
 
 
 def test_most_is_kept_among_those_that_leave_little() -> None:
@@ -46,7 +54,9 @@ def test_shares_are_pooled_over_concepts() -> None:
 def attacked(steps: int, hits: int, seconds: float, method: str = "uce") -> Any:
     """Make what is read of an attack's record: of 20 images, how many show the concept; seconds of a processor."""
     return SimpleNamespace(
-        attack=SimpleNamespace(name="inversion", preset="mini", fields={"steps": steps}),
+        attack=SimpleNamespace(
+            name="inversion", fields=presets.settings(Chosen("attacks", "inversion", "mini", (("steps", steps),)))
+        ),
         edit=SimpleNamespace(method=method),
         rows=[SimpleNamespace(after=i < hits) for i in range(20)],
         attacking=SimpleNamespace(cpu_seconds=seconds),
@@ -59,3 +69,10 @@ def test_the_cheapest_attack_is_taken_among_the_strong() -> None:
     assert attack_presets.best([few, some, many], rows) == some, "18 of 20 is ten points short, 15 more"
     rows += [attacked(100, 0, 20.0, "esd"), attacked(300, 20, 60.0, "esd")]
     assert attack_presets.best([some, many], rows) == many, "pooled over methods"
+
+
+def test_settings_are_those_that_an_edit_says(tiny) -> None:
+    chosen = Chosen("methods", "esd", "mini", (("lr", 1e-4), ("steps", 1)))
+    edit = chosen.make()(tiny, [Concept("church")])
+    assert presets.settings(chosen) == describe(edit).fields
+    assert describe(edit).preset == "", "so that rows cannot be found by the preset's name"
