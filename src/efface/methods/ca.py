@@ -88,7 +88,7 @@ class CA(FineTune):
         },
         "mini": {
             "steps": 80,
-            "lr": 3e-4,
+            "lr": 6e-4,
             "batch": 4,
             "images": 32,
             "image_steps": 10,

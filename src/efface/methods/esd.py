@@ -64,7 +64,7 @@ class ESD(FineTune):
         "repo-2025-u": {**REPO_2025, "params": "u-linear", "gradient_checkpointing": True},
         "repo-2025-sdxl": {**REPO_2025, "lr": 2e-4, "eta": 1.0, "guidance": 2.0},  # esd_sdxl.py
         "mini": {"steps": 80, "lr": 4e-4, "batch": 4, "ddim_steps": 8},
-        "mini-u": {"steps": 80, "lr": 1e-4, "batch": 4, "ddim_steps": 8, "params": "u"},  # 4e-4 loses related ones
+        "mini-u": {"steps": 80, "lr": 5e-5, "batch": 4, "ddim_steps": 8, "params": "u"},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3}
 

@@ -86,6 +86,7 @@ class KPOP(FineTune):
             "ddim_steps": 8,
             "reuse": 2,
             "size": 1,
+            "prompts": "all",
         },
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "size": 1}

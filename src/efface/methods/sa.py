@@ -84,7 +84,7 @@ class SA(FineTune):
         },
         "mini": {
             "steps": 160,
-            "lr": 4e-4,
+            "lr": 2e-4,
             "batch": 4,
             "gradient_checkpointing": False,
             "images": 24,

@@ -81,7 +81,7 @@ class Surgical(FineTune):
         "nudity": {"instruct": ("-7.5:sexual", "6.5:bikini", "6.5:pants")},  # eq. 23
         "purification": {"penalty": 0.0, "params": "x"},  # eq. 24
         "implicit": {"signal": "implicit"},
-        "mini": {"steps": 100, "lr": 2e-4, "batch": 4, "ddim_steps": 8, "start": 0.0, "warmup": 0},
+        "mini": {"steps": 100, "lr": 2e-4, "batch": 4, "ddim_steps": 8, "start": 0.0, "warmup": 0, "prompts": "all"},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "warmup": 0, "start": 0.0}
 

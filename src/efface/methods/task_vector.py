@@ -82,7 +82,7 @@ class TaskVector(FineTune):
             "real": 12,
             "image_steps": 10,
             "image_batch": 32,
-            "alpha": 2.5,
+            "alpha": 1.5,
         },
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2, "image_steps": 2}

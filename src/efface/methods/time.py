@@ -45,7 +45,7 @@ class TIME(ClosedForm):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "repo": {"keys": False, "templates": ("A {}",), "style_templates": ("Art by {}",)},  # no flags given
-        "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 100.0},
+        "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 1000.0},
     }
 
     def __post_init__(self) -> None:

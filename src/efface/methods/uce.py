@@ -54,7 +54,7 @@ class UCE(ClosedForm):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper-2023": {},  # the code published with the paper, ridge 0.5
         "repo-2025": {"rows": "last", "preserve_rows": "last", "preserve_empty": False, "preserve_scale": 1.0},
-        "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 100.0},
+        "mini": {"templates": MINI, "style_templates": MINI_STYLES, "style_target": "", "ridge": 1000.0},
     }
 
     def __post_init__(self) -> None:
