@@ -12,7 +12,7 @@ from statistics import median
 
 from _bench import DOCS, FOLDER, HERE, arguments, on_record, read_bench, run
 
-from efface.concept import table
+from efface.concept import Concept, table
 from efface.edits.edit import Edit
 from efface.evaluation.bench.file import Chosen
 from efface.evaluation.bench.folder import Folder
@@ -35,8 +35,8 @@ INTRO = """# Every method on mini
 edits again.
 
 Images: {steps} steps of {solver}, guidance {guidance:g}.
-Presets called `mini` were chosen once for all concepts on {development},
-which are in no table ([how](presets.md)). Half of the other objects are preserved; for a style, half
+Presets called `mini` were chosen once for all concepts on {development}, which are
+in no table ([how](presets.md)). Half of the other objects are preserved; for a style, half
 of the other styles too.
 
 - *Erased*: share of images of the concept in which the judge no longer names it first (ESR-1), or
@@ -127,7 +127,16 @@ def section(title: str, rows: Sequence[Scored], kind: str, columns: Sequence[str
             cells = " | ".join(COLUMNS[name](own) for name in shown)
             lines.append(f"| `{chosen.name}`{missing} | {chosen.preset} | {cells} |")
     counts = ", ".join(f"{group} {summary.after.n}" for group, summary in rows[0].summaries.items())
-    return [*lines, "", f"Images a concept and method: {counts}.", ""]
+    lines += ["", f"Images a concept and method: {counts}."]
+    done = {" and ".join(row.concepts) for row in rows}
+    wanted = [" and ".join(one.name for one in c) for c in BENCH.concepts if _kind(c) == kind]
+    left = [name for name in wanted if name not in done]
+    lines += [f"**Not measured yet: {', '.join(left)}.**"] if left else []
+    return [*lines, ""]
+
+
+def _kind(concepts: Sequence[Concept]) -> str:
+    return "several" if len(concepts) > 1 else concepts[0].kind
 
 
 def write(rows: Sequence[Scored]) -> None:
@@ -137,7 +146,7 @@ def write(rows: Sequence[Scored]) -> None:
     sampling = rows[0].sampling
     about = {"steps": sampling.steps, "solver": sampling.solver, "guidance": sampling.guidance}
     lines = [
-        INTRO.format(**about, development=", ".join(development)),
+        INTRO.format(**about, development=" and ".join(development)),
         "![erased against others](../assets/methods.svg)",
         "",
     ]
