@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efface import registry
+from efface.errors import BadFile
 from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.bench import file as bench_file
 from efface.evaluation.bench.file import Bench, Chosen
@@ -58,14 +59,16 @@ def run_bench(name: str, bench: Bench, options: argparse.Namespace) -> None:
     """
     jobs = planned(bench, Model.load(bench.model).id)
     folder, store = Folder(FOLDER), Store.default()
-    known = {} if options.again else _kept(name)
-    todo = [job for job in jobs if job.what != "edit" and job.id not in known]
+    known = _kept(name)
+    todo = [job for job in jobs if job.what != "edit" and (options.again or job.id not in known)]
     if options.only:
         todo = [job for job in todo if {concept.name for concept in job.concepts} <= set(options.only)]
     needed = {job.edit_job.id for job in todo}
     todo = [job for job in jobs if job.id in needed] + todo
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))  # of the processes started below
     with folder.alone():
+        for job in todo if options.again else ():
+            folder.path(job).unlink(missing_ok=True)
         pool = Processes(folder, store, options.jobs) if options.jobs > 1 else Here(folder, store)
         try:
             outcome = work(todo, folder, pool, lambda line: print(line, flush=True))
@@ -85,13 +88,18 @@ def _made(folder: Folder, jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def _kept(name: str) -> dict[str, str]:
-    """Return the lines on record of a bench by job id; the ids are in a file beside the lines."""
+    """Return the lines on record of a bench by job id; the ids are in a file beside the lines.
+
+    Raises `BadFile` when the two do not belong together.
+    """
     found = {}
     for end in ENDS:
         lines, ids = (HERE / "records" / f"{name}{end}.{kind}" for kind in ("jsonl", "ids"))
         if ids.exists():
-            pairs = zip(*(path.read_text(encoding="utf-8").splitlines() for path in (ids, lines)), strict=True)
-            found |= dict(pairs)
+            keys, values = (path.read_text(encoding="utf-8").splitlines() for path in (ids, lines))
+            if len(keys) != len(values):
+                raise BadFile(f"{ids.name} names {len(keys)} jobs, {lines.name} has {len(values)} lines: restore both")
+            found |= dict(zip(keys, values, strict=True))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from efface.concept import Concept
+from efface.errors import BadFile
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 if not FOLDER.is_dir():
@@ -43,6 +44,7 @@ def done(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "planned", lambda *_: [*EDITS, *OTHERS])
     monkeypatch.setattr(bench.Model, "load", lambda _: SimpleNamespace(id=""))
     monkeypatch.setattr(bench, "work", work)
+    monkeypatch.setattr(bench.Folder, "path", lambda _, job: tmp_path / job.id)
     monkeypatch.setattr(
         bench, "_made", lambda _, jobs: {j.id: f'"{j.id}"' for j in jobs if j.id in finished and j.what != "edit"}
     )
@@ -66,7 +68,7 @@ def test_a_stopped_bench_goes_on_from_its_records(done, tmp_path):
     assert done == ["edit1"], "only the edit that the missing attack needs"
     done.clear()
     once(again=True)
-    assert done[:3] == ["edit0", "edit1", "evaluation0"]
+    assert done == ["edit0", "edit1", "evaluation0", "attack0", "evaluation1"]
     lines, ids = ((tmp_path / "records" / f"it-attacks.{end}").read_text().split() for end in ("jsonl", "ids"))
     assert lines == ['"attack0"']
     assert ids == ["attack0"]
@@ -79,6 +81,24 @@ def test_only_some_concepts(done, tmp_path):
     assert (tmp_path / "records" / "it.ids").read_text().split() == ["evaluation0"]
     once()
     assert done[3:] == ["edit1", "evaluation1"]
+
+
+def test_measuring_some_again_leaves_the_others_on_record(done, tmp_path):
+    once()
+    stale = tmp_path / "evaluation0"
+    stale.write_text("an old result")
+    done.clear()
+    run(again=True, only=("church",))
+    assert done == ["edit0", "evaluation0", "attack0"]
+    assert not stale.exists(), "or it would be taken for the new one"
+    assert (tmp_path / "records" / "it.ids").read_text().split() == ["evaluation0", "evaluation1"]
+
+
+def test_ids_and_lines_that_do_not_belong_together(done, tmp_path):
+    once()
+    (tmp_path / "records" / "it.ids").write_text("evaluation0\n")
+    with pytest.raises(BadFile, match="names 1 jobs"):
+        run()
 
 
 def test_records_of_jobs_that_are_no_longer_planned_go(done, tmp_path, monkeypatch):
