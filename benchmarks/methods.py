@@ -52,9 +52,14 @@ true intervals are wider.
 """
 
 
-def kind_of(row: Scored) -> str:
+def kind(concepts: Sequence[Concept]) -> str:
     """Return "object", "identity" or "style", or "several" for concepts that were erased at once."""
-    return "several" if len(row.concepts) > 1 else table(BENCH.model)[row.concepts[0]].kind
+    return "several" if len(concepts) > 1 else concepts[0].kind
+
+
+def kind_of(row: Scored) -> str:
+    """Return the kind of what a record is about."""
+    return kind([table(BENCH.model)[name] for name in row.concepts])
 
 
 def score(rows: Sequence[Scored], group: str, side: str = "after", gone: bool = False) -> Share | None:
@@ -109,9 +114,9 @@ def of(chosen: Chosen, rows: Sequence[Scored]) -> list[Scored]:
     return [row for row in rows if (row.edit.method, row.edit.preset) == (chosen.name, chosen.preset)]
 
 
-def section(title: str, rows: Sequence[Scored], kind: str, columns: Sequence[str] = tuple(COLUMNS)) -> list[str]:
+def section(title: str, rows: Sequence[Scored], of_kind: str, columns: Sequence[str] = tuple(COLUMNS)) -> list[str]:
     """Return one table: a row for each method and preset, over the concepts of a kind that are on record."""
-    rows = [row for row in rows if kind_of(row) == kind]
+    rows = [row for row in rows if kind_of(row) == of_kind]
     if not rows:
         return []
     settings = len({row.concepts for row in rows})
@@ -129,14 +134,10 @@ def section(title: str, rows: Sequence[Scored], kind: str, columns: Sequence[str
     counts = ", ".join(f"{group} {summary.after.n}" for group, summary in rows[0].summaries.items())
     lines += ["", f"Images a concept and method: {counts}."]
     done = {" and ".join(row.concepts) for row in rows}
-    wanted = [" and ".join(one.name for one in c) for c in BENCH.concepts if _kind(c) == kind]
+    wanted = [" and ".join(one.name for one in c) for c in BENCH.concepts if kind(c) == of_kind]
     left = [name for name in wanted if name not in done]
     lines += [f"**Not measured yet: {', '.join(left)}.**"] if left else []
     return [*lines, ""]
-
-
-def _kind(concepts: Sequence[Concept]) -> str:
-    return "several" if len(concepts) > 1 else concepts[0].kind
 
 
 def write(rows: Sequence[Scored]) -> None:
@@ -160,9 +161,7 @@ def write(rows: Sequence[Scored]) -> None:
     with writing(DOCS / "methods" / "results.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     chart(rows)
-    objects = {c for c in BENCH.concepts if len(c) == 1 and c[0].kind == "object"}
-    if all(len([row for row in of(one, rows) if kind_of(row) == "object"]) == len(objects) for one in BENCH.methods):
-        readme(rows)  # not a part of the table
+    readme(rows)
 
 
 def readme(rows: Sequence[Scored]) -> None:
@@ -170,9 +169,9 @@ def readme(rows: Sequence[Scored]) -> None:
     path = DOCS.parent / "README.md"
     begin, end = "<!-- methods: begin -->\n", "<!-- methods: end -->"
     head, rest = path.read_text(encoding="utf-8").split(begin)
-    lines = section("One object at a time", rows, "object", SHORT)[2:-2]
+    lines = section("One object at a time", rows, "object", SHORT)[2:]
     with writing(path) as temporary:
-        temporary.write_text(head + begin + "\n".join(lines) + end + rest.split(end)[1], encoding="utf-8")
+        temporary.write_text(head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 
 def chart(rows: Sequence[Scored]) -> None:

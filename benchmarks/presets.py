@@ -69,7 +69,7 @@ def write(rows: Sequence[Scored]) -> None:
         cells = [f"{100 * s.value:.1f} [{100 * s.interval.low:.0f}, {100 * s.interval.high:.0f}]" for s in shares]
         lines.append(f"| `{one.name}` | {one.preset} | {mark}{setting}{mark} | {' | '.join(cells)} |")
     with writing(DOCS / "methods" / "presets.md") as path:
-        text = PAGE.format(concepts=", ".join(c[0].name for c in BENCH.concepts))
+        text = PAGE.format(concepts=" and ".join(c[0].name for c in BENCH.concepts))
         path.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
     for (name, preset), one in chosen.items():
         print(f"{name} {preset}: " + written(one))

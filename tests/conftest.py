@@ -117,8 +117,7 @@ def one_thread():
     """Restore the number of torch threads: with another one sums round differently, and "bit for bit" means one."""
     threads = torch.get_num_threads()
     yield
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
