@@ -9,6 +9,7 @@ import copy
 import resource
 import runpy
 import signal
+import uuid
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -118,6 +119,14 @@ def one_thread():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a cache folder of its own: what code kept before it was changed must not answer for it."""
+    path = tmp_path_factory.getbasetemp() / "homes" / uuid.uuid4().hex
+    monkeypatch.setenv("EFFACE_HOME", str(path))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,12 +111,17 @@ class TestAttack:
         assert torch.equal(images, again.replay(target.edited))
         assert bool(images.isfinite().all())
 
-    def test_it_is_deterministic_in_its_seed_and_leaves_the_models_alone(self, name: str, tiny: Model):
+    def test_it_is_deterministic_in_its_seed_and_leaves_the_models_alone(
+        self, name: str, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         with UCE()(tiny, [CHURCH]).applied(tiny) as edited:
             target = Target(edited, Redness(), tiny)
             first = quick(name)(target, CHURCH, MIXED, seed=1)
             weights = (*edited.weights("").values(), *tiny.weights("").values())
             before = [p.requires_grad_().requires_grad for p in weights]  # as a pipeline of the user's own may be
+            kept = quick(name)(target, CHURCH, MIXED, seed=1)  # of the first, perhaps
+            monkeypatch.setenv("EFFACE_HOME", str(tmp_path / "other"))
+            assert same(first, kept)
             assert same(first, quick(name)(target, CHURCH, MIXED, seed=1))
             assert [p.requires_grad for p in weights] == before
             assert all(p.grad is None for p in weights)

@@ -208,6 +208,22 @@ def test_it_learns_on_the_original_unless_told(tiny):
     assert other.cost["calls"] > through.cost["calls"]
 
 
+def test_what_the_original_teaches_serves_against_every_edit(tiny, monkeypatch):
+    """Pictures and embeddings are made once; through the edited model they are learned for each."""
+    first = QUICK(Target(tiny, original=tiny), CHURCH, LIKE)
+    monkeypatch.setattr(inverting, "encode", lambda *_: pytest.fail("learned again"))
+    monkeypatch.setattr(type(tiny), "sample", lambda *_: pytest.fail("pictures made again"))
+    again = QUICK(Target(moved(tiny), original=tiny), CHURCH, LIKE)
+    assert (again.scores, again.about, again.cost) == (first.scores, first.about, first.cost)
+    assert torch.equal(again.tensors["vectors"], first.tensors["vectors"])
+    with pytest.raises(pytest.fail.Exception, match="learned again"):
+        replace(QUICK, through="edited")(Target(moved(tiny), original=tiny), CHURCH, LIKE)
+    with pytest.raises(pytest.fail.Exception, match="learned again"):
+        replace(QUICK, lr=0.4)(Target(moved(tiny), original=tiny), CHURCH, LIKE)
+    with pytest.raises(pytest.fail.Exception, match="pictures made again"):
+        QUICK(Target(moved(tiny), original=tiny), CHURCH, LIKE, seed=1)
+
+
 def test_starts(tiny):
     """They are in the bands, of the name's norm; restarts start anywhere, spread as the table's vectors."""
     attack = replace(QUICK, each=40, pair_high=0.9)

@@ -96,6 +96,29 @@ def test_an_attack_is_judged_on_the_plain_queries(tiny: Model) -> None:
     assert (done.attacked - done.edited).abs().max() > 1e-3
 
 
+def test_no_image_is_made_twice_and_success_is_that_of_the_images_shown(tiny: Model, monkeypatch) -> None:
+    made, real = [], Model.generate
+
+    def counted(self: Model, queries, *more):
+        made.extend(queries)
+        return real(self, queries, *more)
+
+    monkeypatch.setattr(Model, "generate", counted)
+    done = attack_edit(Steered(), Target(tiny), CHURCH, QUERIES, Shows(Bright(), top=2))
+    own = done.finding.queries
+    assert sorted(query.seed for query in made) == [0, 0, 1, 1, 2, 2, 9]  # edited, attacked, and seed 9 for success
+    torch.testing.assert_close(done.attacked[1], tiny.generate([own[0]])[0])
+    seen = []
+
+    def judge(images, concept):
+        seen.append(images)
+        return torch.ones(len(images), dtype=torch.bool)
+
+    monkeypatch.setattr(Shows, "__call__", lambda self, images, concept: judge(images, concept))
+    attack_edit(Steered(), Target(tiny), CHURCH, QUERIES, Shows(Bright(), top=2))
+    torch.testing.assert_close(seen[0], tiny.generate(own))
+
+
 def test_an_unknown_concept_is_refused_before_the_attack(tiny: Model) -> None:
     class Never(Steered):
         def search(self, *_):

@@ -7,7 +7,6 @@ https://arxiv.org/abs/2310.10012. Code: https://github.com/chiayi-hsu/Ring-A-Bel
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,12 +20,12 @@ from efface.attacks.search.genetic import Genes, evolve
 from efface.attacks.search.relaxations import Nearest
 from efface.attacks.search.vocabulary import Vocabulary
 from efface.concept import Concept
-from efface.errors import BadFile
 from efface.models.model import Model
 from efface.query import Query
 from efface.training.checkpoints import State
 from efface.training.loop import descend, generator, optimizer
-from efface.util.files import cache_folder, load_safetensors, save_safetensors, sha256_text
+from efface.util.files import sha256_text
+from efface.util.kept import kept
 from efface.util.ranges import COUNT, DECAY, RATE, ROWS, SHARE, Ranges
 
 VERSION = 1  # of the stored prompts
@@ -181,14 +180,20 @@ class Run:
         return self._genetic() if self.attack.by == "genetic" else self._gradient()
 
     def kept(self) -> Tokens:
-        """Return the stored result, or search and store it. Raises `BadFile` for a damaged store."""
-        if (path := self._path).is_file():
-            return self._read(path)
-        found = self()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        header = {"loss": found.loss, "history": found.history, "texts": found.texts, "about": self.about}
-        save_safetensors(path, {"ids": torch.tensor(found.ids)}, {"efface-prompt": json.dumps(header)})
-        return found
+        """Return the result that is kept in the cache folder, or search and keep it."""
+        searched: list[Tokens] = []
+
+        def search() -> dict[str, Tensor]:
+            searched.append(found := self())
+            numbers = {"loss": [found.loss], "history": found.history, "texts": [float(found.texts)]}
+            named = {name: torch.tensor(values, dtype=torch.float64) for name, values in numbers.items()}
+            return {"ids": torch.tensor(found.ids), **named}
+
+        found = kept("ring_a_bell", self.about, search)
+        if searched:
+            return searched[0]
+        ids, history = found["ids"].tolist(), found["history"].tolist()
+        return Tokens(tuple(ids), float(found["loss"]), history, int(found["texts"]), reused=True)
 
     @torch.no_grad()
     def losses(self, tokens: Int[Tensor, "n length"]) -> Float[Tensor, " n"]:
@@ -232,32 +237,8 @@ class Run:
         return Tokens(tuple(self.vocabulary.ids[tokens].tolist()), loss, list(history), texts)
 
     @property
-    def _key(self) -> str:
-        return sha256_text(json.dumps(self.about, sort_keys=True))
-
-    @property
     def _stage(self) -> str:
         return f"ring-a-bell-{sha256_text(self.prompt)[:12]}"
-
-    @property
-    def _path(self) -> Path:
-        return cache_folder() / "ring_a_bell" / f"{self._key}.safetensors"
-
-    def _read(self, path: Path) -> Tokens:
-        tensors, meta = load_safetensors(path)
-        try:
-            header, ids = json.loads(meta["efface-prompt"]), tensors["ids"].tolist()
-            known = set(self.vocabulary.ids.tolist())
-            if (
-                header["about"] != json.loads(json.dumps(self.about))
-                or len(ids) != self.attack.length
-                or set(ids) - known
-            ):
-                raise ValueError("it is of another search")
-            history = [float(value) for value in header["history"]]
-            return Tokens(tuple(ids), float(header["loss"]), history, int(header["texts"]), True)
-        except (LookupError, ValueError, TypeError) as error:
-            raise BadFile(f"{path} is no stored prompt of Ring-A-Bell ({error}): delete it to search again") from error
 
 
 __all__ = ["RingABell"]

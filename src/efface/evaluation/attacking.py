@@ -1,9 +1,11 @@
 """Attack an edit, and judge what was found by a judge that the attack did not ask."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -57,10 +59,12 @@ def attack_edit(
         criterion.check(concept)
     asked = tuple(queries)
     found = attack(target, concept, asked, seed)
-    if criterion is not None:
-        found = found.judged(found.replay(target.edited, batch), criterion)
     edited, own = _images(target.edited, asked, batch, store)
-    attacked, under = _answered(found, target.edited, asked, batch, store)
+    with _under(found, target.edited) as model:
+        replies = answers(found, asked)
+        attacked, under = _images(model, replies, batch, store)
+        if criterion is not None:
+            found = found.judged(_replayed(found, model, replies, attacked, batch), criterion)
     if target.original is None:
         original, first = None, [""] * len(asked)
     else:
@@ -70,6 +74,29 @@ def attack_edit(
         return Attacked(found, asked, original, edited, attacked, keys=keys)
     before, after = (tuple(criterion(images, concept).tolist()) for images in (edited, attacked))
     return Attacked(found, asked, original, edited, attacked, before, after, keys)
+
+
+def _replayed(
+    finding: Finding, model: Model, known: Sequence[Query], images: Float[Tensor, "k 3 h w"], batch: int
+) -> Float[Tensor, "n 3 h w"]:
+    """Return the images of a finding's queries by the attacked model; those of some queries are known."""
+    made = dict(zip((query.key for query in known), images, strict=True))
+    missing = {query.key: query for query in finding.queries if query.key not in made}
+    if missing:
+        made |= zip(missing, model.generate(tuple(missing.values()), batch), strict=True)
+    if not finding.queries:
+        return images[:0]
+    return torch.stack([made[query.key] for query in finding.queries])
+
+
+@contextmanager
+def _under(finding: Finding, model: Model) -> Iterator[Model]:
+    """Yield the attacked model: with the finding's own edit, where it has one."""
+    if finding.edit is None:
+        yield model
+        return
+    with finding.edit.applied(model) as changed:
+        yield changed
 
 
 def _images(model: Model, queries: Sequence[Query], batch: int, store: Store | None) -> tuple[Tensor, list[str]]:
@@ -102,17 +129,8 @@ def answered(finding: Finding, model: Model, queries: Sequence[Query], batch: in
     if about and about.get("id") != model.id:
         name, own = about.get("name") or "a model", model.name or "this model"
         raise BadInput(f"the finding attacked {name} {str(about.get('id'))[:12]}; {own} is {model.id[:12]}")
-    return _answered(finding, model, queries, batch, None)[0]
-
-
-def _answered(
-    finding: Finding, model: Model, queries: Sequence[Query], batch: int, store: Store | None
-) -> tuple[Tensor, list[str]]:
-    asked = answers(finding, queries)
-    if finding.edit is None:
-        return _images(model, asked, batch, store)
-    with finding.edit.applied(model) as changed:
-        return _images(changed, asked, batch, store)
+    with _under(finding, model) as changed:
+        return _images(changed, answers(finding, queries), batch, None)[0]
 
 
 __all__ = ["Attacked", "answered", "answers", "attack_edit"]

@@ -21,6 +21,7 @@ from efface.query import Query
 from efface.training.checkpoints import State
 from efface.training.loop import descend, generator, optimizer
 from efface.util.files import sha256_tensors
+from efface.util.kept import kept
 from efface.util.ranges import COUNT, DECAY, GUIDANCE, RATE, ROWS, Ranges
 
 # Our own short list of captions; the published ones differ by adjectives only.
@@ -30,6 +31,7 @@ TEMPLATES = {
     "identity": ("a photo of {}", "a picture of {}", "{}", "an image of {}"),
     "unsafe": ("a photo of {}", "a picture of {}", "{}", "an image of {}"),
 }
+VERSION = 1  # of what is kept of an inversion through the un-erased model
 OTHERS = 0.5  # spread of the other attempts' starts, in standard deviations of the embedding table
 
 
@@ -183,6 +185,8 @@ def invert(
 ) -> Inverted:
     """Learn vectors with which the edited model generates pictures of the concept; resumes from checkpoints.
 
+    What is learned through the un-erased model is kept, and serves against every edit of it.
+
     Every row has its own pictures, timesteps, noise and captions, drawn from the seed, its number and the step, so a
     row's result does not depend on the others (by rounding only), unless `constrain` or `penalty` couples them.
 
@@ -193,10 +197,36 @@ def invert(
     texts, prompts = attack.texts(concept, queries), attack.prompts(concept, queries)
     latents = pictures(target, prompts, attack.images, queries[0], seed, attack.folder)
     objective = _objective(attack, target, latents, prompts[:1] if attack.folder else prompts)
-    vectors = nn.Parameter((constrain(words.vectors) if constrain else words.vectors).clone())
-    numbers = words.numbers or tuple(range(len(vectors)))
-    captions, paired = slots(target.edited, texts, vectors.shape[1]), attack.captions == "queries"
-    losses = RowLosses(target.edited, objective, captions, paired, numbers, seed, attack.batch)
+    start = constrain(words.vectors) if constrain else words.vectors
+    numbers = words.numbers or tuple(range(len(start)))
+    about: dict[str, Any] = {
+        "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, "edited": target.edited.id,
+        "original": target.original.id if target.original else "", "pictures": sha256_tensors({"": latents}),
+        "captions": list(texts), "rows": list(numbers),
+    }  # fmt: skip
+
+    def learn() -> dict[str, Tensor]:
+        captions, paired = slots(target.edited, texts, start.shape[1]), attack.captions == "queries"
+        losses = RowLosses(target.edited, objective, captions, paired, numbers, seed, attack.batch)
+        return _learn(losses, start, attack, about, constrain, penalty)
+
+    # what the un-erased model teaches is the same for every edit of it
+    plain = target.edited is target.original and not target.edited.guards
+    found = kept("inversion", about | {"version": VERSION}, learn) if plain else learn()
+    cost = _cost(attack, objective, queries[0], len(start))
+    return Inverted(found["vectors"].to(start), found["losses"], found["history"].tolist(), cost)
+
+
+def _learn(
+    losses: RowLosses,
+    start: Float[Tensor, "n k dim"],
+    attack: Inverting,
+    about: dict[str, Any],
+    constrain: Callable[[Tensor], Tensor] | None,
+    penalty: Callable[[Tensor], Tensor] | None,
+) -> dict[str, Tensor]:
+    """Return the vectors, the rows' mean losses of the last tenth of the steps, and the mean loss of every step."""
+    vectors = nn.Parameter(start.clone())
     parts = torch.arange(len(vectors)).split(max(1, attack.at_once // attack.batch))
     last = torch.zeros(len(vectors))  # sum of the losses of the last tenth of the steps
     tail = max(1, attack.steps // 10)
@@ -217,18 +247,13 @@ def invert(
 
     adam = optimizer("adamw", [vectors], attack.lr, attack.weight_decay)
     state = State({"vectors": vectors, "last": last}, {"main": adam})
-    about: dict[str, Any] = {
-        "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, "edited": target.edited.id,
-        "original": target.original.id if target.original else "", "pictures": sha256_tensors({"": latents}),
-        "captions": list(texts), "rows": list(numbers),
-    }  # fmt: skip
     with torch.inference_mode(False), torch.enable_grad():
         descend(
-            loss, state, attack.steps, label=f"inverting {concept.name}", run=about, stage="inversion",
+            loss, state, attack.steps, label=f"inverting {about['concept']['name']}", run=about, stage="inversion",
             updated=updated, accumulate=len(parts),
         )  # fmt: skip
-    history = [value / len(vectors) for value in state.history["loss"]]
-    return Inverted(vectors.detach().clone(), last, history, _cost(attack, objective, queries[0], len(vectors)))
+    history = torch.tensor([value / len(vectors) for value in state.history["loss"]], dtype=torch.float64)
+    return {"vectors": vectors.detach().clone(), "losses": last, "history": history}
 
 
 def _objective(

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Target
+from efface.models import sampling
 from efface.models.images import folder_latents
 from efface.query import Query
-from efface.training.checkpoints import current
 from efface.training.loop import generator
+from efface.util.kept import kept
 from efface.util.progress import progress
 
 
@@ -21,12 +22,12 @@ def pictures(
     """Return latents of the concept: those of a folder's images, or `count` by the original model.
 
     texts: prompts, the i-th image is of prompt i modulo their number. like: the images' steps, solver and guidance.
-    They stay latents: decoding and encoding them again would only add the autoencoder's error. A resumed search reads
-    them from its checkpoints. Raises `BadInput` for a folder without images, or when there is no original model.
+    They stay latents: decoding and encoding them again would only add the autoencoder's error. Those generated are kept
+    for other attacks with the same seed. Raises `BadInput` for a folder without images, or without an original model.
     """
     if folder:
         return folder_latents(target.edited, folder)
-    model, stored = target.source, current()
+    model = target.source
     plain = replace(like, prompt="", seed=0, context=None, latents=None, start=0)
     parts = []
     for first in progress(range(0, count, batch), "images of the concept"):
@@ -38,5 +39,5 @@ def pictures(
             return {"latents": model.sample(asked)}
 
         about = {"model": model.id, "texts": list(texts), "like": plain.key, "seed": seed, "numbers": list(numbers)}
-        parts.append(stored.once(f"pictures-{first}", about, make) if stored else make())
-    return torch.cat([part["latents"] for part in parts])
+        parts.append(kept("pictures", {**about, "version": sampling.VERSION}, make))
+    return torch.cat([part["latents"].to(model.device) for part in parts])

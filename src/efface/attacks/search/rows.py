@@ -12,10 +12,11 @@ from efface.attacks.search.frames import Frame
 from efface.attacks.search.objective import CALLS, SPAN, Draw, draw
 from efface.concept import Concept
 from efface.context import Context
+from efface.models import sampling
 from efface.models.model import Model
 from efface.models.sampling import groups
 from efface.query import Query
-from efface.training.checkpoints import current
+from efface.util.kept import kept
 from efface.util.progress import progress
 
 
@@ -49,16 +50,16 @@ class Rows:
 @torch.no_grad()
 def rows_of(target: Target, queries: Sequence[Query], frames: Sequence[Frame], batch: int = 16) -> Rows:
     """Return the rows of queries: the original model generates the image and encodes the prompt of each."""
-    source, stored, found = target.source, current(), {}
-    for number, group in enumerate(progress(groups(queries, batch), "images of the prompts")):
+    source, found = target.source, {}
+    for group in progress(groups(queries, batch), "images of the prompts"):
         asked = [queries[i] for i in group]
 
         def make(asked: list[Query] = asked) -> dict[str, Tensor]:
             return {"clean": source.sample(asked)}
 
         about = {"model": source.id, "queries": [query.key for query in asked]}
-        made = stored.once(f"originals-{number}", about, make) if stored else make()
-        found |= dict(zip(group, made["clean"], strict=True))
+        made = kept("pictures", {**about, "version": sampling.VERSION}, make)
+        found |= dict(zip(group, made["clean"].to(source.device), strict=True))
     clean = torch.stack([found[i] for i in range(len(queries))])
     return Rows(list(queries), list(frames), clean, source.encode([query.prompt for query in queries]))
 

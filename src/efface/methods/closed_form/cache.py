@@ -2,12 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 from torch import Tensor
 
-from efface.errors import EffaceError
-from efface.util.files import cache_folder, load_safetensors, save_safetensors
+from efface.util.kept import kept
 
 LIMIT = 8  # matrices in memory
 _memory: OrderedDict[str, Tensor] = OrderedDict()
@@ -22,12 +20,7 @@ def remembered(key: str, make: Callable[[], Tensor], disk: bool = False) -> Tens
     if key in _memory:
         _memory.move_to_end(key)
         return _memory[key]
-    path = folder() / f"{key}.safetensors"
-    value = _read(path) if disk else None
-    if value is None:
-        value = make()
-        if disk:
-            _write(path, value)
+    value = kept("gram", {"key": key}, lambda: {"matrix": make()})["matrix"] if disk else make()
     _memory[key] = value
     while len(_memory) > LIMIT:
         _memory.popitem(last=False)
@@ -37,23 +30,3 @@ def remembered(key: str, make: Callable[[], Tensor], disk: bool = False) -> Tens
 def forget() -> None:
     """Empty the memory (not the disk)."""
     _memory.clear()
-
-
-def folder() -> Path:
-    """Return where matrices are stored on disk: "gram" in `cache_folder()`."""
-    return cache_folder() / "gram"
-
-
-def _read(path: Path) -> Tensor | None:
-    try:
-        return load_safetensors(path)[0]["matrix"] if path.is_file() else None
-    except (EffaceError, KeyError):  # damaged, or another file: compute it again
-        return None
-
-
-def _write(path: Path, value: Tensor) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_safetensors(path, {"matrix": value})
-    except (EffaceError, OSError):
-        return
