@@ -5,6 +5,9 @@ python benchmarks/robustness.py --pages       # the page only, from records/robu
 """
 
 from collections.abc import Callable, Sequence
+from math import comb
+from statistics import median
+from textwrap import wrap
 from typing import NamedTuple
 
 import torch
@@ -125,6 +128,61 @@ def section(title: str, rows: Records, kinds: Sequence[str]) -> list[str]:
     return [*lines, "", f"Images a concept, method and attack: {len(one.rows)}.", ""]
 
 
+def any_of(rows: Records, count: int) -> float:
+    """Return the mean chance that one of `count` embeddings, drawn from those found, shows the concept for a seed.
+
+    A seed for which s of n embeddings succeed counts 1 − C(n − s, count) / C(n, count).
+    """
+    chances = []
+    for row in rows:
+        n = len(row.found) // len(row.rows)
+        for seed in range(len(row.rows)):
+            succeeded = sum(row.found[seed :: len(row.rows)])
+            chances.append(1 - comb(n - succeeded, count) / comb(n, count))
+    return sum(chances) / len(chances)
+
+
+def embeddings(rows: Records) -> list[str]:
+    """Return how much more several embeddings of Diverse Inversion bring back than one: a row for each method."""
+    rows = [row for row in of(rows, [one.name for one in BENCH.methods], "diverse_inversion") if row.found]
+    if not rows:
+        return []
+    most = min(len(row.found) // len(row.rows) for row in rows)
+    counts = [count for count in (1, 2, 3, 5, 10, 20) if count < most] + [most]
+    lines = ["## How many embeddings", "", f"| method | name | {' | '.join(map(str, counts))} |"]
+    lines.append("|---" * (len(counts) + 2) + "|")
+    for chosen in BENCH.methods:
+        own = [row for row in of(rows, (chosen.name,)) if row.edit.preset == chosen.preset]
+        if own:
+            cells = " | ".join(f"{100 * any_of(own, count):.1f}" for count in counts)
+            lines.append(f"| {_called(chosen)} | {percent(named(own))} | {cells} |")
+    text = (
+        "Mean chance, in %, that at least one of so many embeddings of Diverse Inversion shows the concept with a seed "
+        "(expected over all choices of them; they were learned on the untouched model). Pham et al. 2024 find that "
+        "fewer than five give a false sense of security (figure 12)."
+    )
+    return [*lines, "", *wrap(text, 100), ""]
+
+
+def costs(rows: Records) -> list[str]:
+    """Return where the time goes: processor seconds of one attack, and hours of all on record."""
+    lines = ["## Cost", "", "| attack | median | longest | all |", "|---|---|---|---|"]
+    total = 0.0
+    for one in BENCH.attacks:
+        own = [row.attacking for row in rows if row.attack.name == one.name and row.attacking]
+        seconds = [cost.cpu_seconds for cost in own if cost.cpu_seconds is not None]
+        if seconds:
+            total += sum(seconds)
+            cells = f"{median(seconds):.0f} s | {max(seconds):.0f} s | {sum(seconds) / 3600:.2f} h"
+            lines.append(f"| `{one.name}` | {cells} |")
+    concepts = ", ".join(dict.fromkeys(row.concept for row in rows))
+    text = (
+        f"Processor time, images and judging included, on {concepts}: {total / 3600:.1f} hours in all. What is learned "
+        "or generated through the untouched model is made once for all methods, by the attack that needs it first."
+    )
+    return [*lines, "", *wrap(text, 100), ""]
+
+
 def _called(chosen: Chosen) -> str:
     return f"`{chosen.name}`" + (f" {chosen.preset}" if chosen.preset != BENCH.model else "")
 
@@ -167,6 +225,7 @@ def write(rows: Records) -> None:
         shares = f"{percent(claim.larger(rows))} | {percent(claim.smaller(rows))}"
         lines.append(f"| {claim.text} | {claim.source} | {shares} | {verdict(claim, rows)} |")
     lines += ["", "*Agrees* and *disagrees*: the intervals are apart.", ""]
+    lines += [*embeddings(rows), *costs(rows)]
     lines += [f"## {name}\n\n![{name} under attack](assets/attacks-{name}.png)\n" for name in drawn]
     with writing(DOCS / "robustness.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
