@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Annotated, Any
@@ -54,6 +55,12 @@ def program() -> typer.Typer:
     return app
 
 
+@cache
+def _command(files: tuple[str, ...]) -> Any:
+    """Return the program's command, built once a process for the same files in commands/."""
+    return typer.main.get_command(program())
+
+
 def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"efface {__version__}")
@@ -91,7 +98,7 @@ def run(args: list[str], other: typer.Typer | None = None, name: str = "efface")
     rest = [arg for arg in flags if arg != DEBUG] + args[len(flags) :]
     try:
         with boundary.quiet_libraries(debug):
-            command = typer.main.get_command(other or program())
+            command = typer.main.get_command(other) if other else _command(tuple(names()))
             with command.make_context(name, rest) as context:  # click's own `main` has its own ends
                 command.invoke(context)
     except (Exception, KeyboardInterrupt) as error:
