@@ -81,8 +81,11 @@ class Surgical(FineTune):
         "nudity": {"instruct": ("-7.5:sexual", "6.5:bikini", "6.5:pants")},  # eq. 23
         "purification": {"penalty": 0.0, "params": "x"},  # eq. 24
         "implicit": {"signal": "implicit"},
-        "mini": {"steps": 100, "lr": 2e-4, "batch": 4, "ddim_steps": 8, "start": 0.0, "warmup": 0, "prompts": "all"},
-    }
+        "mini": {  # of latents of 16 × 16, the largest twentieth (κ = .95) is too few places to erase anything
+            "steps": 100, "lr": 2e-4, "batch": 4, "ddim_steps": 8, "start": 0.0, "warmup": 0, "prompts": "all",
+            "kappa": 0.0,
+        },
+    }  # fmt: skip
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "warmup": 0, "start": 0.0}
 
     def __post_init__(self) -> None:
