@@ -253,7 +253,7 @@ def reconstruction(model: Model, pool: Scenes, count: int = 256) -> dict[str, An
 
 def textual_inversion(model: Model, judge: MiniJudge, count: int = 6, seeds: int = 12) -> dict[str, Any]:
     """Learn a vector for objects from eight pictures each, from the word "thing", and score the images it gives."""
-    attack, found = Inversion.preset("mini", images=8, start="thing"), {}
+    attack, found = Inversion.preset("mini", steps=300, batch=8, images=8, start="thing"), {}
     for o in progress(range(0, len(NAMES), len(NAMES) // count), "textual inversion"):
         concept, asked = Concept(NAMES[o], prompts=(PLAIN[o],)), [Query(PLAIN[o], s, **HOW) for s in range(seeds)]
         finding = attack(Target(model, original=model), concept, asked)

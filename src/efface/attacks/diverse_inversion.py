@@ -63,7 +63,7 @@ class DiverseInversion(Inverting):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
         "restarts": {"constraint": "none"},
-        "mini": {"each": 2, "steps": 150, "lr": 2e-2, "batch": 4, "images": 16, "window": 4, "momentum": "held"},
+        "mini": {"each": 1, "steps": 60, "lr": 2e-2, "batch": 4, "images": 16, "window": 4, "momentum": "held"},
     }
     QUICK: ClassVar[dict[str, Any]] = {"bands": 2, "each": 2, "steps": 2, "batch": 1, "images": 2, "window": 3}
 

@@ -35,7 +35,7 @@ class Inversion(Inverting):
         "paper": {},
         "repo": {"steps": 5000, "lr": 0.08, "batch": 16},  # 4 × 4 accumulated; --scale_lr makes 5e-3 into 0.08
         "repo-sld": {"steps": 1000, "lr": 0.02, "batch": 4},  # 1 × 4 accumulated
-        "mini": {"steps": 300, "lr": 2e-2, "batch": 8, "images": 16, "window": 4, "momentum": "held"},
+        "mini": {"steps": 120, "lr": 2e-2, "batch": 4, "images": 16, "window": 4, "momentum": "held"},
     }
     QUICK: ClassVar[dict[str, Any]] = {"attempts": 2, "steps": 2, "batch": 2, "images": 2, "window": 3}
 

@@ -31,7 +31,7 @@ class Relearning(Tuning):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "lora": {"rank": 4, "params": "attn", "lr": 1e-4, "steps": 500},  # diffusers' example with LoRA
-        "mini": {"steps": 60, "lr": 2e-4, "batch": 8, "images": 8},
+        "mini": {"steps": 30, "lr": 4e-4, "batch": 8, "images": 8},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2}
 

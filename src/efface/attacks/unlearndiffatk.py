@@ -66,7 +66,7 @@ class UnlearnDiffAtk(TokenSearch):
             "tokens": 16, "place": "alone", "relaxation": "nearest", "optimizer": "adamw", "loss": "score", "lr": 0.1,
             "fragments": True,
         },
-        "mini": {"timesteps": 8, "iterations": 10, "lr": 0.1, "earlier": 2},
+        "mini": {"timesteps": 8, "iterations": 5, "lr": 0.1, "earlier": 2},
     }  # fmt: skip
     QUICK: ClassVar[dict[str, Any]] = {"tokens": 1, "timesteps": 1, "iterations": 2, "earlier": 1}
 

@@ -50,7 +50,7 @@ class SDD(FineTune):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "repo": {},
         "paper": {"concept_method": "swapped"},
-        "mini": {"steps": 130, "lr": 2e-4, "batch": 4, "decay": 0.95, "ddim_steps": 8},
+        "mini": {"steps": 400, "lr": 5e-5, "batch": 4, "decay": 0.99, "ddim_steps": 8},
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "ddim_steps": 3, "decay": 0.5}
 
