@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from efface.attack import Attack, Target
+from efface.attacks.probe_prompts import ProbePrompts
 from efface.concept import Concept
 from efface.criterion import Like, Shows
 from efface.errors import BadInput, UnknownName
@@ -117,6 +118,20 @@ def test_no_image_is_made_twice_and_success_is_that_of_the_images_shown(tiny: Mo
     monkeypatch.setattr(Shows, "__call__", lambda self, images, concept: judge(images, concept))
     attack_edit(Steered(), Target(tiny), CHURCH, QUERIES, Shows(Bright(), top=2))
     torch.testing.assert_close(seen[0], tiny.generate(own))
+
+
+def test_what_the_search_generated_is_not_generated_again(tiny: Model, monkeypatch) -> None:
+    made, real = [], Model.generate
+
+    def counted(self: Model, queries, *more):
+        made.extend(query.key for query in queries)
+        return real(self, queries, *more)
+
+    monkeypatch.setattr(Model, "generate", counted)
+    attack = ProbePrompts(random=2, tokens=1, prompts=("a red dog",))
+    done = attack_edit(attack, Target(tiny, Bright(), tiny), CHURCH, QUERIES[:2], Shows(Bright()))
+    assert len(made) == len(set(made)) == len(done.finding.queries) + 2
+    assert set(made) == {query.key for query in (*done.finding.queries, *QUERIES[:2])}
 
 
 def test_an_unknown_concept_is_refused_before_the_attack(tiny: Model) -> None:

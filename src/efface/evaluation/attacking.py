@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from efface.evaluation.asr import ASR, attack_success
 from efface.evaluation.store import Store
 from efface.finding import Finding
 from efface.models.model import Model
+from efface.models.remembering import Remembering
 from efface.query import Query
 
 
@@ -51,20 +51,21 @@ def attack_edit(
     """Run an attack and judge it.
 
     store: where images are looked up and kept. criterion: by a judge that the attack did not ask; None leaves it
-    unjudged. The finding has the success of each of
-    its queries; the best of them answers each plain query (`answers`). Raises what the attack raises, and
-    `UnknownName` before it starts when the judge does not know the concept.
+    unjudged. The finding has the success of each of its queries; the best of them answers each plain query (`answers`).
+    What the attack generated of them is not generated again. Raises what the attack raises, and `UnknownName` before it
+    starts when the judge does not know the concept.
     """
     if criterion is not None:
         criterion.check(concept)
-    asked = tuple(queries)
+    asked, attacked_model = tuple(queries), Remembering.of(target.edited)
+    original_model = attacked_model if target.original is target.edited else target.original
+    target = replace(target, edited=attacked_model, original=original_model)
     found = attack(target, concept, asked, seed)
     edited, own = _images(target.edited, asked, batch, store)
     with _under(found, target.edited) as model:
-        replies = answers(found, asked)
-        attacked, under = _images(model, replies, batch, store)
+        attacked, under = _images(model, answers(found, asked), batch, store)
         if criterion is not None:
-            found = found.judged(_replayed(found, model, replies, attacked, batch), criterion)
+            found = found.judged(model.generate(found.queries, batch), criterion)
     if target.original is None:
         original, first = None, [""] * len(asked)
     else:
@@ -76,19 +77,6 @@ def attack_edit(
     return Attacked(found, asked, original, edited, attacked, before, after, keys)
 
 
-def _replayed(
-    finding: Finding, model: Model, known: Sequence[Query], images: Float[Tensor, "k 3 h w"], batch: int
-) -> Float[Tensor, "n 3 h w"]:
-    """Return the images of a finding's queries by the attacked model; those of some queries are known."""
-    made = dict(zip((query.key for query in known), images, strict=True))
-    missing = {query.key: query for query in finding.queries if query.key not in made}
-    if missing:
-        made |= zip(missing, model.generate(tuple(missing.values()), batch), strict=True)
-    if not finding.queries:
-        return images[:0]
-    return torch.stack([made[query.key] for query in finding.queries])
-
-
 @contextmanager
 def _under(finding: Finding, model: Model) -> Iterator[Model]:
     """Yield the attacked model: with the finding's own edit, where it has one."""
@@ -96,7 +84,7 @@ def _under(finding: Finding, model: Model) -> Iterator[Model]:
         yield model
         return
     with finding.edit.applied(model) as changed:
-        yield changed
+        yield Remembering.of(changed)
 
 
 def _images(model: Model, queries: Sequence[Query], batch: int, store: Store | None) -> tuple[Tensor, list[str]]:
