@@ -117,6 +117,15 @@ def _write(path: Path, lines: list[str]) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def put_in_readme(name: str, lines: Sequence[str]) -> None:
+    """Put lines between the markers of a name in the README."""
+    path = DOCS.parent / "README.md"
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    head, rest = path.read_text(encoding="utf-8").split(begin)
+    with writing(path) as temporary:
+        temporary.write_text(head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+
+
 def settings(chosen: Chosen) -> dict[str, Any]:
     """Return all fields of a method or an attack as records hold them."""
     return json.loads(json.dumps(registry.to_json(chosen.make())["fields"]))

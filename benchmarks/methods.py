@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from statistics import median
 
-from _bench import DOCS, FOLDER, HERE, arguments, on_record, read_bench, run
+from _bench import DOCS, FOLDER, HERE, arguments, on_record, put_in_readme, read_bench, run
 
 from efface.concept import Concept, table
 from efface.edits.edit import Edit
@@ -161,17 +161,7 @@ def write(rows: Sequence[Scored]) -> None:
     with writing(DOCS / "methods" / "results.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     chart(rows)
-    readme(rows)
-
-
-def readme(rows: Sequence[Scored]) -> None:
-    """Put a short table between the markers of the README."""
-    path = DOCS.parent / "README.md"
-    begin, end = "<!-- methods: begin -->\n", "<!-- methods: end -->"
-    head, rest = path.read_text(encoding="utf-8").split(begin)
-    lines = section("One object at a time", rows, "object", SHORT)[2:]
-    with writing(path) as temporary:
-        temporary.write_text(head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+    put_in_readme("methods", section("One object at a time", rows, "object", SHORT)[2:])
 
 
 def chart(rows: Sequence[Scored]) -> None:

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import NamedTuple
 
 import torch
-from _bench import DOCS, arguments, on_record, read_bench, run
+from _bench import DOCS, arguments, on_record, put_in_readme, read_bench, run
 
 from efface.concept import table
 from efface.evaluation.attack_record import AttackRecord
@@ -24,6 +24,8 @@ from efface.util.files import writing
 BENCH = read_bench("robustness")
 TRAINED = ("esd", "ca", "sdd", "fmn", "sa", "kpop", "surgical", "task_vector")
 CLOSED = ("uce", "time", "rece")
+OBJECTS = ("object", "identity")
+SHORT = ("inversion", "unlearndiffatk", "p4d", "ring_a_bell", "derived", "harmless_finetuning", "relearning")
 PICTURED = ("church", "dog")
 PAGE = """# What attacks bring back on mini
 
@@ -33,7 +35,8 @@ and commit.
 
 Each cell is the share of images that show the erased concept, in %, with 95 % intervals (Wilson),
 pooled over concepts; *name* is the plain prompt without an attack. The judge that decides was asked
-by no attack. Images of one concept share an edit, so true intervals are wider.
+by no attack. Images of one concept share an edit, so true intervals are wider. An empty cell: the
+attack refuses the edit (`derived` needs keys and values that changed), or it was not measured.
 
 """
 Records = Sequence[AttackRecord]
@@ -110,11 +113,15 @@ def percent(share: Share) -> str:
     return f"{100 * share.value:.1f} [{100 * share.interval.low:.0f}, {100 * share.interval.high:.0f}]"
 
 
-def section(title: str, rows: Records, kinds: Sequence[str]) -> list[str]:
-    """Return one table: a row for each method, a column for each attack, over concepts of some kinds."""
+def section(title: str, rows: Records, kinds: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """Return one table: a row for each method, a column for each attack, over concepts of some kinds.
+
+    names: of the attacks, all by default.
+    """
     known = table(BENCH.model)
     rows = [row for row in rows if known[row.concept].kind in kinds]
-    attacks = [one for one in BENCH.attacks if any(row.attack.name == one.name for row in rows)]
+    tried = {row.attack.name for row in rows} & set(names or (one.name for one in BENCH.attacks))
+    attacks = [one for one in BENCH.attacks if one.name in tried]
     if not attacks:
         return []
     lines = [f"## {title}", "", f"| method | name | {' | '.join(f'`{a.name}`' for a in attacks)} |"]
@@ -125,7 +132,11 @@ def section(title: str, rows: Records, kinds: Sequence[str]) -> list[str]:
             cells = [percent(after([row for row in own if row.attack.name == one.name])) for one in attacks]
             lines.append(f"| {_called(chosen)} | {percent(named(own))} | {' | '.join(cells)} |")
     one = next(row for row in rows if row.rows)
-    return [*lines, "", f"Images a concept, method and attack: {len(one.rows)}.", ""]
+    done = list(dict.fromkeys(row.concept for row in rows))
+    text = f"Images a concept, method and attack: {len(one.rows)}; concepts: {', '.join(done)}."
+    wanted = [c[0].name for c in BENCH.concepts if c[0].kind in kinds]
+    left = [name for name in wanted if name not in done]
+    return [*lines, "", text, *([f"**Not measured yet: {', '.join(left)}.**"] if left else []), ""]
 
 
 def any_of(rows: Records, count: int) -> float:
@@ -214,7 +225,7 @@ def strips(rows: Records, name: str, count: int = 3) -> None:
 def write(rows: Records) -> None:
     """Write the page."""
     drawn = [name for name in PICTURED if (DOCS / "assets" / f"attacks-{name}.png").exists()]
-    lines = [PAGE, *section("Objects", rows, ("object", "identity")), *section("Styles", rows, ("style",))]
+    lines = [PAGE, *section("Objects", rows, OBJECTS), *section("Styles", rows, ("style",))]
     lines += [
         "## The papers' findings",
         "",
@@ -229,6 +240,7 @@ def write(rows: Records) -> None:
     lines += [f"## {name}\n\n![{name} under attack](assets/attacks-{name}.png)\n" for name in drawn]
     with writing(DOCS / "robustness.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
+    put_in_readme("attacks", section("Objects", rows, OBJECTS, SHORT)[2:])
 
 
 def main() -> None:
