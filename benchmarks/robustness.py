@@ -208,14 +208,16 @@ def strips(rows: Records, name: str, count: int = 3) -> None:
             for row in of(rows, (chosen.name,))
             if row.concept == name and row.edit.preset == chosen.preset
         }
-        if len(own) < len(attacks):
+        if len(own) < len(attacks) - 1:  # one may have refused the edit
             continue
-        first = own[attacks[0].name].rows[:count]
+        first = next(iter(own.values())).rows[:count]
         keys = [[row.original for row in first], [row.edited for row in first]]
-        keys += [[row.attacked for row in own[one.name].rows[:count]] for one in attacks]
+        keys += [[row.attacked for row in own[one.name].rows[:count]] if one.name in own else [] for one in attacks]
         images = [[store.image(key) for key in cell] for cell in keys]
         if all(image is not None for cell in images for image in cell):
-            cells.append([torch.stack([image for image in cell if image is not None]) for cell in images])
+            found = [torch.stack([image for image in cell if image is not None]) if cell else None for cell in images]
+            empty = torch.ones_like(next(cell for cell in found if cell is not None))
+            cells.append([empty if cell is None else cell for cell in found])
             labels.append(_called(chosen).replace("`", ""))
     if cells:
         picture = grid.sheet(cells, labels, ["original", "erased", *(one.name for one in attacks)], side=64)
