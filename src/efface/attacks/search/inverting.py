@@ -212,7 +212,8 @@ def invert(
 
     # what the un-erased model teaches is the same for every edit of it
     plain = target.edited is target.original and not target.edited.guards
-    found = kept("inversion", about | {"version": VERSION}, learn) if plain else learn()
+    whole = about | {"start": sha256_tensors({"": start}), "version": VERSION}
+    found = kept("inversion", whole, learn) if plain else learn()
     cost = _cost(attack, objective, queries[0], len(start))
     return Inverted(found["vectors"].to(start), found["losses"], found["history"].tolist(), cost)
 
