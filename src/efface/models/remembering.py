@@ -31,8 +31,10 @@ class Remembering(Model):
         """Return one image per query, in order, as `Model.generate` does."""
         missing = {query.key: query for query in queries if query.key not in self.images}
         made = dict(zip(missing, super().generate(tuple(missing.values()), batch), strict=True))
+        room = LIMIT - sum(image.nbytes for image in self.images.values())
         for key, image in made.items():
-            if sum(one.nbytes for one in self.images.values()) + image.nbytes <= LIMIT:
+            room -= image.nbytes
+            if room >= 0:
                 self.images[key] = image.cpu()
         if not queries:
             return torch.empty(0, 3, 0, 0)
