@@ -23,6 +23,7 @@ from efface.util.files import writing
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
+README = HERE.parent / "README.md"
 FOLDER = HERE.parent / "build" / "bench"  # outside git; benches share the edits in it
 ENDS = ("", "-attacks")  # of the names of files on record
 Results = tuple[list[Scored], list[AttackRecord]]
@@ -117,12 +118,11 @@ def _write(path: Path, lines: list[str]) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def put_in_readme(name: str, lines: Sequence[str]) -> None:
-    """Put lines between the markers of a name in the README."""
-    path = DOCS.parent / "README.md"
+def put_in(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Put lines between the markers of a name in a page of the docs or the README."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    head, rest = path.read_text(encoding="utf-8").split(begin)
-    with writing(path) as temporary:
+    head, rest = page.read_text(encoding="utf-8").split(begin)
+    with writing(page) as temporary:
         temporary.write_text(head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 

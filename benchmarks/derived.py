@@ -1,12 +1,12 @@
 """Attack UCE and RECE on mini with derived embeddings, and sweep RECE's λ: the counterparts of its figures 5 and 6.
 
-For six objects, after 0 (UCE), 1, 3 and 5 epochs of RECE: the share of images that show the concept again when an
-embedding that eq. 7 of the paper derives takes the place of the prompt, for each λ of the attacker. *Old* embeddings
-were derived against UCE's weights, *new* ones against the very weights under attack. Beside it what is left of other
-objects. Then the λ that RECE itself derives with.
+For the objects of methods.toml, after 0 (UCE), 1, 3 and 5 epochs of RECE: the share of images that show the concept
+again when an embedding that eq. 7 of the paper derives takes the place of the prompt, for each λ of the attacker. *Old*
+embeddings were derived against UCE's weights, *new* ones against the very weights under attack. Beside it what is left
+of other objects. Then the λ that RECE itself derives with.
 
-    python benchmarks/derived.py [--threads N]    # writes records/derived.json, the sheet and the chart; resumes
-    python benchmarks/derived.py --draw           # draws them again from the record
+    python benchmarks/derived.py [--threads N]    # records/derived.json, tables, the sheet and the chart; resumes
+    python benchmarks/derived.py --draw           # the tables and drawings again, from the record
 """
 
 import argparse
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import read_bench
+from _bench import put_in, read_bench
 from torch import Tensor
 
 from efface.concept import Concept, table
+from efface.context import Context
 from efface.edits.edit import Edit
 from efface.edits.provenance import git, versions
 from efface.evaluation.evaluate import generating, images
@@ -38,9 +39,10 @@ from efface.util.files import writing
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
+PAGE = DOCS / "methods" / "closed_form.md"
 RECORD = HERE / "records" / "derived.json"
 OBJECTS = [c[0].name for c in read_bench("methods").concepts if len(c) == 1 and c[0].kind == "object"]
-HOW: dict[str, Any] = {"steps": 8}
+HOW: dict[str, Any] = {"steps": 12}
 EPOCHS = (0, 1, 3, 5)
 ATTACK = (1e-3, 1e-1, 10.0)  # the attacker's λ of eq. 7
 SWEEP = (1e-4, 1e-3, 1e-2, 0.2, 0.4, 0.6, 0.8, 1.0)  # RECE's own; the last five divide [0, 1] as figure 6 does
@@ -68,7 +70,7 @@ def embeddings(edit: Edit, prompt: str) -> dict[float, Tensor]:
     system = key_value_gram(model, text_weights(model))
     change = Factors(edit.maps[0].left.double(), edit.maps[0].right.double())
     outputs = Outputs.of(system).plus(change, system)
-    rows = model.encode([prompt])[0]
+    rows = model.encode([prompt]).tokens[0]
     return {ridge: derive(rows, outputs, ridge).float() for ridge in ATTACK}
 
 
@@ -113,9 +115,10 @@ def against_uce(name: str) -> dict[float, Tensor]:
     return embeddings(erased(name, 0), mini()[1][name].texts[0])
 
 
-def asked(prompt: str, embeds: Tensor | None = None) -> list[Query]:
-    """Return one query for each seed."""
-    return [Query(prompt, seed, embeds=embeds, **HOW) for seed in SEEDS]
+def asked(prompt: str, derived: Tensor | None = None) -> list[Query]:
+    """Return one query for each seed. derived: (positions, dim), in place of the encoded prompt."""
+    context = None if derived is None else Context(derived[None].float())
+    return [Query(prompt, seed, context=context, **HOW) for seed in SEEDS]
 
 
 def right(pictures: Tensor, names: Sequence[str]) -> list[int]:
@@ -158,8 +161,8 @@ def swept(name: str, ridge: float) -> dict[str, Any]:
 def work() -> None:
     """Do what the record lacks, saving after each part."""
     record: dict[str, Any] = {"attacked": [], "swept": []}
-    if RECORD.exists():
-        record = json.loads(RECORD.read_text())
+    if RECORD.exists() and (old := json.loads(RECORD.read_text()))["profile"]["model_id"] == mini()[0].id:
+        record = old
     for name in OBJECTS:
         for epochs in EPOCHS:
             if not any(r["concept"] == name and r["epochs"] == epochs for r in record["attacked"]):
@@ -269,6 +272,41 @@ def chart() -> None:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
+def percent(one: Share) -> str:
+    """Write a share in per cent with its interval."""
+    low, high = (100 * end for end in one["ci95"])
+    return f"{100 * one['value']:.1f} [{low:.0f}, {high:.0f}]"
+
+
+def tables() -> None:
+    """Write both tables into the page on closed-form erasing."""
+    found = json.loads(RECORD.read_text())["summary"]
+    rows = list(found["epochs"].items())
+    one = rows[0][1]
+    lines = [
+        f"*{one['concepts']} objects, {one['plain']['n']} images of them and {one['kept']['n']} of others.*",
+        "",
+        f"| edit | by the prompt | {' | '.join(f'old, λ {a:g}' for a in ATTACK)} | new, any λ | others right |",
+        "|---" * (4 + len(ATTACK)) + "|",
+    ]
+    for epochs, row in rows:
+        name = "UCE" if epochs == "0" else f"RECE, {epochs} epoch" + "s" * (epochs != "1")
+        new = sorted(100 * share["value"] for share in row["new"].values())
+        old = " | ".join(percent(row["old"][f"{a:g}"]) for a in ATTACK)
+        lines.append(
+            f"| {name} | {percent(row['plain'])} | {old} | {new[0]:.1f} to {new[-1]:.1f} | {percent(row['kept'])} |"
+        )
+    put_in(PAGE, "derived", lines)
+    lines = [
+        "| λ | by the prompt | UCE's derived embeddings, all three λ | others right | CLIP | SSIM | ‖ΔW‖ / ‖W‖ |",
+        "|---" * 7 + "|",
+    ]
+    for ridge, row in found["ridge"].items():
+        shares = " | ".join(percent(row[key]) for key in ("plain", "old", "kept"))
+        lines.append(f"| {ridge} | {shares} | {row['clip']:.3f} | {row['ssim']:.3f} | {row['change']:.2f} |")
+    put_in(PAGE, "ridge", lines)
+
+
 NAMES = {
     "clip": "CLIP score, others",
     "ssim": "SSIM to the original, others",
@@ -288,6 +326,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if not options.draw:
         work()
+    tables()
     sheet()
     chart()
 

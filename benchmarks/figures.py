@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ CONCEPT = "church"
 Fields = dict[str, Any]
 Row = dict[str, Any]
 PLAN = read_bench("methods").plan  # prompts and seeds of the table of methods
-FAST: Fields = {"bf16": True}  # how KPOP and All but One are trained here; the table of methods trains in float32
 SCORES = {"target": "church, by its name", "implicit": "church, by keywords", "unprotected": "others, not preserved"}
 
 
@@ -66,13 +66,14 @@ def mini() -> tuple[Model, dict[str, Concept]]:
 
 def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Edit], Edit] = lambda e: e) -> Row:
     """Return the record of one setting; trains and judges when it is not on record yet. Trained edits are kept."""
-    found = [r for r in records() if (r["figure"], r["label"]) == (figure, label)]
-    if found:
-        return found[0]
-    (_, known), name = mini(), json.dumps(fields, sort_keys=True)
-    concept = known[CONCEPT]
+    model, known = mini()
+    concept, settings = known[CONCEPT], all_fields(method, fields)
+    asked = (figure, label, settings, model.id)
+    for one in records():
+        if "fields" in one and (one["figure"], one["label"], one["fields"], one["profile"]["model_id"]) == asked:
+            return one
     edit = then(trained(method, fields))
-    result = evaluate(mini()[0], edit, concept, known, judge("mini"), PLAN)
+    result = evaluate(model, edit, concept, known, judge("mini"), PLAN)
     named = {c.name for c in preserved(concept, known)}
     others = [v.after for k, v in result.singles.items() if v.group == "unrelated" and k not in named]
     left_out = sum(others, Share(hits=0, n=0))
@@ -83,7 +84,7 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
         "figure": figure,
         "label": label,
         "method": method,
-        "fields": json.loads(name),
+        "fields": settings,
         "groups": {k: side(v.after) for k, v in result.summaries.items()} | {"unprotected": side(left_out)},
         "ssim": {"mean": likeness.value, "se": likeness.error, "n": likeness.n},
         "training": edit.meta.get("training", {}),
@@ -94,8 +95,7 @@ def row(figure: str, label: str, method: str, fields: Fields, then: Callable[[Ed
         },
         "git": git(),
     }
-    with open(RECORDS, "a") as file:
-        file.write(json.dumps(made) + "\n")
+    add(made)
     print(f"{figure} {label}: " + ", ".join(f"{k} {made['groups'][k]['top1']:.2f}" for k in SCORES), flush=True)
     return made
 
@@ -111,8 +111,7 @@ def trained(method: str, fields: Fields) -> Edit:
     if not path.exists():
         model, known = mini()
         concept = known[CONCEPT]
-        made = registry.get("methods", method).preset("mini", **fields)
-        edit, by_products = made.run(model, concept, preserved(concept, known), seed=0)
+        edit, by_products = made_of(method, fields).run(model, concept, preserved(concept, known), seed=0)
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, one in by_products.items():
             one.save(path.with_suffix(f".{name}.safetensors"))
@@ -120,10 +119,20 @@ def trained(method: str, fields: Fields) -> Edit:
     return Edit.load(path)
 
 
+def made_of(method: str, fields: Fields) -> Any:
+    """Return a method with its preset for mini and some fields of its own."""
+    return registry.get("methods", method).preset("mini", **fields)
+
+
+def all_fields(method: str, fields: Fields) -> Fields:
+    """Return all fields of a setting as records hold them."""
+    return json.loads(json.dumps(registry.to_json(made_of(method, fields))["fields"]))
+
+
 def place(method: str, fields: Fields) -> Path:
-    """Return where the edit of a setting is kept, its key beside it."""
-    text = "-".join(f"{k}={v}" for k, v in sorted(fields.items())) or "preset"
-    return FOLDER / "figures" / f"{method}-{text}.safetensors"
+    """Return where the edit of a setting is kept, its key beside it: one file for each setting and model."""
+    text = json.dumps([mini()[0].id, all_fields(method, fields)], sort_keys=True)
+    return FOLDER / "figures" / f"{method}-{sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
 
 def drawn_with_key(fields: Fields, queries: Sequence[Query]) -> Tensor:
@@ -145,6 +154,12 @@ def share_with_key(fields: Fields) -> Row:
 def records() -> list[Row]:
     """Read the records on disk."""
     return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def add(one: Row) -> None:
+    """Append a record in one write, so that two figures can be made at once."""
+    with open(RECORDS, "ab", buffering=0) as file:
+        file.write((json.dumps(one) + "\n").encode())
 
 
 def save(figure: Any, name: str) -> None:
@@ -190,7 +205,7 @@ def lines(rows: Sequence[Row], xs: Sequence[float], name: str, label: str, title
 
 def kpop_training() -> None:
     """Draw figure 4 of KPOP."""
-    history = row("kpop-mechanism", "concat, k 1", "kpop", FAST)["training"]
+    history = row("kpop-mechanism", "concat, k 1", "kpop", {})["training"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for key, text in (("similarity", "to the concept's text"), ("similarity_neutral", "to the neutral text")):
         left.plot(history[key], label=text)
@@ -209,28 +224,28 @@ def kpop_mechanism() -> None:
         "concat, k 10": {"size": 10},
         "add": {"mechanism": "add", "init": 0.0},
     }
-    rows = [row("kpop-mechanism", label, "kpop", FAST | fields) for label, fields in settings.items()]
+    rows = [row("kpop-mechanism", label, "kpop", fields) for label, fields in settings.items()]
     bars(rows, "kpop_mechanism", "KPOP: how the prompt comes in (table 5)")
 
 
 def kpop_where() -> None:
     """Draw table 6 of KPOP."""
     places: dict[str, Fields] = {"mid": {}, **{where: {"where": where} for where in ("mid-up", "down-mid-up")}}
-    rows = [row("kpop-where", where, "kpop", FAST | fields) for where, fields in places.items()]
+    rows = [row("kpop-where", where, "kpop", fields) for where, fields in places.items()]
     bars(rows, "kpop_where", "KPOP: which blocks read the prompt (table 6)")
 
 
 def kpop_lambda() -> None:
     """Draw figure 5 of KPOP."""
     values = (0.0, 0.1, 1.0, 10.0)
-    rows = [row("kpop-lambda", f"{v:g}", "kpop", FAST | ({} if v == 0.1 else {"lam": v})) for v in values]
+    rows = [row("kpop-lambda", f"{v:g}", "kpop", {"lam": v}) for v in values]
     lines(rows, values, "kpop_lambda", "λ", "KPOP: keeping the concept under the prompt (fig. 5)")
 
 
 def kpop_key() -> None:
     """Draw the sanitized model with its key (section 5.6.4)."""
     known, names = mini()[1], (CONCEPT, "house", "guitar")
-    fields = FAST | {"lam": 1.0}
+    fields = {"lam": 1.0}
     edit = trained("kpop", fields)
     asked = [[Query(known[name].texts[0], seed, **PLAN.sampling) for seed in range(4)] for name in names]
     cells = [[images(mini()[0], e, own) for e in (None, edit)] + [drawn_with_key(fields, own)] for own in asked]
@@ -240,21 +255,21 @@ def kpop_key() -> None:
 def surgical_lambda() -> None:
     """Draw figures 6 and 9 of All but One."""
     values = (0.0, 0.5, 1.0, 5.0)
-    rows = [row("surgical-lambda", f"{v:g}", "surgical", FAST | ({} if v == 1.0 else {"penalty": v})) for v in values]
+    rows = [row("surgical-lambda", f"{v:g}", "surgical", {"penalty": v}) for v in values]
     lines(rows, values, "surgical_lambda", "λ", "All but One: holding the unconditional noise (fig. 6, 9)")
 
 
 def surgical_signal() -> None:
     """Draw the two erasing signals of All but One beside each other: instructions, or attention turned down."""
     settings: dict[str, Fields] = {"explicit": {}, "implicit": {"signal": "implicit"}}
-    rows = [row("surgical-signal", label, "surgical", FAST | fields) for label, fields in settings.items()]
+    rows = [row("surgical-signal", label, "surgical", fields) for label, fields in settings.items()]
     bars(rows, "surgical_signal", "All but One: explicit and implicit δ")
 
 
 def purification() -> None:
     """Draw figure 10 of All but One: given pictures, inverted and drawn again by the λ = 0 model."""
     model, known = mini()
-    fields = FAST | {"penalty": 0.0, "params": "x"}
+    fields = {"penalty": 0.0, "params": "x"}
     result = row("purification", "drawn anew", "surgical", fields)  # what the same edit does to what is asked for
     ways: dict[str, tuple[str, float]] = {
         "no text": ("", 1.0),
@@ -281,9 +296,8 @@ def purification() -> None:
         "profile": result["profile"],
         "git": git(),
     }
-    if not any(r["label"] == about["label"] for r in records()):
-        with open(RECORDS, "a") as file:
-            file.write(json.dumps(about) + "\n")
+    if not any((r["label"], r["profile"]) == (about["label"], about["profile"]) for r in records()):
+        add(about)
     grid.save(grid.sheet(rows, names, list(found[CONCEPT]), side=96), OUT / "purification.png")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from statistics import median
 
-from _bench import DOCS, FOLDER, HERE, arguments, on_record, put_in_readme, read_bench, run
+from _bench import DOCS, FOLDER, HERE, README, arguments, on_record, put_in, read_bench, run
 
 from efface.concept import Concept, table
 from efface.edits.edit import Edit
@@ -161,7 +161,7 @@ def write(rows: Sequence[Scored]) -> None:
     with writing(DOCS / "methods" / "results.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     chart(rows)
-    put_in_readme("methods", section("One object at a time", rows, "object", SHORT)[2:])
+    put_in(README, "methods", section("One object at a time", rows, "object", SHORT)[2:])
 
 
 def chart(rows: Sequence[Scored]) -> None:

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import NamedTuple
 
 import torch
-from _bench import DOCS, arguments, on_record, put_in_readme, read_bench, run
+from _bench import DOCS, README, arguments, on_record, put_in, read_bench, run
 
 from efface.concept import table
 from efface.evaluation.attack_record import AttackRecord
@@ -247,7 +247,7 @@ def write(rows: Records) -> None:
     lines += [f"## {name}\n\n![{name} under attack](assets/attacks-{name}.png)\n" for name in drawn]
     with writing(DOCS / "robustness.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
-    put_in_readme("attacks", section("Objects", rows, OBJECTS, SHORT)[2:])
+    put_in(README, "attacks", section("Objects", rows, OBJECTS, SHORT)[2:])
 
 
 def main() -> None:
