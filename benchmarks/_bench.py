@@ -73,7 +73,8 @@ def run_bench(name: str, bench: Bench, options: argparse.Namespace) -> None:
         pool = Processes(folder, store, options.jobs) if options.jobs > 1 else Here(folder, store)
         try:
             outcome = work(todo, folder, pool, lambda line: print(line, flush=True))
-            print(f"{name}: {len(todo)} of {len(jobs)} jobs were missing, {len(outcome.failed)} failed", flush=True)
+            ended = f"{len(outcome.failed)} failed, {len(outcome.refused)} refused"
+            print(f"{name}: {len(todo)} of {len(jobs)} jobs were missing, {ended}", flush=True)
         finally:
             keep(name, jobs, known | _made(folder, jobs))
 

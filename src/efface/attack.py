@@ -15,7 +15,7 @@ from efface import registry
 from efface.concept import Concept
 from efface.criterion import Shows, kind_of
 from efface.edits.provenance import git, versions
-from efface.errors import BadInput, unknown
+from efface.errors import BadInput, Refused, unknown
 from efface.finding import Finding
 from efface.judge import Judge
 from efface.models.model import Model
@@ -105,8 +105,8 @@ class Attack(ABC):
     ) -> Finding:
         """Search for the concept; `queries` give the first prompts and how images are sampled.
 
-        The models are left as they were. Raises `BadInput` without a query, for a bad seed, and for a target that the
-        attack cannot work on; `UnknownName` for a concept that the judge it asks does not know.
+        The models are left as they were. Raises `BadInput` without a query and for a bad seed, `Refused` for a target
+        that the attack cannot work on, `UnknownName` for a concept that the judge it asks does not know.
         """
         given: Any = (queries,) if isinstance(queries, Query) else queries
         if not isinstance(given, Sequence) or not all(isinstance(query, Query) for query in given):
@@ -116,7 +116,10 @@ class Attack(ABC):
         wanted = Concept.of(concept)
         if not isinstance(target, Target):
             raise BadInput(f"an attack needs a Target, which holds the edited model, got {short(target)}")
-        self.check(target, wanted, tuple(given))
+        try:
+            self.check(target, wanted, tuple(given))
+        except BadInput as error:
+            raise Refused(str(error)) from error
         began = time.perf_counter()
         with _frozen(target):
             found = self.search(target, wanted, tuple(given), check_seed(seed))

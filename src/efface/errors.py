@@ -28,6 +28,10 @@ class BadInput(EffaceError):
     """Value outside its range: an empty prompt, a negative number of steps, a seed out of range."""
 
 
+class Refused(BadInput):
+    """Model that an attack cannot work on, such as one that lacks what the attack changes or reads."""
+
+
 class WriteError(EffaceError):
     """File that cannot be written; no partial file is left behind."""
 

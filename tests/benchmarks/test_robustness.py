@@ -66,3 +66,9 @@ def test_costs_are_sums_over_records() -> None:
     assert "| `inversion` | 2700 s | 3600 s | 1.50 h |" in lines
     assert any("1.5 hours in all" in line for line in lines)
     assert any("church" in line for line in lines)
+
+
+def test_claims_are_about_the_first_preset_of_a_method() -> None:
+    first, second = attacked("inversion", "sld", 1), attacked("inversion", "sld", 2)
+    second.edit.preset = "max"
+    assert robustness.first_presets([second, first]) == [first]

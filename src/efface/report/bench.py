@@ -39,7 +39,7 @@ OVERVIEW = """
 </table>
 </div>
 {% if failures %}
-<h3>Jobs that failed</h3>
+<h3>Not done: failed, or refused by the attack</h3>
 <table class="list"><tbody>
 {% for job, error in failures.items() %}<tr><td>{{ job }}</td><td>{{ error }}</td></tr>
 {% endfor %}

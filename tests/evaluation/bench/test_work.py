@@ -69,6 +69,18 @@ def test_a_failing_job_is_tried_twice_noted_and_done_when_it_can_be(planned: lis
     assert any(error.startswith("not tried") for error in folder.failures().values())
 
 
+def test_an_attack_that_refuses_an_edit_did_not_fail(tmp_path: Path) -> None:
+    bench = BENCH | {"methods": ["negative"], "attacks": ["derived"]}
+    folder, told = Folder(tmp_path), []
+    outcome = work(
+        jobs(parse(bench), efface.load("digits:mnist").id), folder, Here(folder, Store(tmp_path)), told.append
+    )
+    assert (outcome.done, outcome.failed) == (2, {})
+    assert list(outcome.refused) == ["derived on negative 7"]
+    assert [line.startswith("derived on negative 7: refused: ") for line in told] == [True]  # tried once
+    assert list(folder.failures()) == ["derived on negative 7"]
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_records(planned: list[Job], tmp_path: Path, results) -> None:
     toml = tmp_path / "b.toml"

@@ -145,6 +145,7 @@ def do(planned: "Sequence[Job]", folder: "Folder", jobs: int, ray: str = "", len
         )
         outcome = work(planned, folder, pool, lambda line: typer.echo(line, err=True))
     line = f"{len(planned)} jobs: {outcome.before} were done, {outcome.done} done now, {len(outcome.failed)} failed"
+    line += f", {len(outcome.refused)} refused" if outcome.refused else ""
     say(line, folder.root)
     if outcome.failed and not lenient:
         first = next(iter(outcome.failed.items()))

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
-from efface.errors import BadInput
+from efface.errors import BadInput, Refused
 from efface.evaluation.bench.folder import Folder
 from efface.evaluation.bench.jobs import Job
 from efface.evaluation.bench.run import run
@@ -22,6 +22,7 @@ from efface.evaluation.store import Store
 from efface.util.progress import progress
 
 TRIES = 2  # of a job that raises; a worker that dies does not count
+REFUSED = "refused: "  # begins the error of a job that asks for what an attack cannot do; trying again would not help
 DEATHS = 3  # of workers while they do one job
 
 
@@ -42,15 +43,21 @@ class Pool(ABC):
 
 @dataclass
 class Outcome:
-    """Hold what became of a bench: jobs done before, done now, and the last error of each job that failed."""
+    """Hold what became of a bench: jobs done before, done now, and errors by label.
+
+    failed: the last error of each job that failed. refused: why an attack does not apply to an edit.
+    """
 
     before: int = 0
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def work(jobs: Sequence[Job], folder: Folder, pool: Pool, say: Callable[[str], None] = lambda line: None) -> Outcome:
     """Do the jobs that are missing, edits before what needs them; a job that fails is tried twice, then noted.
+
+    An attack that refuses an edit did not fail: it is noted, and not tried again.
 
     say: called with a line for each failure.
     """
@@ -79,9 +86,12 @@ def _work(jobs: Sequence[Job], folder: Folder, pool: Pool, say: Callable[[str], 
                     next(bar, None)
                     continue
                 tries[job.id] = tries.get(job.id, 0) + 1
-                out.failed[job.label] = error
                 folder.fail(job, error, tries[job.id])
                 say(f"{job.label}: {error}")
+                if error.startswith(REFUSED):
+                    out.refused[job.label] = error.removeprefix(REFUSED)
+                    continue
+                out.failed[job.label] = error
                 if tries[job.id] < TRIES:
                     again.append(job)
                 elif job.what == "edit":
@@ -98,6 +108,8 @@ def attempt(job: Job, root: Path, store: Path) -> str:
     """Do one job; return its error on one line, "" for none. The part that runs in a worker."""
     try:
         run(job, Folder(root), Store(store))
+    except Refused as error:
+        return REFUSED + " ".join(str(error).split())
     except Exception as error:  # one job that fails must not stop hours of others
         return " ".join(f"{type(error).__name__}: {error}".split())[:500]
     return ""
