@@ -1,5 +1,6 @@
 """Redraw figures of the papers in miniature: one concept of mini, one command each, resumable.
 
+python benchmarks/figures.py kpop-prompt       # KPOP: how far the prompt moves, by its first size and rate; a table
 python benchmarks/figures.py kpop-training     # KPOP, figure 4: the prompt's similarity to texts along training
 python benchmarks/figures.py kpop-mechanism    # KPOP, table 5: concatenated or added, and the prompt's size k
 python benchmarks/figures.py kpop-where        # KPOP, table 6: the blocks that read the prompt
@@ -25,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib as mpl
 import torch
-from _bench import FOLDER, read_bench
+from _bench import FOLDER, put_in, read_bench
 from torch import Tensor
 
 from efface import registry
@@ -51,7 +52,9 @@ mpl.rcParams.update({"svg.hashsalt": "efface", "font.size": 9})
 HERE = Path(__file__).parent
 RECORDS = HERE / "records" / "figures.jsonl"
 OUT = HERE.parent / "docs" / "assets" / "figures"
+PAGE = HERE.parent / "docs" / "methods" / "finetuning.md"
 CONCEPT = "church"
+SHORT = 60  # steps of a training that is looked at and not judged
 Fields = dict[str, Any]
 Row = dict[str, Any]
 PLAN = read_bench("methods").plan  # prompts and seeds of the table of methods
@@ -216,6 +219,36 @@ def kpop_training() -> None:
     save(figure, "kpop_training")
 
 
+def kpop_prompt() -> None:
+    """Write the table of how far the prompt moves: the same random numbers in every row, z_t from the base."""
+    lines = ["| first size | rate | moved | restored | cosine |", "|---" * 5 + "|"]
+    for size, rate in ((1.0, 1e-9), (1.0, 1e-5), (1.0, 1e-3), (1.0, 1e-2), (0.3, 1e-2), (0.1, 1e-3)):
+        scaled = {"prompt_lr": rate * 1000 / SHORT, "init": size}  # as far as in 1,000 steps
+        run = trained_only(
+            f"size {size:g}, rate {rate:g}", scaled | {"steps": SHORT, "batch": 1, "reuse": 1, "source": "base"}
+        )
+        last, cosines = run["restored"][-20:], run["similarity"]
+        said = "0 (frozen)" if rate < 1e-8 else f"{rate:.0e}".replace("e-0", "e-")
+        ends = f"{cosines[0]:.2f}, {cosines[-1]:.2f}"
+        lines.append(f"| {size:g} | {said} | {run['prompt_moved']:.2g} | {sum(last) / len(last):.5f} | {ends} |")
+    put_in(PAGE, "kpop-prompt", lines)
+
+
+def trained_only(label: str, fields: Fields) -> Row:
+    """Return what a training of KPOP reports of its prompt, from the record where it is there; nothing is judged."""
+    model, known = mini()
+    settings = all_fields("kpop", fields)
+    for one in records():
+        if (one["figure"], one.get("fields"), one["profile"]["model_id"]) == ("kpop-prompt", settings, model.id):
+            return one["training"]
+    edit, _ = made_of("kpop", fields).run(model, known[CONCEPT], seed=0)
+    report = {key: edit.meta["training"][key] for key in ("restored", "similarity", "prompt_moved")}
+    about = {"fields": settings, "training": report, "profile": {"model_id": model.id}, "git": git()}
+    add({"figure": "kpop-prompt", "label": label, "method": "kpop", **about})
+    print(f"kpop-prompt {label}: moved {report['prompt_moved']:.3g}", flush=True)
+    return report
+
+
 def kpop_mechanism() -> None:
     """Draw table 5 of KPOP."""
     settings: dict[str, Fields] = {
@@ -333,6 +366,7 @@ FIGURES: dict[str, Callable[[], None]] = {
     "task-vector": task_vector,
     "kpop-lambda": kpop_lambda,
     "kpop-key": kpop_key,
+    "kpop-prompt": kpop_prompt,
     "kpop-training": kpop_training,
     "surgical-lambda": surgical_lambda,
     "surgical-signal": surgical_signal,

@@ -123,6 +123,13 @@ def test_the_table_of_all_edits(folder: Folder, tmp_path: Path) -> None:
     assert bench.table_file(folder, tmp_path / "t.csv").read_text().startswith("concept,method,left")
 
 
+def test_attacks_stand_in_the_order_of_their_names(folder: Folder, tmp_path: Path) -> None:
+    for i, name in ((5, "p4d"), (6, "derived"), (7, "inversion")):  # files have hashes for names
+        attack(record("esd", 5, 8).edit, name, 1).save(folder.root / "attacks" / f"{i}.json")
+    head = bench.table_file(folder, tmp_path / "t.csv").read_text().splitlines()[0]
+    assert head == "concept,method,left,related,unrelated,derived,inversion,p4d,seconds,peak MB"
+
+
 def cells(section: str, title: str) -> list[str]:
     """Return the texts of the row of a table that begins with a title."""
     row = next(

@@ -107,7 +107,7 @@ def table_file(folder: Folder, out: Path) -> Path:
 
 def summary(parts: Sequence[Part]) -> Table:
     """Tabulate every edit: what is left of the target, what stays, each attack, and what it took: seconds, peak MB."""
-    attacks = list(dict.fromkeys(strip.attack for part in parts for column in part.columns for strip in column.attacks))
+    attacks = sorted({strip.attack for part in parts for column in part.columns for strip in column.attacks})
     rows = []
     for part in parts:
         for column in part.columns:
@@ -131,7 +131,7 @@ def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> l
     if not records:
         raise BadFile(f"{folder.root} holds no results yet: run efface bench first")
     attacks: dict[str, list[AttackRecord]] = {}
-    for one in folder.attacks(jobs):
+    for one in sorted(folder.attacks(jobs), key=lambda one: (one.attack.name, one.attack.preset, one.concept)):
         attacks.setdefault(one.edit.id, []).append(one)
     found: dict[str, list[Column]] = {}
     for record in sorted(records, key=lambda one: (one.concept, one.edit.method, one.edit.preset, one.name)):
