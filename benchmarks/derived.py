@@ -42,7 +42,7 @@ DOCS = HERE.parent / "docs"
 PAGE = DOCS / "methods" / "closed_form.md"
 RECORD = HERE / "records" / "derived.json"
 OBJECTS = [c[0].name for c in read_bench("methods").concepts if len(c) == 1 and c[0].kind == "object"]
-HOW: dict[str, Any] = {"steps": 12}
+HOW: dict[str, Any] = {"steps": 8}
 EPOCHS = (0, 1, 3, 5)
 ATTACK = (1e-3, 1e-1, 10.0)  # the attacker's λ of eq. 7
 SWEEP = (1e-4, 1e-3, 1e-2, 0.2, 0.4, 0.6, 0.8, 1.0)  # RECE's own; the last five divide [0, 1] as figure 6 does
