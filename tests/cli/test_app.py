@@ -430,3 +430,15 @@ def test_a_seed_out_of_range_is_refused_in_one_line(seed: object, invoke: Invoke
 def test_the_program_is_installed() -> None:
     done = subprocess.run([sys.executable, "-m", "efface", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"efface {efface.__version__}"
+
+
+def test_the_path_of_a_metric_may_hold_commas(tmp_path: Path) -> None:
+    from efface.cli.check import metrics
+    from efface.errors import BadInput
+
+    path = tmp_path / "alex,net.safetensors"
+    path.write_bytes(b"")
+    (made,) = metrics([f"lpips,weights={path},size=32"])
+    assert (made.weights, made.size) == (str(path), 32)
+    with pytest.raises(BadInput, match="'7' is no setting"):
+        metrics(["ssim,7"])

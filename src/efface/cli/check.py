@@ -129,7 +129,7 @@ def prompts(texts: Sequence[str]) -> list[str]:
 
 
 def metrics(texts: Sequence[str]) -> list[Any]:
-    """Return the metrics that --metric names, each NAME[:PRESET][,FIELD=VALUE…].
+    """Return the metrics that --metric names, each NAME[:PRESET][,FIELD=VALUE…]; a value may hold commas.
 
     Raises UnknownName, BadInput for a value out of range, a metric named twice, or one that lacks a file or package.
     """
@@ -138,7 +138,8 @@ def metrics(texts: Sequence[str]) -> list[Any]:
 
     found: list[Any] = []
     for text in texts:
-        head, *settings = text.split(",")
+        head, _, rest = text.partition(",")
+        settings = re.split(r",(?=\s*\w+\s*=)", rest) if rest else []  # a path may hold a comma
         name, _, preset = head.strip().partition(":")
         made = registry.get("metrics", name).preset(preset, **dict(_setting(one, name) for one in settings))
         if missing := lacking(made):

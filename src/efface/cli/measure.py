@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -93,7 +93,8 @@ def evaluate(
 
 def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tuple[Concept, ...], dict[str, Concept]]:
     """Return (model, targets, concept table), from the flags or else from the edit's provenance."""
-    meta: Any = edit.meta
+    from efface.evaluation.audit import erased
+
     where = check.model(model or base_of(edit))
     known = table(where)
     if not known:
@@ -101,10 +102,7 @@ def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tu
             f"{where} has no concept table, so its images cannot be judged: put a concepts.json beside it, "
             "or use efface compare"
         )
-    names = names or [item["name"] for item in meta.get("erase", ())]
-    if not names:
-        raise BadInput("the edit has no erased concept on record; name it with --concept")
-    return where, check.concepts(names, where), known
+    return where, check.concepts(names, where) if names else erased(edit, known), known
 
 
 @with_common("batch", "tokenizer", "any_base")
