@@ -36,7 +36,7 @@ def done(tmp_path, monkeypatch):
             if job.id == "attack1":
                 raise KeyboardInterrupt
             finished.append(job.id)
-        return SimpleNamespace(failed={})
+        return SimpleNamespace(failed={}, refused={})
 
     (tmp_path / "records").mkdir()
     monkeypatch.setattr(bench, "HERE", tmp_path)

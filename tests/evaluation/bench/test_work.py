@@ -34,9 +34,8 @@ def planned() -> list[Job]:
     return jobs(parse(BENCH), efface.load("digits:mnist").id)
 
 
-def test_it_does_what_is_missing_and_the_same_in_processes(planned: list[Job], tmp_path: Path, results) -> None:
-    store = Store(tmp_path / "store")
-    one, two = Folder(tmp_path / "one"), Folder(tmp_path / "two")
+def test_it_does_what_is_missing(planned: list[Job], tmp_path: Path) -> None:
+    store, one = Store(tmp_path / "store"), Folder(tmp_path / "one")
     first = work(planned, one, Here(one, store))
     assert (first.before, first.done, first.failed) == (0, 6, {})
     assert len(one.records()) == len(one.attacks()) == 2
@@ -52,6 +51,11 @@ def test_it_does_what_is_missing_and_the_same_in_processes(planned: list[Job], t
     one.path(planned[-1]).write_text("{ half")  # what a full disk leaves is no result
     assert work(planned, one, Here(one, store)).done == 1
 
+
+@pytest.mark.slow  # each process imports torch
+def test_processes_give_the_same_records(planned: list[Job], tmp_path: Path, results) -> None:
+    one, two = Folder(tmp_path / "one"), Folder(tmp_path / "two")
+    work(planned, one, Here(one, Store(tmp_path / "store")))
     assert work(planned, two, Processes(two, Store(tmp_path / "other"), 2)).done == 6
     assert results(two.root) == results(one.root)
 
