@@ -120,6 +120,21 @@ def test_it_stops_at_the_first_success_of_each_query(tiny, spied, monkeypatch, e
     assert found.cost["calls"] == (2 * 2 * 4) + (2 * 5) + 18 - 0 + 2  # images of both, one of them unguided, and steps
 
 
+def test_without_stop_a_query_that_succeeds_is_searched_to_the_end(tiny, spied, monkeypatch, eye, attack_on):
+    """Every image but the plain one succeeds; that of the third round, the best, is what is found."""
+    scores = iter([0.0, 0.1, 0.2, 0.9, 0.3])
+
+    def judged(search, queries, rows):
+        score = next(scores)
+        return torch.tensor([score > 0]), torch.tensor([score])
+
+    monkeypatch.setattr(Search, "judged", judged)
+    found = UnlearnDiffAtk(tokens=1, timesteps=4, iterations=1, stop=False)(attack_on(tiny, eye(**NO)), DOG, LIKE)
+    assert len(spied) == 4
+    (only,) = found.about["rows"]
+    assert (only["success"], only["round"], only["steps"]) == (True, 2, 4)
+
+
 @pytest.mark.parametrize("preset", ["paper", "p4d-uda", "p4d", "mini"])
 @pytest.mark.parametrize(("name", "guard"), [("tiny", ""), ("tiny", "sld"), ("tiny_xl", "negative")])
 def test_presets_run_and_replay(preset, name, guard, request, eye, attack_on):
