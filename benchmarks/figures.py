@@ -1,4 +1,4 @@
-"""Redraw figures of the papers in miniature: one concept of mini, one command each, resumable.
+"""Redraw figures of the papers in miniature: one concept of mini, one name each, resumable; two can run at once.
 
 python benchmarks/figures.py kpop-prompt       # KPOP: how far the prompt moves, by its first size and rate; a table
 python benchmarks/figures.py kpop-training     # KPOP, figure 4: the prompt's similarity to texts along training
@@ -377,14 +377,14 @@ FIGURES: dict[str, Callable[[], None]] = {
 
 
 def main() -> None:
-    """Draw one figure, or all."""
+    """Draw the figures that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=("all", *FIGURES), nargs="?", default="all")
-    chosen = parser.parse_args().figure
+    parser.add_argument("figures", choices=("all", *FIGURES), nargs="+")
+    chosen = parser.parse_args().figures
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        if chosen in ("all", name):
+        if "all" in chosen or name in chosen:
             draw()
 
 

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from efface.attack import Target
+from efface.attacks.search.relaxations import Simplex
 from efface.attacks.search.token_search import Search
+from efface.attacks.search.vocabulary import Vocabulary
 from efface.attacks.unlearndiffatk import UnlearnDiffAtk
 from efface.concept import Concept
 from efface.errors import BadInput
@@ -211,3 +213,17 @@ def test_bad_input(tiny, eye):
         UnlearnDiffAtk(tokens=14)(Target(tiny, eye(), tiny), DOG, Query("a dog"))
     with pytest.raises(BadInput, match="generates the concept with the original model"):
         UnlearnDiffAtk()(Target(tiny, eye()), DOG, LIKE)
+
+
+def test_the_gradient_of_a_drawn_token_is_that_of_the_probabilities_clipped(tiny):
+    """By hand: d loss / d p = table · d loss / d vector, each entry at most 1 in size."""
+    vocabulary = Vocabulary.of(tiny, False, ())
+    relaxed = Simplex(vocabulary, 2, 1)
+    vectors = relaxed.vectors([1], [torch.Generator().manual_seed(0)])
+    weight = torch.linspace(-1, 1, vectors.shape[-1])
+    slope = vocabulary.vectors @ weight
+    size = 2 / float(slope.abs().max())  # half of the range is clipped
+    (size * vectors * weight).sum().backward()
+    assert relaxed.values.grad is not None
+    torch.testing.assert_close(relaxed.values.grad[1, 0], (size * slope).clamp(-1, 1))
+    assert not relaxed.values.grad[0].any()
