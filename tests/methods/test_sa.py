@@ -233,6 +233,8 @@ def test_prompts_to_forget_and_of_surrogates():
     own = Concept("church", prompts=("a church", "god"), family="building")
     assert fast().prompts(own) == [("a church", "a building"), ("god", "a photo of building")]
     assert fast().prompts(Concept("church")) == [("a photo of church", "")]
+    plain = Concept("neon", kind="style", family="style", prompts=("a church by neon", "art"))
+    assert fast().prompts(plain) == [("a church by neon", "a painting"), ("art", "a painting")]
     neon = Concept("neon", kind="style", anchor="sketch")
     assert fast().prompts(neon) == [("a painting in the style of neon", "a painting in the style of sketch")]
     assert SA.preset("repo").prompts(own) == [("church", "building")]

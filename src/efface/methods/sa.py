@@ -31,8 +31,8 @@ class SA(FineTune):
 
     Args:
         forgotten: prompts to forget, {} for the concept; none for the concept's own, or "a photo of {}"
-        surrogate: prompt of the surrogate images; "" for the anchor in place of the concept, else the family, else
-            no prompt
+        surrogate: prompt of the surrogate images; "" for the anchor in place of the concept, else the family (a style:
+            "a painting"), else no prompt
         images: surrogate images
         replay_images: images to replay
         image_steps: solver steps of each image
@@ -141,8 +141,9 @@ class SA(FineTune):
     def prompts(self, concept: Concept) -> list[tuple[str, str]]:
         """Return pairs (prompt to forget, prompt of its surrogate images)."""
         own = tuple(text.replace("{}", concept.name) for text in self.forgotten) or training_prompts(concept)
-        like = concept.anchor or concept.family
-        usual = training_prompts(replace(concept, name=like, prompts=()))[0] if like else ""
+        style = concept.kind == "style"
+        like = concept.anchor or ("" if style else concept.family)
+        usual = training_prompts(replace(concept, name=like, prompts=()))[0] if like else "a painting" if style else ""
         instead = [text.replace(concept.name, like) if like and concept.name in text else usual for text in own]
         return [(text, self.surrogate or other) for text, other in zip(own, instead, strict=True)]
 
