@@ -350,6 +350,11 @@ def sampling() -> list[Row]:
         ("--guidance", "1e308", "from 0 to 100"),
         ("--guidance", "x", "valid (float|number)"),
     ]
+    embedded = [
+        ("--embedded", "-1", "from 0 to 100"),
+        ("--embedded", "nan", "from 0 to 100"),
+        ("--embedded", "3.5", "reads no guidance scale as a number"),
+    ]
     batch = [
         ("--batch", "0", "from 1 to 4096"),
         ("--batch", "-5", "from 1"),
@@ -358,7 +363,7 @@ def sampling() -> list[Row]:
     solver = [("--solver", "nosuch", "unknown solver 'nosuch'"), ("--solver", "dimm", "did you mean 'ddim'")]
     common = [("--dtype", "fp8", "unknown dtype"), ("--dtype", "", "unknown dtype")]
     for command, these in {
-        ("generate", "x"): flags + batch + solver + common,
+        ("generate", "x"): flags + embedded + batch + solver + common,
         ("compare", "x", "-e", "plain.safetensors"): flags[:3] + flags[6:8] + batch + solver,
         ("evaluate", "plain.safetensors"): flags[:3] + flags[6:10] + batch + solver + common,
         ("purify", "text.png", "-e", "plain.safetensors"): [

@@ -37,7 +37,7 @@ MetricFlag = Annotated[
 ]
 
 
-@with_common()
+@with_common("embedded")
 def evaluate(
     edit: EditArgument,
     common: Common,
@@ -105,7 +105,7 @@ def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tu
     return where, check.concepts(names, where) if names else erased(edit, known), known
 
 
-@with_common("batch", "tokenizer", "any_base")
+@with_common("embedded", "batch", "tokenizer", "any_base")
 def demo(
     common: Common,
     concept: Annotated[str, typer.Option("--concept", "-c", help="What to erase.")] = "church",

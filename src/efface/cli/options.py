@@ -34,6 +34,10 @@ StepsFlag = Annotated[int | None, typer.Option("--steps", help="Sampling steps."
 GuidanceFlag = Annotated[
     float | None, typer.Option("--guidance", help="Classifier-free guidance scale.", show_default="the family's, 7.5")
 ]
+EmbeddedFlag = Annotated[
+    float | None,
+    typer.Option("--embedded", help="Guidance scale that a model reads as a number (FLUX.1 dev).", show_default="3.5"),
+]
 SolverFlag = Annotated[
     str | None, typer.Option("--solver", help="ddim, dpm++, pndm, euler, …", show_default="the model's own")
 ]
@@ -67,6 +71,7 @@ class Common:
 
     steps: StepsFlag = None
     guidance: GuidanceFlag = None
+    embedded: EmbeddedFlag = None
     solver: SolverFlag = None
     batch: BatchFlag = 32
     device: DeviceFlag = "cpu"
@@ -80,12 +85,16 @@ class Common:
             raise BadInput(f"--steps {self.steps}: from 1 to 1000")
         if self.guidance is not None and not 0 <= self.guidance <= 100:
             raise BadInput(f"--guidance {self.guidance}: from 0 to 100")
+        if self.embedded is not None and not 0 <= self.embedded <= 100:
+            raise BadInput(f"--embedded {self.embedded}: from 0 to 100")
         if not 1 <= self.batch <= MAX_BATCH:
             raise BadInput(f"--batch {self.batch}: from 1 to {MAX_BATCH}")
         if self.solver and self.solver not in SOLVERS:
             raise unknown("solver", self.solver, SOLVERS)
         check_dtype(self.dtype)
-        given = {"steps": self.steps, "guidance": self.guidance, "solver": self.solver}
+        given = {
+            "steps": self.steps, "guidance": self.guidance, "embedded": self.embedded, "solver": self.solver,
+        }  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
 
     def load(self, where: str) -> "Model":

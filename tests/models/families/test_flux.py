@@ -241,6 +241,17 @@ def test_on_the_command_line_guidance_is_none_where_it_is_not_given(flux: Model,
     assert (made - near).abs().max() <= 0.5 / 255 + 1e-4 < (made - far).abs().max()  # stored in 8 bits
 
 
+def test_on_the_command_line_the_scale_that_is_read_has_a_flag(folder_of, flux: Model, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("EFFACE_HOME", str(tmp_path / "home"))
+    where, sheets = str(folder_of("flux")), []
+    for embedded in ((), ("--embedded", "3.5"), ("--embedded", "9")):
+        sheets.append(tmp_path / f"{len(sheets)}.png")
+        assert run(["generate", "church", "--steps", "2", *embedded, "--model", where, "-o", str(sheets[-1])]) == 0
+    usual, same, other = (sheet.read_bytes() for sheet in sheets)
+    assert usual == same != other
+    assert run(["generate", "church", "--embedded", "3.5", "-o", str(tmp_path / "mini.png")]) == 2  # mini reads none
+
+
 def test_the_command_line_erases_and_generates(folder_of, monkeypatch, tmp_path: Path, capsys):
     monkeypatch.setenv("EFFACE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ Depth = Annotated[float, typer.Option("--depth", help="Share of the steps to inv
 ORDER = 50
 
 
-@with_common("steps", "guidance", "solver", "batch")
+@with_common("steps", "guidance", "embedded", "solver", "batch")
 def run(
     image: ImageArgument,
     common: Common,
