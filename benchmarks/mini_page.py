@@ -5,14 +5,17 @@ python benchmarks/mini_page.py
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from _bench import DOCS, HERE, on_record
-from robustness import CLAIMS, percent, verdict
+from robustness import CLAIMS, compared, first_presets, percent, verdict
 
 import efface.mini
+import methods
+from efface.evaluation.record import Scored
+from efface.evaluation.summary import Share
 from efface.util.files import writing
 
 PAGE = """# The embedded model, and Stable Diffusion
@@ -93,6 +96,46 @@ def met(row: Mapping[str, Any], value: float | None) -> str:
     return "met" if inside else "**missed**"
 
 
+class Finding(NamedTuple):
+    """A finding of a paper about erasing: of one method's images more are judged so than of another's."""
+
+    text: str
+    source: str
+    more: str
+    less: str
+    group: str = "target"
+
+
+TABLE_2 = "Pham et al. 2024, table 2"
+FINDINGS = (
+    Finding("a negative prompt leaves more than ESD-x (28.6, 0.2 %)", TABLE_2, "negative", "esd"),
+    Finding("SLD leaves more than ESD-x (23.0, 0.2 %)", TABLE_2, "sld", "esd"),
+    Finding("the task vector leaves more than UCE (10.8, 2.9 %)", TABLE_2, "task_vector", "uce"),
+    Finding("by implicit prompts UCE leaves more than RECE (28.8, 10.2 % of parts)", "Gong et al. 2024, table 1", "uce",
+            "rece", "implicit"),
+    Finding("by implicit prompts SLD leaves more than ESD-u", "Gong et al. 2024, table 1", "sld", "esd:mini-u",
+            "implicit"),
+    Finding("All but One keeps more of the others than SDD (SSIM .76, .31)", "Hong et al. 2024, table 1", "surgical", "sdd",
+            "unpreserved"),
+)  # fmt: skip
+
+
+def findings(rows: Sequence[Scored]) -> list[str]:
+    """Return the papers' findings about erasing as a table; a name without a preset is the first one of the bench."""
+    rows = [row for row in rows if methods.kind_of(row) == "object"]
+    named: dict[str, list[Scored]] = {}
+    for chosen in methods.BENCH.methods:
+        own = methods.of(chosen, rows)
+        named |= {f"{chosen.name}:{chosen.preset}": own}
+        named.setdefault(chosen.name, own)
+    lines = ["", "## The papers' findings on erasing", ""]
+    lines += ["| finding | source | the first | the second | on mini |", "|---|---|---|---|---|"]
+    for one in FINDINGS:
+        pair = [methods.score(named.get(name, []), one.group) or Share(hits=0, n=0) for name in (one.more, one.less)]
+        lines.append(f"| {one.text} | {one.source} | {percent(pair[0])} | {percent(pair[1])} | {compared(*pair)} |")
+    return [*lines, "", "Objects of [every method on mini](methods/results.md), pooled."]
+
+
 def main() -> None:
     """Write the page."""
     found = json.loads((Path(efface.mini.__file__).with_name("metrics.json")).read_text(encoding="utf-8"))
@@ -113,7 +156,8 @@ def main() -> None:
         )
     lines += ["", "| guidance | object found |", "|---|---|"]
     lines += [f"| {scale} | {told(score)} |" for scale, score in found["guidance"].items()]
-    _, attacks = on_record("robustness")
+    lines += findings(on_record("methods")[0])
+    attacks = first_presets(on_record("robustness")[1])
     if attacks:
         lines += ["", "## The papers' findings under attack", ""]
         lines += ["| finding | source | larger | smaller | on mini |", "|---|---|---|---|---|"]

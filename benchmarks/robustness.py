@@ -106,7 +106,11 @@ CLAIMS = (
 
 def verdict(claim: Claim, rows: Records) -> str:
     """Say whether intervals are apart as the claim has them."""
-    larger, smaller = claim.larger(rows), claim.smaller(rows)
+    return compared(claim.larger(rows), claim.smaller(rows))
+
+
+def compared(larger: Share, smaller: Share) -> str:
+    """Say whether the interval of the share that should be the larger lies above the other's."""
     if not (larger.n and smaller.n):
         return "not measured"
     if larger.interval.low > smaller.interval.high:
