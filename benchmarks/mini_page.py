@@ -115,8 +115,8 @@ FINDINGS = (
             "rece", "implicit"),
     Finding("by implicit prompts SLD leaves more than ESD-u", "Gong et al. 2024, table 1", "sld", "esd:mini-u",
             "implicit"),
-    Finding("All but One keeps more of the others than SDD (SSIM .76, .31)", "Hong et al. 2024, table 1", "surgical", "sdd",
-            "unpreserved"),
+    Finding("All but One keeps more of the others than SDD (SSIM .76, .31)", "Hong et al. 2024, table 1",
+            "surgical", "sdd", "unpreserved"),
 )  # fmt: skip
 
 
