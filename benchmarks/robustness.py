@@ -4,7 +4,7 @@ python benchmarks/robustness.py [--jobs 2]    # what is missing, then docs/robus
 python benchmarks/robustness.py --pages       # the page only, from records/robustness-attacks.jsonl
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import comb
 from statistics import median
 from textwrap import wrap
@@ -16,6 +16,7 @@ from _bench import DOCS, README, arguments, on_record, put_in, read_bench, run
 from efface.concept import table
 from efface.evaluation.attack_record import AttackRecord
 from efface.evaluation.bench.file import Chosen
+from efface.evaluation.record import Cost, Scored
 from efface.evaluation.store import Store
 from efface.evaluation.summary import Share
 from efface.report import grid
@@ -27,6 +28,7 @@ CLOSED = ("uce", "time", "rece")
 OBJECTS = ("object", "identity")
 SHORT = ("inversion", "unlearndiffatk", "p4d", "ring_a_bell", "derived", "harmless_finetuning", "relearning")
 PICTURED = ("church", "dog")
+AUDITED, AUDIT = 3, ("inversion", "unlearndiffatk", "p4d", "ring_a_bell", "probe_prompts", "harmless_finetuning")
 PAGE = """# What attacks bring back on mini
 
 `python benchmarks/robustness.py` made this page from `benchmarks/robustness.toml`. Each number is in
@@ -206,6 +208,31 @@ def costs(rows: Records) -> list[str]:
     return [*lines, "", *wrap(text, 100), ""]
 
 
+def whole_audit(scored: Sequence[Scored], rows: Records) -> list[str]:
+    """Return what every method on three concepts with six attacks takes: means on record, added up over methods."""
+    edits, judging, attacks = 0.0, 0.0, 0.0
+    for chosen in BENCH.methods:
+        own = [row for row in scored if (row.edit.method, row.edit.preset) == (chosen.name, chosen.preset)]
+        edits += _mean(row.erasing for row in own)
+        judging += _mean(row.evaluating for row in own)
+        under = [row for row in of(rows, (chosen.name,)) if row.edit.preset == chosen.preset]
+        attacks += sum(_mean(row.attacking for row in under if row.attack.name == name) for name in AUDIT)
+    hours = [AUDITED * seconds / 3600 for seconds in (edits, judging, attacks)]
+    names = ", ".join(f"`{name}`" for name in AUDIT)
+    text = (
+        f"**The whole audit**, {len(BENCH.methods)} methods and presets on {AUDITED} concepts under {len(AUDIT)} "
+        f"attacks ({names}), takes {sum(hours):.1f} hours of one core by these means, {sum(hours) / 2:.1f} hours on two: "
+        f"{hours[0]:.1f} for the edits, {hours[1]:.1f} for judging them, {hours[2]:.1f} for the attacks."
+    )
+    return [*wrap(text, 100), ""]
+
+
+def _mean(costs: Iterable[Cost | None]) -> float:
+    """Return the mean processor seconds of the costs that are known."""
+    found = [cost.cpu_seconds for cost in costs if cost is not None and cost.cpu_seconds is not None]
+    return sum(found) / max(1, len(found))
+
+
 def _called(chosen: Chosen) -> str:
     return f"`{chosen.name}`" + (f" {chosen.preset}" if chosen.preset not in ("", BENCH.model) else "")
 
@@ -236,7 +263,7 @@ def strips(rows: Records, name: str, count: int = 3) -> None:
         grid.save(picture, DOCS / "assets" / f"attacks-{name}.png")
 
 
-def write(rows: Records) -> None:
+def write(scored: Sequence[Scored], rows: Records) -> None:
     """Write the page."""
     drawn = [name for name in PICTURED if (DOCS / "assets" / f"attacks-{name}.png").exists()]
     lines = [PAGE, *section("Objects", rows, OBJECTS), *section("Styles", rows, ("style",))]
@@ -255,7 +282,7 @@ def write(rows: Records) -> None:
         "*Agrees* and *disagrees*: the intervals are apart. `esd` is ESD-x and `sld` SLD's preset `mini`.",
         "",
     ]
-    lines += [*embeddings(rows), *costs(rows)]
+    lines += [*embeddings(rows), *costs(rows), *whole_audit(scored, rows)]
     lines += [f"## {name}\n\n![{name} under attack](assets/attacks-{name}.png)\n" for name in drawn]
     with writing(DOCS / "robustness.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
@@ -269,7 +296,7 @@ def main() -> None:
         run("robustness", options)
         for name in PICTURED:
             strips(on_record("robustness")[1], name)
-    write(on_record("robustness")[1])
+    write(*on_record("robustness"))
 
 
 if __name__ == "__main__":

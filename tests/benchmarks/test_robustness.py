@@ -68,6 +68,16 @@ def test_costs_are_sums_over_records() -> None:
     assert any("church" in line for line in lines)
 
 
+def test_the_whole_audit_adds_means_over_methods() -> None:
+    cost = SimpleNamespace(cpu_seconds=600.0)
+    edit = SimpleNamespace(method="uce", preset="mini")
+    scored = [SimpleNamespace(edit=edit, erasing=cost, evaluating=None)] * 2
+    rows = [attacked("p4d", "uce", 1, cpu=1000.0), attacked("p4d", "uce", 1, cpu=1400.0), attacked("derived", "uce", 1)]
+    text = " ".join(robustness.whole_audit(scored, rows))
+    assert "takes 1.5 hours of one core" in text  # 3 × (600 + 1,200) s; derived is not among the six
+    assert "0.5 for the edits, 0.0 for judging them, 1.0 for the attacks" in text
+
+
 def test_claims_are_about_the_first_preset_of_a_method() -> None:
     first, second = attacked("inversion", "sld", 1), attacked("inversion", "sld", 2)
     second.edit.preset = "max"
