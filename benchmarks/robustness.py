@@ -221,7 +221,7 @@ def whole_audit(scored: Sequence[Scored], rows: Records) -> list[str]:
     names = ", ".join(f"`{name}`" for name in AUDIT)
     text = (
         f"**The whole audit**, {len(BENCH.methods)} methods and presets on {AUDITED} concepts under {len(AUDIT)} "
-        f"attacks ({names}), takes {sum(hours):.1f} hours of one core by these means, {sum(hours) / 2:.1f} hours on two: "
+        f"attacks ({names}), takes {sum(hours):.1f} hours of one core by these means, {sum(hours) / 2:.1f} on two: "
         f"{hours[0]:.1f} for the edits, {hours[1]:.1f} for judging them, {hours[2]:.1f} for the attacks."
     )
     return [*wrap(text, 100), ""]
