@@ -34,11 +34,15 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OF
 
 import torch  # noqa: F401
 from PIL import Image
+from safetensors import safe_open
 
 from efface import Edit
 from efface.cli.app import main
 from efface.edits.provenance import git, versions
 from efface.evaluation import record as records
+from efface.evaluation.attack_record import read_attack
+from efface.evaluation.bench.folder import Folder
+from efface.finding import Finding
 from efface.models.model import Model
 
 COUNTED = ("lost", "damaged", "left", "noisy")
@@ -51,7 +55,30 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "generate": ("generate", "a church", "a dog", "--seeds", "0:4", "--steps", "4", "--batch", "2", "-o", "out.png"),
     "evaluate": ("evaluate", "edit.safetensors", *FEW, "--steps", "2", "--json", "out.json"),
+    "attack": (
+        *(
+            "attack",
+            "inversion",
+            "edit.safetensors",
+            "--preset",
+            "mini",
+            "--steps",
+            "4",
+            "--images",
+            "2",
+            "--batch",
+            "2",
+        ),
+        *("--seeds", "0:2", "--query-steps", "2", "--checkpoint", "state", "-o", "out.safetensors"),
+    ),
+    "bench": ("bench", "few.toml", "-o", "out.bench"),
 }
+BENCH = """model = "digits:mnist"
+concepts = ["7"]
+methods = ["negative", {name = "esd", steps = 3, batch = 1, params = "full"}]
+attacks = [{name = "gradient", restarts = 1, iterations = 1, noises = 1, steps = 1, images = 1, ranking = 1}]
+seeds = {target = 2, others = 1, related = 1, attack = 2}
+"""
 
 
 class Run(NamedTuple):
@@ -112,7 +139,23 @@ def result(place: Path) -> Any:
             return image.convert("RGB").tobytes()
     if path.suffix == ".json":
         return [found.model_dump_json(include={"rows"}) for found in records.read(path)]
+    if path.suffix == ".bench":
+        return rows_of(Folder(path))
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+    if "efface-finding" in about:
+        found = Finding.load(path)
+        return [query.key for query in found.queries], found.success, found.scores
     return Edit.load(path).id
+
+
+def rows_of(folder: Folder) -> Any:
+    """Return the rows of all records of a bench, and the ids of its edits, by file name; raises for a damaged file."""
+    found = {
+        path.name: records.read(path)[0].model_dump_json(include={"rows"}) for path in folder.root.glob("records/*")
+    }
+    found |= {path.name: read_attack(path).model_dump_json(include={"rows"}) for path in folder.root.glob("attacks/*")}
+    return found | {path.name: Edit.load(path).id for path in folder.root.glob("edits/*")}
 
 
 def damaged(place: Path) -> int:
@@ -132,13 +175,17 @@ def left(place: Path, home: Path) -> int:
         path.name.endswith(".tmp") or path.name.startswith(".")
         for root in (place, home)
         for path in root.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"  # a bench holds it while it runs; it stays, empty
     )
 
 
-def one_line(ended: Run, *codes: int) -> int:
-    """Return 1 for a run with another exit code or more on standard error than a line, else 0."""
-    wrong = ended.code not in codes or ended.said.count("\n") > (ended.code != 0)
+def noisy(name: str, ended: Run, *codes: int) -> int:
+    """Return 1 for a run with another exit code or more on standard error than a line, else 0.
+
+    A bench says a line for each job that fails.
+    """
+    wrong = ended.code not in codes or "Traceback" in ended.said
+    wrong = wrong or (name != "bench" and ended.said.count("\n") > (ended.code != 0))
     if wrong:
         print(f"exit code {ended.code}: {ended.said[-500:]}", flush=True)
     return int(wrong)
@@ -152,6 +199,7 @@ def places(root: Path, edit: Path) -> Iterator[tuple[Path, Path]]:
     place.mkdir()
     home.mkdir()
     shutil.copy(edit, place / "edit.safetensors")
+    (place / "few.toml").write_text(BENCH)
     try:
         yield place, home
     finally:
@@ -169,7 +217,7 @@ def struck(
             ended = run(COMMANDS[name], place, home, 0.02 + rng.random() * want.seconds, number)
             counts["struck"] += ended.code != 0
             counts["damaged"] += damaged(place)
-            counts["noisy"] += one_line(ended, 0, *codes)
+            counts["noisy"] += noisy(name, ended, 0, *codes)
             counts["left at once"] += left(place, home)
             again = run(COMMANDS[name], place, home)
             counts["lost"] += again.code != 0 or result(place) != whole
@@ -188,7 +236,7 @@ def full_disk(name: str, times: int, rng: random.Random, root: Path, edit: Path)
             ended = run(args, place, small / "home", before=partial(limit_files, limit))
             counts["struck"] += ended.code != 0
             counts["damaged"] += damaged(small)
-            counts["noisy"] += one_line(ended, 0, 2)
+            counts["noisy"] += noisy(name, ended, 0, 2)
             counts["left"] += left(small, small)
     return counts
 
@@ -231,7 +279,7 @@ def together(
             began = time.monotonic()
             children = [(start(args, folder, home), folder) for folder in folders]
             for child, folder in children:
-                counts["noisy"] += one_line(finish(child, folder, began), 0)
+                counts["noisy"] += noisy(name, finish(child, folder, began), 0, *((2,) if name == "bench" else ()))
             counts["damaged"] += sum(damaged(folder) for folder in set(folders))
             counts["lost"] += sum(not list(folder.glob("out.*")) or result(folder) != whole for folder in set(folders))
             counts["left"] += sum(left(folder, home) for folder in set(folders))
@@ -255,7 +303,7 @@ def closed_output(name: str, times: int, root: Path, edit: Path, whole: Any) -> 
     for before in [unread, absent] * times:
         with places(root, edit) as (place, home):
             ended = run(COMMANDS[name], place, home, before=before)
-            counts["noisy"] += one_line(ended, 0, 2, 141)
+            counts["noisy"] += noisy(name, ended, 0, 2, 141)
             counts["damaged"] += damaged(place)
             counts["left"] += left(place, home)
             counts["lost"] += not list(place.glob("out.*")) or result(place) != whole
