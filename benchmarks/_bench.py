@@ -34,7 +34,7 @@ def arguments(description: str | None, names: str = "") -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="processes; each computes on its share of the cores")
     parser.add_argument(
-        "--only", nargs="*", default=[], help="concepts to do now; the others' records stay as they are"
+        "--only", nargs="*", default=[], help="concepts to do now, A+B for two erased at once; other records stay"
     )
     parser.add_argument("--again", action="store_true", help="measure again what is on record")
     parser.add_argument("--pages", action="store_true", help="only write the pages anew, from what is on record")
@@ -63,7 +63,7 @@ def run_bench(name: str, bench: Bench, options: argparse.Namespace) -> None:
     known = _kept(name)
     todo = [job for job in jobs if job.what != "edit" and (options.again or job.id not in known)]
     if options.only:
-        todo = [job for job in todo if {concept.name for concept in job.concepts} <= set(options.only)]
+        todo = [job for job in todo if "+".join(concept.name for concept in job.concepts) in options.only]
     needed = {job.edit_job.id for job in todo}
     todo = [job for job in jobs if job.id in needed] + todo
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))  # of the processes started below

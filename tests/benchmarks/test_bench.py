@@ -17,7 +17,7 @@ sys.path.insert(0, str(FOLDER))
 bench: Any = __import__("_bench")
 sys.path.remove(str(FOLDER))
 
-CONCEPTS = [(Concept("church"),), (Concept("dog"),)]
+CONCEPTS = [(Concept("church"),), (Concept("dog"), Concept("cat"))]
 EDITS = [SimpleNamespace(id=f"edit{n}", what="edit", concepts=CONCEPTS[n]) for n in (0, 1)]
 OTHERS = [
     SimpleNamespace(id=f"{what}{n}", what=what, edit_job=EDITS[n], concepts=CONCEPTS[n])
@@ -72,6 +72,14 @@ def test_a_stopped_bench_goes_on_from_its_records(done, tmp_path):
     lines, ids = ((tmp_path / "records" / f"it-attacks.{end}").read_text().split() for end in ("jsonl", "ids"))
     assert lines == ['"attack0"']
     assert ids == ["attack0"]
+
+
+def test_concepts_erased_at_once_are_named_together(done):
+    run(only=("dog", "cat"))
+    assert done == []
+    with pytest.raises(KeyboardInterrupt):
+        run(only=("dog+cat",))
+    assert done == ["edit1", "evaluation1"]
 
 
 def test_only_some_concepts(done, tmp_path):
