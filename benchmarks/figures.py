@@ -229,8 +229,8 @@ def kpop_prompt() -> None:
         )
         last, cosines = run["restored"][-20:], run["similarity"]
         said = "0 (frozen)" if rate < 1e-8 else f"{rate:.0e}".replace("e-0", "e-")
-        ends = f"{cosines[0]:.2f}, {cosines[-1]:.2f}"
-        lines.append(f"| {size:g} | {said} | {run['prompt_moved']:.2g} | {sum(last) / len(last):.5f} | {ends} |")
+        ends, moved = f"{cosines[0]:.2f}, {cosines[-1]:.2f}", "0" if rate < 1e-8 else f"{run['prompt_moved']:.2g}"
+        lines.append(f"| {size:g} | {said} | {moved} | {sum(last) / len(last):.5f} | {ends} |")
     put_in(PAGE, "kpop-prompt", lines)
 
 
