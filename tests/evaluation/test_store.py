@@ -108,6 +108,36 @@ def test_a_stopped_run_resumes(tiny: Model, store: Store, monkeypatch):
     assert calls == [2, 2, 2, 2]
 
 
+def test_killed_between_the_images_of_a_batch_it_has_the_same_images(tiny: Model, store: Store, monkeypatch, drawn):
+    """The batch was kept whole before its first image was written, so the second is not generated in another batch."""
+    queries, other = [Query("a church", seed, 2) for seed in range(3)], Store(store.root.with_name("other"))
+    expected = other.images(tiny, "", queries, batch=2)
+    write, written = Store._write, []
+
+    def killed(self, key, image, asked):
+        if written:
+            raise KeyboardInterrupt
+        written.append(key)
+        write(self, key, image, asked)
+
+    monkeypatch.setattr(Store, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.images(tiny, "", queries, batch=2)
+    monkeypatch.setattr(Store, "_write", write)
+    drawn.clear()
+    assert torch.equal(store.images(tiny, "", queries, batch=2), expected)
+    assert [query.seed for query in drawn] == [2]
+    assert not list((store.root / "batches").iterdir())
+
+
+def test_a_batch_that_cannot_be_read_is_generated_again(tiny: Model, store: Store):
+    (store.root / "batches").mkdir(parents=True)
+    (store.root / "batches" / "half.safetensors").write_bytes(b"half")
+    expected = Store(store.root.with_name("other")).images(tiny, "", QUERIES)
+    assert torch.equal(store.images(tiny, "", QUERIES), expected)
+    assert not list((store.root / "batches").iterdir())
+
+
 def test_two_at_once_agree(tiny: Model, store: Store):
     results: list[torch.Tensor] = []
     threads = [threading.Thread(target=lambda: results.append(store.images(tiny, "", QUERIES))) for _ in range(2)]

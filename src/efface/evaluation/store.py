@@ -2,11 +2,15 @@
 
 One PNG per image under a root folder, named by sha256(model id, edit id, query, sampler version). Files are written
 whole or not at all, so several processes can share a store and a stopped run can resume. A damaged file is replaced.
+
+An image varies by rounding with the batch that it is generated in. So a batch is kept whole or not at all too: first as
+one file, from which the images are written. A run that is killed and started again has the same batches.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +21,17 @@ from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from efface.errors import BadInput, WriteError
+from efface.errors import BadFile, BadInput, WriteError
 from efface.models import sampling
 from efface.query import Query
 from efface.util import image_file
-from efface.util.files import cache_folder, writing
+from efface.util.files import cache_folder, load_safetensors, save_safetensors, writing
 from efface.util.progress import progress
 
 if TYPE_CHECKING:
     from efface.models.model import Model
+
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Store:
         model: the model that generates (edited, if there is an edit). edit_id: of that edit, "" for none.
         Raises `WriteError` when the folder cannot be written.
         """
+        self._unpack()
         keys = [self.key(model, edit_id, query) for query in queries]
         found: dict[str, Tensor] = {}
         size = model.family.image_size
@@ -68,10 +75,8 @@ class Store:
         groups = sampling.groups([query for _, query in wanted], batch)
         for group in progress(groups, "images"):
             made = model.generate([wanted[i][1] for i in group], batch)
-            for i, image in zip(group, (made * 255).round().to("cpu", torch.uint8), strict=True):
-                key, query = wanted[i]
-                self._write(key, image, query)
-                found[key] = image
+            images = (made * 255).round().to("cpu", torch.uint8)
+            found |= self._keep({wanted[i][0]: image for i, image in zip(group, images, strict=True)}, missing)
         if not queries:
             return torch.empty(0, 3, 0, 0)
         return torch.stack([found[key] for key in keys]).float() / 255
@@ -97,15 +102,43 @@ class Store:
             return None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _write(self, key: str, image: UInt8[Tensor, "3 h w"], query: Query) -> None:
-        path = self.path(key)
+    def _keep(self, images: dict[str, Tensor], queries: Mapping[str, Query]) -> dict[str, Tensor]:
+        """Write the images of a batch, all or none of them; return them."""
+        asked = {key: queries[key].key for key in images}
+        whole = self.root / "batches" / f"{hashlib.sha256(' '.join(images).encode()).hexdigest()}.safetensors"
+        if len(images) > 1:
+            self._make(whole.parent)
+            save_safetensors(whole, images, asked)
+        for key, image in images.items():
+            self._write(key, image, asked[key])
+        whole.unlink(missing_ok=True)
+        return images
+
+    def _unpack(self) -> None:
+        """Write the images of batches whose process was killed after it had kept them."""
+        for whole in sorted((self.root / "batches").glob("*.safetensors")):
+            try:
+                images, asked = load_safetensors(whole)
+            except BadFile:  # its own process has just written them all, or it is damaged
+                images, asked = {}, {}
+            for key, image in images.items():
+                if HASH.fullmatch(key) and image.dtype == torch.uint8 and image.dim() == 3 and key in asked:
+                    self._write(key, image, asked[key])
+            whole.unlink(missing_ok=True)
+
+    def _make(self, folder: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WriteError(f"cannot write to the store in {self.root}: {error.strerror or error}") from error
+
+    def _write(self, key: str, image: UInt8[Tensor, "3 h w"], asked: str) -> None:
+        """Write one image. asked: its query's key."""
+        path = self.path(key)
+        self._make(path.parent)
         info = PngImagePlugin.PngInfo()
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        info.add_text("efface", query.key)
+        info.add_text("efface", asked)
         info.add_text("sha256", _digest(pixels))
         with writing(path) as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
