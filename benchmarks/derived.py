@@ -256,7 +256,7 @@ def chart() -> None:
             text = f"{label}, {when}" if when == "old" or i == 0 else None
             left.errorbar(ATTACK, [p["value"] for p in points], ends, fmt=style, c=f"C{i}", ms=3, label=text, lw=1)
     left.set(xscale="log", xlabel="the attacker's λ", ylabel="images that show the concept", ylim=(-0.03, 1.03))
-    left.legend(fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.93))
+    left.legend(fontsize=7, loc="center right")
     ridges = [float(r) for r in found["ridge"]]
     for axes, keys in ((middle, ("clip", "ssim")), (last, ("plain", "old", "kept"))):
         for key in keys:
@@ -267,7 +267,7 @@ def chart() -> None:
     beside.plot(ridges, [row["change"] for row in found["ridge"].values()], "k:s", ms=3, label=NAMES["change"], lw=1)
     beside.set(ylim=(0, None))
     middle.legend(handles=[*middle.lines, *beside.lines], fontsize=7, loc="lower left")
-    last.legend(fontsize=7, loc="center right")
+    last.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 0.06))
     with writing(DOCS / "assets" / "rece_lambda.svg") as path:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
