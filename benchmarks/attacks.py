@@ -1,11 +1,12 @@
-"""Speed of token searches, as ratios in one run: batched against one by one, early stop against none.
+"""Speed of attacks, as ratios in one run: batched against one by one, early stop against none.
 
-    python benchmarks/attacks.py             # about two minutes on one core
+    python benchmarks/attacks.py             # about four minutes on one core
     python benchmarks/attacks.py --record    # also writes records/attacks.json
 
 Ring-A-Bell: the same generations of the genetic search, with each new sequence encoded once and all in one batch, and
 with every sequence of every generation encoded alone, as its published code does. UnlearnDiffAtk: the same search with
-and without the stop at the first success. The ratio of times is of this machine, the ratio of denoiser calls is not.
+and without the stop at the first success. Inversion: a hundred embeddings learned in one batch, and one after another
+from the same pictures. The ratio of times is of this machine, the ratio of denoiser calls is not.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from efface.attack import Attack, Finding, Target
+from efface.attacks.inversion import Inversion
 from efface.attacks.ring_a_bell import RingABell
 from efface.attacks.search import genetic
 from efface.attacks.unlearndiffatk import UnlearnDiffAtk
@@ -83,6 +85,18 @@ def stopped(model: Model, queries: int, timesteps: int, iterations: int) -> dict
     }  # fmt: skip
 
 
+def together(model: Model, count: int, steps: int) -> dict[str, Any]:
+    """Compare embeddings learned in one batch with the same number learned one after another."""
+    concept, query = table("mini")["church"], [Query("a picture of a church", steps=4)]
+    settings: dict[str, Any] = {"steps": steps, "batch": 1, "images": 2}
+    with UCE.preset("mini")(model, [concept]).applied(model) as edited:
+        target = Target(edited, original=model)
+        Inversion(**settings, attempts=1)(target, concept, query)  # not counted; makes the pictures
+        many, fast = timed(Inversion(**settings, attempts=count, at_once=count), target, concept, query)
+        slow = sum(timed(Inversion(**settings, attempts=1), target, concept, query)[1] for _ in range(count))
+    return {"one_by_one": slow, "batched": fast, "ratio": slow / fast, "embeddings": len(many.tensors["vectors"])}
+
+
 def main() -> None:
     """Run, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,6 +107,7 @@ def main() -> None:
     model = Model.load("mini")
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         "ring-a-bell, batched": lambda: batched(model, 200, 5),
+        "inversion, batched": lambda: together(model, 100, 3),
         "unlearndiffatk, early stop": lambda: stopped(model, 4, 3, 4),
     }
     record: dict[str, Any] = {"model": model.id, "threads": given.threads, "versions": versions(), "git": git()}
