@@ -30,7 +30,6 @@ from efface.methods.uce import UCE
 from efface.models.model import Model
 from efface.query import Query
 
-HALF = 0.5  # of an erasure by UCE: some images of the name still show the concept, others need a search
 RECORD = Path(__file__).parent / "records" / "attacks.json"
 
 
@@ -71,7 +70,7 @@ def stopped(model: Model, queries: int, timesteps: int, iterations: int) -> dict
     """Compare a search that stops at each query's first success with one that goes on."""
     concept, judge = table("mini")["church"], judge_of("mini")
     asked = [Query("a picture of a church", seed=seed, steps=4, guidance=4.0) for seed in range(queries)]
-    with (HALF * UCE.preset("mini")(model, [concept])).applied(model) as edited:
+    with UCE.preset("mini")(model, [concept]).applied(model) as edited:
         target = Target(edited, judge, model)
         common: dict[str, Any] = {"timesteps": timesteps, "iterations": iterations, "lr": 0.1}
         early, fast = timed(UnlearnDiffAtk(**common), target, concept, asked)
@@ -108,7 +107,7 @@ def main() -> None:
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         "ring-a-bell, batched": lambda: batched(model, 200, 5),
         "inversion, batched": lambda: together(model, 100, 3),
-        "unlearndiffatk, early stop": lambda: stopped(model, 4, 3, 4),
+        "unlearndiffatk, early stop": lambda: stopped(model, 8, 10, 4),
     }
     record: dict[str, Any] = {"model": model.id, "threads": given.threads, "versions": versions(), "git": git()}
     for name, run in runs.items():
