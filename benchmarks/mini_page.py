@@ -49,7 +49,8 @@ what it does not. Its realism was set on the un-erased model, before any method 
 The first mini had a text encoder that gave every paraphrase of a name one vector, and it generated without
 guidance what it generated with it. There (ten objects) methods could hardly be told apart: UCE, RECE,
 ESD-x, CA and SA erased 100 % by name and 97 to 100 % by keywords and left 96 to 99 % of the others, and UCE was
-first or level in every column. On the present one (church and dog) no method is first in two columns.
+first or level in every column. On the present one (church and dog) no change of weights both erases every
+keyword and keeps most of the rest.
 Closed forms still keep most (96 to 98 % of the others) and now leak by keywords (54 to 88 % erased); ESD-x
 and CA erase every keyword and pay with related concepts (95 and 99 % were left, now 75 and 71); the task
 vector and FMN pay most (90 and 82, now 54 and 46). A negative prompt erases 21 % (2 before), SLD-max 96 (42),
