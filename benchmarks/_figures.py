@@ -120,8 +120,9 @@ def place(method: str, fields: Fields) -> Path:
 
 def drawn_with_key(fields: Fields, queries: Sequence[Query]) -> Tensor:
     """Return images (n, 3, h, w) of KPOP's sanitized model with the key to it."""
+    edit = trained("kpop", fields)  # and with it its key, where there was none
     key = Edit.load(place("kpop", fields).with_suffix(".key.safetensors"))
-    with trained("kpop", fields).applied(mini()[0]) as sanitized:
+    with edit.applied(mini()[0]) as sanitized:
         return unlocked(sanitized, key).generate(queries)
 
 

@@ -56,20 +56,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate": ("generate", "a church", "a dog", "--seeds", "0:4", "--steps", "4", "--batch", "2", "-o", "out.png"),
     "evaluate": ("evaluate", "edit.safetensors", *FEW, "--steps", "2", "--json", "out.json"),
     "attack": (
-        *(
-            "attack",
-            "inversion",
-            "edit.safetensors",
-            "--preset",
-            "mini",
-            "--steps",
-            "4",
-            "--images",
-            "2",
-            "--batch",
-            "2",
-        ),
-        *("--seeds", "0:2", "--query-steps", "2", "--checkpoint", "state", "-o", "out.safetensors"),
+        *("attack", "inversion", "edit.safetensors", "--preset", "mini", "--steps", "4", "--images", "2"),
+        *("--batch", "2", "--seeds", "0:2", "--query-steps", "2", "--checkpoint", "state", "-o", "out.safetensors"),
     ),
     "bench": ("bench", "few.toml", "-o", "out.bench"),
 }

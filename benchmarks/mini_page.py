@@ -54,7 +54,8 @@ keyword and keeps most of the rest.
 Closed forms still keep most (96 to 98 % of the others) and now leak by keywords (54 to 88 % erased); ESD-x
 and CA erase every keyword and pay with related concepts (95 and 99 % were left, now 75 and 71); the task
 vector and FMN pay most (90 and 82, now 54 and 46). A negative prompt erases 21 % (2 before), SLD-max 96 (42),
-and SDD fell from 99 to 71. SA and All but One leave a style on both.
+and SDD fell from 99 to 71. SA and All but One leave a style on both. (Written on 2026-11-29 from
+[the table](methods/results.md) as it was; the first mini's records are in the repository's history.)
 
 """
 
