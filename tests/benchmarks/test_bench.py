@@ -1,7 +1,6 @@
 """Records of benches: what is on record is not done again, and what was done before a stop is kept."""
 
-import sys
-from pathlib import Path
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +9,7 @@ import pytest
 from efface.concept import Concept
 from efface.errors import BadFile
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-if not FOLDER.is_dir():
-    pytest.skip("benchmarks/ comes with a clone only", allow_module_level=True)
-sys.path.insert(0, str(FOLDER))
-bench: Any = __import__("_bench")
-sys.path.remove(str(FOLDER))
+bench: Any = import_module("_bench")
 
 CONCEPTS = [(Concept("church"),), (Concept("dog"), Concept("cat"))]
 EDITS = [SimpleNamespace(id=f"edit{n}", what="edit", concepts=CONCEPTS[n]) for n in (0, 1)]

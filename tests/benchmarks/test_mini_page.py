@@ -1,20 +1,12 @@
 """What the page about mini says of the papers' findings on erasing."""
 
-import sys
-from pathlib import Path
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from efface.evaluation.summary import Share
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-if not FOLDER.is_dir():
-    pytest.skip("benchmarks/ comes with a clone only", allow_module_level=True)
-sys.path.insert(0, str(FOLDER))
-page: Any = __import__("mini_page")
-sys.path.remove(str(FOLDER))
+page: Any = import_module("mini_page")
 
 
 def scored(method: str, preset: str, left: int) -> Any:

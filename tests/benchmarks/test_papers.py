@@ -1,21 +1,15 @@
 """The papers' tables: every row and column is of something that its protocol runs, and the order is compared right."""
 
-import sys
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-if not FOLDER.is_dir():
-    pytest.skip("benchmarks/ comes with a clone only", allow_module_level=True)
-sys.path.insert(0, str(FOLDER))
-papers: Any = __import__("papers")
-sys.path.remove(str(FOLDER))
+from efface.evaluation.prompts import GROUPS
+from efface.evaluation.protocol import find, names, read
+from efface.evaluation.stats import Interval
 
-from efface.evaluation.prompts import GROUPS  # noqa: E402
-from efface.evaluation.protocol import find, names, read  # noqa: E402
-from efface.evaluation.stats import Interval  # noqa: E402
+papers: Any = import_module("papers")
 
 
 def cell(value: float, spread: float | None = None) -> Any:

@@ -1,24 +1,16 @@
 """The rules by which presets of mini are chosen: no number of a record decides anything else."""
 
-import sys
-from pathlib import Path
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 from efface.concept import Concept
 from efface.evaluation.bench.file import Chosen
 from efface.evaluation.evaluate import describe
 from efface.evaluation.summary import Share
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-if not FOLDER.is_dir():
-    pytest.skip("benchmarks/ comes with a clone only", allow_module_level=True)
-sys.path.insert(0, str(FOLDER))
-presets: Any = __import__("presets")
-attack_presets: Any = __import__("attack_presets")
-sys.path.remove(str(FOLDER))
+presets: Any = import_module("presets")
+attack_presets: Any = import_module("attack_presets")
 
 ONE, TWO, THREE = (Chosen("methods", "esd", "mini", (("lr", lr),)) for lr in (1.0, 2.0, 3.0))
 
