@@ -24,7 +24,8 @@ ONE = Finding(
     {"calls": 3},
     {"loss": [1.0, 2.0]},
     {"vectors": torch.randn(2, 3)},
-    {"attack": "x", "concept": {"name": "church"}},
+    {"attack": "x", "concept": {"name": "church"}, "queries": [["a church", 3], ["a church", 4]]},
+    (1, 0),
 )
 
 
@@ -36,6 +37,7 @@ def test_round_trip(tmp_path) -> None:
     assert read.queries[1].start == 2
     assert (read.scores, read.success, read.about, read.cost) == (ONE.scores, ONE.success, ONE.about, ONE.cost)
     assert read.edit == ONE.edit
+    assert read.given == ONE.given
     assert read.edit is not None
     assert read.edit.meta["method"] == "relearned"
     assert torch.equal(read.tensors["vectors"], ONE.tensors["vectors"])
@@ -67,6 +69,10 @@ def change(path, name: str, value: object, within: str = "") -> None:
         ("cost", {"calls": "many"}, "malformed"),
         ("about", [], "malformed"),
         ("meta", {"concept": {"name": 4}}, "is not a finding"),
+        ("meta", {"queries": [["a church", 3]]}, "was not given"),
+        ("meta", {"queries": 7}, "is not a finding"),
+        ("given", [0], "found for"),
+        ("given", [0, -1], "found for"),
         ("edit", {}, "is not a finding"),
         ("id", "0", "damaged"),
     ],

@@ -31,16 +31,16 @@ QUERY = Query("", steps=5, guidance=1.0)  # how every image is generated, unless
 # `prior` replays them. The table of prompts is part of the model and is trained with it. Which of the two is quicker
 # decides where the erasure happens: at 1e-3 for the network the prompt hardly moves (docs/digits.md).
 FINETUNE = CA(
-    steps=150, lr=2e-4, batch=128, optimizer="adam", weight_decay=0.0, params="full", images=1024, image_steps=5,
-    guidance=1.0, target="model", prior=1.0, templates=("{}",), detach_start=False, embedding_lr=1e-2,
+    steps=150, lr=2e-4, batch=128, optimizer="adam", weight_decay=0.0, clip=0.0, params="full", images=1024,
+    image_steps=5, guidance=1.0, target="model", prior=1.0, templates=("{}",), detach_start=False, embedding_lr=1e-2,
 )  # fmt: skip
 # "fine-tune our model to generate only the target concept", without a prompt; any alpha is made from one of length 1.
 # Only the first convolutions of the two blocks in the middle are edited (section 4.3: a subset of the weights erases
 # better than all of them). Rate and subset were chosen by what was left of the other digits when 0 was erased, by the
 # first judge on seeds of their own: benchmarks/digits_task_vector.py.
 TASK_VECTOR = TaskVector(
-    steps=80, lr=5e-5, batch=512, optimizer="adam", weight_decay=0.0, params="full", images=1024, image_steps=10,
-    image_batch=32, guidance=1.0, alpha=1.0, only=("mid1.conv1", "mid2.conv1"),
+    steps=80, lr=5e-5, batch=512, accumulate=1, optimizer="adam", weight_decay=0.0, params="full", images=1024,
+    image_steps=10, image_batch=32, guidance=1.0, alpha=1.0, only=("mid1.conv1", "mid2.conv1"),
     gradient_checkpointing=False,
 )  # fmt: skip
 

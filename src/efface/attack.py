@@ -53,6 +53,12 @@ class Target:
             raise BadInput("this attack asks a judge, and none was given")
         return self.judge
 
+    def describe(self) -> dict[str, Any]:
+        """Return what is attacked and who may be asked, as JSON values: what every checkpoint of a search says."""
+        original = None if self.original is None else self.original.id
+        judge = None if self.judge is None else self.judge.profile.model_dump()
+        return {"edited": self.edited.id, "original": original, "judge": judge}
+
     @property
     def success(self) -> Shows:
         """Return the attack's own criterion of success: the judge it asks sees the concept first."""
@@ -123,7 +129,8 @@ class Attack(ABC):
         began = time.perf_counter()
         with _frozen(target):
             found = self.search(target, wanted, tuple(given), check_seed(seed))
-        return replace(found, meta=self._stamp(target, wanted, seed, time.perf_counter() - began))
+        meta = self._stamp(target, wanted, seed, time.perf_counter() - began)
+        return replace(found, meta=meta | {"queries": [[query.prompt, query.seed] for query in given]})
 
     def check(self, target: Target, concept: Concept, queries: tuple[Query, ...]) -> None:
         """Check that the target has what the attack needs, before any long work; a subclass checks more.

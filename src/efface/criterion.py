@@ -29,6 +29,11 @@ class Criterion(ABC):
     def check(self, concept: Concept) -> None:
         """Raise `UnknownName` or `BadInput` unless the criterion can be asked about the concept."""
 
+    @property
+    @abstractmethod
+    def judges(self) -> tuple[Judge, ...]:
+        """Return the judges that decide."""
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what decides, with the judge's profile, as JSON values."""
@@ -69,6 +74,11 @@ class Shows(Criterion):
         """Raise `UnknownName` unless the judge knows the concept."""
         self.judge.index(concept.name, kind_of(concept))
 
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """Return its judge."""
+        return (self.judge,)
+
     def describe(self) -> dict[str, Any]:
         """Return the rule and the judge's profile."""
         return {"shows": {"top": self.top, "least": self.least, "judge": self.judge.profile.model_dump()}}
@@ -98,6 +108,11 @@ class Like(Criterion):
     def check(self, concept: Concept) -> None:
         """Do nothing: any text can be compared."""
 
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """Return its judge."""
+        return (self.judge,)
+
     def describe(self) -> dict[str, Any]:
         """Return the threshold and the judge's profile."""
         return {"like": {"least": self.least, "text": self.text, "judge": self.judge.profile.model_dump()}}
@@ -111,6 +126,11 @@ class _Pair(Criterion):
     def check(self, concept: Concept) -> None:
         self.first.check(concept)
         self.second.check(concept)
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """Return the judges of both."""
+        return self.first.judges + self.second.judges
 
 
 @dataclass(frozen=True, eq=False)

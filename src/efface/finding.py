@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,7 +40,9 @@ class Finding:
         attack counts.
     about: further details of the search, JSON values.
     tensors: further results by name, such as learned token vectors.
-    meta: provenance: the attack and its fields, concept, seed, models, versions, seconds; set by calling an attack.
+    meta: provenance: the attack and its fields, concept, given queries, seed, models, versions, seconds; set by calling
+        an attack.
+    given: for each query the number of the given query that it was found for; () where each answers all of them.
     """
 
     queries: tuple[Query, ...] = ()
@@ -51,6 +53,7 @@ class Finding:
     about: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+    given: tuple[int, ...] = ()
 
     @property
     def concept(self) -> Concept:
@@ -62,7 +65,8 @@ class Finding:
     def replay(self, model: Model, batch: int = 32) -> Float[Tensor, "n 3 h w"]:
         """Generate the images of its queries with the attacked model, in order, in [0, 1].
 
-        The finding's own edit, where there is one, is applied first. Raises `BadInput` or `BadEdit` for another model.
+        The finding's own edit, where there is one, is applied first. Another model may be given, to see whether what
+        was found carries over; raises `BadInput` or `BadEdit` for one of another shape.
         """
         if self.edit is None:
             return model.generate(self.queries, batch)
@@ -75,6 +79,24 @@ class Finding:
             raise BadInput(f"{len(images)} images do not fit the finding's {len(self.queries)} queries")
         success = tuple(criterion(images, self.concept).tolist()) if len(images) else ()
         return replace(self, success=success, meta={**self.meta, "criterion": criterion.describe()})
+
+    def answers(self, queries: Sequence[Query]) -> tuple[Query, ...]:
+        """Return for each plain query, by its prompt and seed, the best query that was found for it.
+
+        Where nothing was found for it alone, it is the best one of its prompt, else the best of all, with its seed; one
+        that starts from latents has no seed to change. A finding without queries answers with the plain ones.
+        """
+        if not self.queries:
+            return tuple(queries)
+        asked, own, of_prompt = _given(self.meta), {}, {}
+        for number, one in zip(self.given, self.queries, strict=False):
+            own.setdefault(asked[number], one)
+            of_prompt.setdefault(asked[number][0], one)
+        return tuple(
+            own.get((query.prompt, query.seed))
+            or replace(of_prompt.get(query.prompt, self.queries[0]), seed=query.seed)
+            for query in queries
+        )
 
     @property
     def id(self) -> str:
@@ -122,7 +144,8 @@ def _pack(finding: Finding) -> tuple[dict[str, Tensor], dict[str, Any]]:
         queries.append(plain | ({} if query.embedded is None else {"embedded": query.embedded}))
     header: dict[str, Any] = {
         "format": FORMAT, "queries": queries, "scores": list(finding.scores), "success": list(finding.success),
-        "cost": dict(finding.cost), "about": dict(finding.about), "meta": dict(finding.meta),
+        "given": list(finding.given), "cost": dict(finding.cost), "about": dict(finding.about),
+        "meta": dict(finding.meta),
     }  # fmt: skip
     if finding.edit is not None:
         own, description = pack(finding.edit)
@@ -147,15 +170,26 @@ def _unpack(tensors: dict[str, Tensor], header: dict[str, Any]) -> Finding:
         raise ValueError("its scores or successes are no numbers and truth values")
     if len(scores) != len(queries) or len(success) not in (0, len(queries)):
         raise ValueError(f"{len(queries)} queries have {len(scores)} scores and {len(success)} successes")
+    given = tuple(header.get("given", ()))
+    if len(given) not in (0, len(queries)) or not all(untrusted.is_count(one, 0, 2**31) for one in given):
+        raise ValueError("it does not say of each query which given one it was found for")
     cost, about, meta = (header[name] for name in ("cost", "about", "meta"))
     if not all(isinstance(one, dict) for one in (cost, about, meta)) or not untrusted.are_numbers(cost.values()):
         raise ValueError("its cost or provenance is malformed")
     if "concept" in meta:
         Concept.from_json(meta["concept"])
+    if any(one >= len(_given(meta)) for one in given):
+        raise ValueError("it answers a query that was not given")
     edit = None
     if "edit" in header:
         edit = Edit(**unpack(_under("edit.", tensors), header["edit"]))
-    return Finding(tuple(queries), scores, edit, success, cost, about, _under("tensors.", tensors), meta)
+    tensors = _under("tensors.", tensors)
+    return Finding(tuple(queries), scores, edit, success, cost, about, tensors, meta, given)
+
+
+def _given(meta: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return prompt and seed of each query that the attack was given; raises ValueError or TypeError."""
+    return [(str(prompt), int(seed)) for prompt, seed in meta.get("queries", ())]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

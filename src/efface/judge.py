@@ -131,12 +131,16 @@ def find_judge(model: str, name: str = "") -> tuple[type[Judge], str]:
     raise BadInput(f"no judge {name + ' ' if name else ''}for {model}: there are judges for {', '.join(known)}{others}")
 
 
-def asked_of(model: str) -> Judge | None:
-    """Return the judge of a model that attacks may ask, which is not its default; None where there is none."""
+def asked_of(model: str, decides: Judge | None = None) -> Judge | None:
+    """Return the judge of a model that attacks may ask, which is not its default.
+
+    decides: on what they find. None where there is no other.
+    """
     for file in registry.names("judges"):
         cls = registry.get("judges", file)
         if model in cls.MODELS and cls.ASKED:
-            return cls.load(model, cls.ASKED)
+            found = cls.load(model, cls.ASKED)
+            return None if decides is not None and found.profile == decides.profile else found
     return None
 
 

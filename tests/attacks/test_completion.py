@@ -46,7 +46,7 @@ def test_the_more_the_original_does_the_nearer_is_its_image(pix):
     plain = found.queries[-1]
     assert plain.latents is None
     assert plain == pix.queries[0]
-    assert found.cost == {"images": 3, "calls": 3 * 12}
+    assert found.cost == {"images": 3, "calls": 3 * 12, "backward": 0, "texts": 1}
 
 
 @pytest.mark.parametrize("kind", ["weights", "negative", "sld"])

@@ -5,6 +5,7 @@ from efface.attack import Target
 from efface.attacks.concept_vector import ConceptVector
 from efface.concept import Concept
 from efface.errors import BadInput, UnknownName
+from efface.models.model import Model
 from efface.query import Query
 
 DOG = Concept("dog")
@@ -38,10 +39,10 @@ def test_a_judge_ranks(tiny, eye, attack_on):
     torch.testing.assert_close(seen, torch.tensor(found.scores), atol=1e-4, rtol=1e-3)
     assert list(found.scores) == sorted(found.scores, reverse=True)
     assert sorted(found.about["eta"]) == [1.0, 1.0, 2.0, 2.0, 40.0, 40.0]
-    assert found.cost == {"images": 6, "calls": 12, "texts": 2 * 6 + 2}
+    assert found.cost == {"images": 6, "calls": 12, "backward": 0, "texts": 2 * 6 + 2}
 
 
-def test_presets_and_bad_input(tiny, eye, lamp):
+def test_presets_and_bad_input(tiny, eye, lamp, monkeypatch):
     assert ConceptVector.preset("rece").eta == (3.0,)
     assert ConceptVector.preset("rece-low").eta == (0.9,)
     with pytest.raises(BadInput, match="at least one strength"):
@@ -50,5 +51,6 @@ def test_presets_and_bad_input(tiny, eye, lamp):
         ConceptVector(prompts_with=("a dog",))
     with pytest.raises(BadInput, match="no text encoder"):
         ConceptVector()(Target(lamp.model), "0", LIKE)
+    monkeypatch.setattr(Model, "generate", None)  # it is said before any image
     with pytest.raises(UnknownName, match="class of the judge 'castle'"):
         ConceptVector()(Target(tiny, eye()), "castle", LIKE)

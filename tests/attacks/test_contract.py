@@ -1,11 +1,13 @@
 """What every attack promises, checked on every file in the folder."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from efface import registry
 from efface.attack import Attack, Target
@@ -19,6 +21,7 @@ from efface.methods.sld import SLD
 from efface.methods.uce import UCE
 from efface.models.model import Model
 from efface.query import Query
+from efface.training.checkpoints import checkpoints
 
 NAMES = registry.names("attacks")
 CHURCH = Concept("church", ("a picture of a church",), keywords=("cross", "building"))
@@ -29,7 +32,7 @@ MIXED = [*QUERIES, Query("a picture of a dog", 2, steps=3, guidance=3.0)]  # som
 class Redness(Judge):
     """Sees a church where an image is red, a house where it is not; differentiable."""
 
-    classes = ("church", "house")
+    classes = ("church", "house", "dog")
     reads_text = True
 
     @property
@@ -38,13 +41,24 @@ class Redness(Judge):
 
     def objects(self, images: torch.Tensor) -> torch.Tensor:
         red = (8 * (images[:, 0] - images[:, 2])).mean((1, 2)).sigmoid()
-        return torch.stack([red, 1 - red], 1)
+        return torch.stack([red, 1 - red, red / 2], 1)
 
     def clip_score(self, images: torch.Tensor, texts) -> torch.Tensor:
         return images[:, 0].mean((1, 2))
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(images.mean((2, 3)), dim=1)
+
+
+class Blueness(Redness):
+    """Sees a church where an image is blue."""
+
+    @property
+    def profile(self) -> Profile:
+        return Profile(evaluator="blueness", sha256={"": "0"}, classes=2)
+
+    def objects(self, images: torch.Tensor) -> torch.Tensor:
+        return super().objects(images.flip(1))
 
 
 def quick(name: str) -> Attack:
@@ -111,6 +125,35 @@ class TestAttack:
         assert torch.equal(images, again.replay(target.edited))
         assert bool(images.isfinite().all())
 
+    def test_it_says_what_each_query_was_found_for(self, name: str, tiny: Model):
+        """Relearned weights answer each query with itself, and no attack answers one prompt with another's."""
+        with UCE()(tiny, [CHURCH]).applied(tiny) as edited:
+            found = quick(name)(Target(edited, Redness(), tiny), CHURCH, MIXED, seed=3)
+        assert len(found.given) in (0, len(found.queries))
+        assert set(found.given) <= set(range(len(MIXED)))
+        assert found.meta["queries"] == [[query.prompt, query.seed] for query in MIXED]
+        asked = found.answers(MIXED)
+        for number in set(found.given):
+            assert asked[number] is found.queries[found.given.index(number)]
+        if found.edit is not None:
+            assert asked == tuple(MIXED)
+
+    def test_the_calls_of_the_denoiser_are_those_it_counts(self, name: str, target: Target, tmp_path, monkeypatch):
+        """Also where guards add calls, and where a solver makes more of them than it has steps (the tiny model's)."""
+        if name == "derived" and target.edited.guards:
+            return
+        monkeypatch.setenv("EFFACE_HOME", str(tmp_path))  # what was kept would not be made again
+        rows, real = [], UNet2DConditionModel.forward
+
+        def counted(unet, x, *args, **kwargs):
+            rows.append((len(x), torch.is_grad_enabled()))
+            return real(unet, x, *args, **kwargs)
+
+        monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+        found = quick(name)(target, CHURCH, MIXED, seed=5)
+        assert found.cost["calls"] == sum(count for count, _ in rows)
+        assert set(found.cost) == {"images", "calls", "backward", "texts"}
+
     def test_it_is_deterministic_in_its_seed_and_leaves_the_models_alone(
         self, name: str, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
@@ -125,6 +168,22 @@ class TestAttack:
             assert same(first, quick(name)(target, CHURCH, MIXED, seed=1))
             assert [p.requires_grad for p in weights] == before
             assert all(p.grad is None for p in weights)
+
+    def test_a_checkpoint_is_not_taken_for_that_of_another_search(self, name: str, tiny: Model, tmp_path: Path):
+        """In the folder of a search, another judge, original model or concept is refused, or makes no difference."""
+        attack, dog = quick(name), Concept("dog", ("a picture of a dog",), keywords=("red", "fox"))
+        with UCE()(tiny, [CHURCH]).applied(tiny) as edited:
+            other = tiny.edited({n: 1.1 * tiny.weights()[n].detach() for n in tiny.text_weights()}, id="louder")
+            first = (Target(edited, Redness(), tiny), CHURCH)
+            others = [(Target(edited, Blueness(), tiny), CHURCH), (Target(edited, Redness(), other), CHURCH)]
+            others.append((Target(edited, Redness(), tiny), dog))
+            with checkpoints(tmp_path / "run", every=1):
+                attack(*first, MIXED, seed=1)
+            for target, concept in others:
+                found = None
+                with suppress(BadInput), checkpoints(tmp_path / "run"):
+                    found = attack(target, concept, MIXED, seed=1)
+                assert found is None or same(found, attack(target, concept, MIXED, seed=1))
 
     def test_it_runs_on_sdxl(self, name: str, tiny_xl: Model):
         with UCE()(tiny_xl, [CHURCH]).applied(tiny_xl) as edited:

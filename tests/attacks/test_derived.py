@@ -182,7 +182,7 @@ def test_a_query_without_a_prompt_asks_for_the_concept(tiny):
     found = EXACT(target, CHURCH, replace(LIKE, prompt=""))
     named = EXACT(target, CHURCH, replace(LIKE, prompt=CHURCH.texts[0]))
     assert found.queries == named.queries
-    assert found.cost == {"images": 0, "calls": 0, "texts": 1}
+    assert found.cost == {"images": 0, "calls": 0, "backward": 0, "texts": 1}
     assert SLOT not in found.queries[0].prompt
 
 

@@ -54,7 +54,8 @@ def test_every_combination_is_tried_and_replays(pix, kind):
     assert len(set(found.queries)) == 5  # without noise its variance does nothing
     seen = pix.judge.objects(found.replay(model))[:, 0]
     torch.testing.assert_close(seen, torch.tensor(found.scores), atol=1e-4, rtol=0)
-    assert found.cost == {"images": 6, "calls": 6 * 12}
+    each = 6 * (3 if kind == "sld" else 2)  # calls of an image
+    assert found.cost == {"images": 6, "calls": 6 * each, "backward": 0, "texts": 1}
     quiet = found.queries[pairs.index((0.0, 1.0))].latents  # the guards' whole trajectory up to the last step
     torch.testing.assert_close(quiet, model.sample(pix.queries[:1], stop=5), atol=3e-4, rtol=0)
     own = generator(0, "noise", "0", "1.0", "1.04")

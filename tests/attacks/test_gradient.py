@@ -8,6 +8,9 @@ from efface.attacks.search.lattice import points
 from efface.concept import Concept
 from efface.errors import BadInput, UnknownName
 from efface.judge import Judge, Profile
+from efface.methods.negative import NegativePrompt
+from efface.methods.sld import SLD
+from efface.methods.uce import UCE
 from efface.query import Query
 
 LIKE = Query("0", steps=2, guidance=1.0)
@@ -30,6 +33,15 @@ class Coin(Judge):
         return torch.cat([yes[:, None], (1 - yes)[:, None], torch.zeros(len(images), 8)], 1)
 
 
+class Blind(Judge):
+    """Judge that sees a church everywhere, and has no gradient."""
+
+    classes, profile = ("church",), Profile(evaluator="blind")
+
+    def objects(self, images):
+        return torch.ones(len(images), 1)
+
+
 def nearness(found, w):
     return float(found.queries[0].context.tokens[0, 0] @ w)
 
@@ -37,7 +49,7 @@ def nearness(found, w):
 @pytest.mark.parametrize("through", ["sampler", "eps"])
 def test_it_ascends_to_the_concept(lamp, through):
     """The model's images are brightest, and its predictions best, at w."""
-    fields = {"iterations": 60, "noises": 2, "steps": 1, "images": 4, "ranking": 2, "lr": 0.1, "coarse": 0, "final": 2}
+    fields = {"iterations": 60, "noises": 4, "steps": 1, "images": 4, "ranking": 2, "lr": 0.1, "coarse": 0, "final": 2}
     attack = Gradient(through=through, restarts=6, **fields)
     before = {name: w.detach().clone() for name, w in lamp.model.weights("").items()}
     found = attack(Target(lamp.model, lamp.judge, lamp.model), ZERO, LIKE)
@@ -84,6 +96,36 @@ def test_the_best_are_ranked_again_with_more_images(lamp):
     assert set(found.scores[2:]) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("kind", ["negative", "sld", "map"])
+def test_through_eps_a_guard_is_part_of_the_loss(tiny, kind):
+    """A guard that is not in the loss would leave it, and what is found, bit for bit as without one."""
+    church = Concept("church")
+    guard = {"negative": NegativePrompt(), "sld": SLD(warmup=0), "map": UCE()}[kind](tiny, [church])
+    guard = guard.as_guard() if kind == "map" else guard
+    like = Query("a church", steps=1, guidance=3.0)
+    attack = Gradient(through="eps", restarts=2, iterations=2, noises=1, images=2, ranking=1)
+    plain = attack(Target(tiny, Blind(), tiny), church, like)
+    with guard.applied(tiny) as edited:
+        found = attack(Target(edited, Blind(), tiny), church, like)
+    assert found.about["loss"] != pytest.approx(plain.about["loss"], rel=1e-3)
+    assert found.queries[0].context.tokens.shape == plain.queries[0].context.tokens.shape
+
+
+def test_through_eps_the_pictures_are_of_the_seed(tiny):
+    attack = Gradient(through="eps", restarts=1, iterations=1, noises=1, images=2, ranking=1, lr=1e-9)
+    like = Query("a church", steps=1, guidance=1.0)
+    target = Target(tiny, Blind(), tiny)
+    losses = [attack(target, "church", like, seed).about["loss"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_through_eps_on_sdxl(tiny_xl):
+    """SDXL also reads a pooled vector, which stays that of no prompt."""
+    attack = Gradient(through="eps", restarts=1, iterations=1, noises=1, images=1, ranking=1)
+    found = attack(Target(tiny_xl, Blind(), tiny_xl), "church", Query("a church", steps=1, guidance=1.0))
+    assert tiny_xl.generate(found.queries).isfinite().all()
+
+
 @pytest.mark.slow
 def test_seed(lamp):
     attack, target = (
@@ -97,15 +139,8 @@ def test_seed(lamp):
 
 def test_through_eps_it_attacks_stable_diffusion(tiny):
     """It works with contexts of many tokens and with a judge without gradient."""
-
-    class Anything(Judge):
-        classes, profile = ("church",), Profile(evaluator="anything")
-
-        def objects(self, images):
-            return torch.ones(len(images), 1)
-
     attack = Gradient(through="eps", restarts=2, iterations=2, noises=1, images=2, ranking=1, radius=0.0)
-    found = attack(Target(tiny, Anything(), tiny), "church", Query("", steps=1, guidance=1.0))
+    found = attack(Target(tiny, Blind(), tiny), "church", Query("", steps=1, guidance=1.0))
     assert found.queries[0].context.tokens.shape == (1, 16, 32)
     assert tiny.generate(found.queries[:1]).shape == (1, 3, 16, 16)
 

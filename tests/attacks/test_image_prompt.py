@@ -44,7 +44,7 @@ def test_plain_image_to_image_starts_from_the_noised_reference(pix):
         assert query.start == 1
         torch.testing.assert_close(query.latents, alpha * clean + sigma * draw(0, "start", i))
         torch.testing.assert_close(found.tensors["pictures"][i], clean[0])
-    assert found.cost == {"images": 1, "calls": 12, "backward": 0}
+    assert found.cost == {"images": 1, "calls": 12, "backward": 0, "texts": 2}
 
 
 def test_a_late_start_shows_the_reference(pix):
@@ -91,8 +91,9 @@ def test_the_steps_are_those_recomputed_by_hand(pix, follow, kind):
     same = (found.tensors["pictures"] - x).abs() < 1e-4
     assert float(same.float().mean()) > 0.9  # a gradient near zero may have either sign
     assert found.scores[0] == pytest.approx(-losses[-1], rel=1e-2)
-    assert found.cost["calls"] == 12 + 4 * 4
-    assert found.cost["backward"] == 2 * 4
+    own = 3 if kind == "sld" else 2  # SLD predicts for its concept too
+    assert found.cost["calls"] == 12 + 4 * (own + (own if follow == "reference" else 2))
+    assert found.cost["backward"] == own * 4
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def test_every_prompt_gets_its_own_seed_first_and_the_best_come_first(pix):
     seen = pix.judge.objects(found.replay(pix.edited))[:, 0]
     torch.testing.assert_close(torch.tensor(found.scores), seen, atol=1e-4, rtol=0)
     assert list(found.scores) == sorted(found.scores, reverse=True)
-    assert found.cost == {"images": 10, "calls": 10 * 12}
+    assert found.cost == {"images": 10, "calls": 10 * 12, "backward": 0, "texts": 1}
     succeeded = float((seen > 0.5).float().mean())
     assert found.about == {"tried": 10, "succeeded": pytest.approx(succeeded)}
 

@@ -119,7 +119,7 @@ def test_it_stops_at_the_first_success_of_each_query(tiny, spied, monkeypatch, e
     assert (first["given"], first["success"], first["round"], first["steps"]) == (0, True, 1, 6)
     assert (second["given"], second["success"], second["round"], second["steps"]) == (1, False, 3, 12)
     assert found.cost["backward"] == 6 * 2 + 6
-    assert found.cost["calls"] == (2 * 2 * 4) + (2 * 5) + 18 - 0 + 2  # images of both, one of them unguided, and steps
+    assert found.cost["calls"] == 3 * (2 + 1) * 4 + 3 * 2 + 18  # images (PNDM: 3 calls), the first guided; steps
 
 
 def test_without_stop_a_query_that_succeeds_is_searched_to_the_end(tiny, spied, monkeypatch, eye, attack_on):

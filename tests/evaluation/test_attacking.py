@@ -5,11 +5,12 @@ import torch
 
 from efface.attack import Attack, Target
 from efface.attacks.probe_prompts import ProbePrompts
+from efface.attacks.seed_search import SeedSearch
 from efface.concept import Concept
 from efface.criterion import Like, Shows
 from efface.errors import BadInput, UnknownName
 from efface.evaluation.asr import attack_success
-from efface.evaluation.attacking import answered, answers, attack_edit
+from efface.evaluation.attacking import answered, attack_edit
 from efface.evaluation.stats import wilson
 from efface.evaluation.summary import Share
 from efface.finding import Finding
@@ -37,6 +38,14 @@ class Bright(Judge):
 
     def clip_score(self, images, texts):
         return images[:, 1].mean((1, 2))
+
+
+class Redder(Bright):
+    """Another judge with the same eyes."""
+
+    @property
+    def profile(self) -> Profile:
+        return Profile(evaluator="redder", classes=2)
 
 
 def picture(red: float, green: float = 0.0) -> torch.Tensor:
@@ -79,7 +88,8 @@ class Steered(Attack):
 
     def search(self, target, concept, queries, seed):
         c = target.edited.encode(["a red dog"])
-        return Finding((Query("", 1, 2, context=c), Query("", 9, 2, context=c)), (0.9, 0.5), cost={"calls": 1})
+        found = (Query("", 1, 2, context=c), Query("", 9, 2, context=c))
+        return Finding(found, (0.9, 0.5), cost={"calls": 1}, given=(1, 1))
 
 
 def test_an_attack_is_judged_on_the_plain_queries(tiny: Model) -> None:
@@ -89,12 +99,39 @@ def test_an_attack_is_judged_on_the_plain_queries(tiny: Model) -> None:
     assert done.rates is not None
     assert (done.rates.pre.hits, done.rates.post.n, done.rates.combined.hits) == (3, 0, 3)
     assert done.finding.meta["criterion"]["shows"]["judge"]["evaluator"] == "bright"
-    asked = answers(done.finding, QUERIES)
+    asked = done.finding.answers(QUERIES)
     assert [query.seed for query in asked] == [0, 1, 2]
     assert asked[1] is done.finding.queries[0]
     torch.testing.assert_close(done.attacked, tiny.generate(asked))
     torch.testing.assert_close(done.edited, tiny.generate(QUERIES))
     assert (done.attacked - done.edited).abs().max() > 1e-3
+
+
+def test_one_prompt_is_not_answered_by_what_was_found_for_another() -> None:
+    plain = [Query(prompt, seed) for seed in (0, 1) for prompt in ("a church", "a house")]
+    found = tuple(Query(f"found {name}", seed) for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 9)))
+    meta = {"queries": [[query.prompt, query.seed] for query in plain]}
+    finding = Finding(found, (0.9, 0.8, 0.7, 0.1), meta=meta, given=(0, 1, 3, 2))
+    assert finding.answers(plain) == (found[0], found[1], found[3], found[2])
+    other, more, new = finding.answers([Query("a church", 5), Query("a house", 6), Query("a castle", 7)])
+    assert (other.prompt, other.seed) == ("found a", 5)
+    assert (more.prompt, more.seed) == ("found b", 6)
+    assert (new.prompt, new.seed) == ("found a", 7)
+
+
+def test_another_seed_is_an_answer(tiny: Model) -> None:
+    """Seed search is judged on the seeds that it found, not on the plain ones once more."""
+    target = Target(tiny, Redder(), tiny)
+    done = attack_edit(SeedSearch(tries=6), target, CHURCH, QUERIES[:2], Shows(Bright(), top=2))
+    assert not torch.equal(done.edited, done.attacked)
+    own = target.seen(done.attacked, CHURCH) >= target.seen(done.edited, CHURCH)
+    assert own.all()
+
+
+def test_the_judge_that_decides_is_not_the_one_that_is_asked(tiny: Model) -> None:
+    for criterion in (Shows(Bright()), Shows(Redder()) & Like(Bright(), 0.5), Like(Bright(), 0.5) | Shows(Redder())):
+        with pytest.raises(BadInput, match="bright cannot decide on an attack that may ask it"):
+            attack_edit(SeedSearch(tries=2), Target(tiny, Bright(), tiny), CHURCH, QUERIES, criterion)
 
 
 def test_no_image_is_made_twice_and_success_is_that_of_the_images_shown(tiny: Model, monkeypatch) -> None:
@@ -129,7 +166,7 @@ def test_what_the_search_generated_is_not_generated_again(tiny: Model, monkeypat
 
     monkeypatch.setattr(Model, "generate", counted)
     attack = ProbePrompts(random=2, tokens=1, prompts=("a red dog",))
-    done = attack_edit(attack, Target(tiny, Bright(), tiny), CHURCH, QUERIES[:2], Shows(Bright()))
+    done = attack_edit(attack, Target(tiny, Redder(), tiny), CHURCH, QUERIES[:2], Shows(Bright()))
     assert len(made) == len(set(made)) == len(done.finding.queries) + 2
     assert set(made) == {query.key for query in (*done.finding.queries, *QUERIES[:2])}
 

@@ -1,12 +1,16 @@
 """Automatic strength: the smallest that fulfils both rules, from one training."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from efface.attack import Target
+from efface.attacks.diverse_inversion import DiverseInversion
 from efface.concept import Concept, table
 from efface.edits.edit import Edit
 from efface.errors import BadInput
-from efface.evaluation.auto_strength import CONTROL, auto_strength, controls, threshold
+from efface.evaluation.auto_strength import CONTROL, auto_strength, check_learned, controls, threshold
 from efface.finding import Finding
 from efface.judge import Judge, Profile
 from efface.methods.negative import NegativePrompt
@@ -55,6 +59,24 @@ def test_the_smallest_strength_below_the_threshold_that_keeps_the_control(tiny: 
     with edit.applied(tiny) as edited:  # strength 1 is the edit itself
         own = judge.clip_score(edited.generate([Query("a church", 0, **SAMPLING)]), ["church"])
     assert scores[1.0] >= float(own) - 1e-6
+
+
+def test_embeddings_of_something_else_are_refused(tiny: Model, edit: Edit) -> None:
+    attack = DiverseInversion(**{**DiverseInversion.QUICK, "steps": 1, "images": 1})
+    like = Query("a church", 0, **SAMPLING)
+    rolled = tiny.edited({n: tiny.weights()[n].detach().roll(1, 0) for n in tiny.text_weights()}, id="rolled")
+    own = attack(Target(tiny, None, tiny), CHURCH, like)
+    for learned in (own, attack(Target(rolled, None, tiny), CHURCH, like)):
+        check_learned(learned, tiny, CHURCH)
+    with pytest.raises(BadInput, match="of church, not of dog"):
+        check_learned(own, tiny, Concept("dog"))
+    other = replace(attack, through="edited")(Target(rolled, None, tiny), CHURCH, like)
+    for learned, model in ((own, rolled), (other, tiny)):
+        with pytest.raises(BadInput, match="learned on another model"):
+            auto_strength(model, edit, CHURCH, Near(tiny), learned, ["a dog"], SAMPLING, 2.0)
+    derived = Finding(meta={**own.meta, "attack": "derived"})
+    with pytest.raises(BadInput, match="are of derived"):
+        check_learned(derived, tiny, CHURCH)
 
 
 def test_the_control_is_a_share_of_the_un_erased_models(tiny: Model, edit: Edit) -> None:

@@ -1,5 +1,6 @@
 """Neighbours: by sight, in other sentences, and beside the erased concept; and evaluations of given prompts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,5 +180,8 @@ def test_drift_is_what_a_fine_tuning_changes(tiny: Model, edit: Edit, tmp_path: 
     assert found.harmonic_mean == pytest.approx(3 / (1 + 2 + 1))
     with pytest.raises(BadInput, match="no images of the group styles"):
         found.change("styles")
+    other = replace(tuned, meta={"edited": {"edit": "of another edit"}})
+    with pytest.raises(BadInput, match="the fine-tuning is of the edit of another"):
+        drift(tiny, edit, other, TABLE["church"], TABLE, Namer(), plan=plan)
     with pytest.raises(BadInput, match="needs a finding that changes weights"):
         drift(tiny, edit, Finding(), TABLE["church"], TABLE, Namer(), plan=plan)

@@ -76,6 +76,11 @@ def test_every_protocol_says_what_it_is_and_can_be_read_at_its_sizes(name: str, 
                 asked = {group for case in job.cases for group in case.groups}
                 assert ("target" in asked) == (job.what == "evaluation")
                 assert {concept.name for concept in job.named} >= {case.label for case in job.cases if case.label}
+            everything = jobs(bench, "id")
+            assert len({job.named for job in everything if job.what != "edit"}) == 1  # or no table could hold them
+            assert len({job.prompts for job in everything if job.what == "evaluation"}) == 1
+            if bench.judge.startswith("clip_zero_shot"):
+                assert len(everything[-1].named) > 1
 
 
 def test_kpop_objects_are_five_of_ten_classes_with_500_images_each() -> None:

@@ -149,6 +149,18 @@ def test_embedding_trains_the_rows_of_the_name_only(tiny):
         assert torch.equal(edited.encode(["a dog"]).tokens, tiny.encode(["a dog"]).tokens)
 
 
+def test_on_sdxl_the_embeddings_of_both_text_encoders_are_trained(tiny_xl):
+    edit = fast(params="embedding", lr=1.0)(tiny_xl, [CHURCH])
+    assert [name.partition(".")[0] for name in edit.delta] == ["text_encoder", "text_encoder_2"]
+    assert all(float(delta.abs().max()) > 0 for delta in edit.delta.values())
+
+
+@pytest.mark.parametrize("params", ["x", "x-strict"])
+def test_joint_attention_has_no_start_token_to_detach(tiny_each, params):
+    with_start, without = (fast(detach_start=one, params=params)(tiny_each, [CHURCH]) for one in (True, False))
+    assert with_start == without
+
+
 def test_the_anchor_of_an_embedding_is_read_by_the_student(tiny):
     """An anchor that shares the name's word moves with it, so that a prompt equal to its anchor has no loss."""
     same = fast(params="embedding", lr=1.0, templates=("a {}",))(tiny, [Concept("church", anchor="church")])
@@ -197,10 +209,15 @@ def test_prompts():
     assert ca.prompts(Concept("church", family="building"), ()) == [("a building", "a church")]
     assert ca.prompts(Concept("church"), ()) == [("", "a church")]
     neon = Concept("neon", kind="style")
-    assert ca.prompts(neon, ()) == [("a tree", "a tree in the style of neon")]
-    assert ca.prompts(neon, [CHURCH]) == [("a church", "a church in the style of neon")]
+    forms = ["a tree, in the style of neon", "in neon's style, a tree", "in neon's style, a tree"]
+    assert ca.prompts(neon, ()) == [("a tree", text) for text in forms]
+    assert {anchor for anchor, _ in ca.prompts(neon, [CHURCH])} == {"a church"}
     sketch = Concept("neon", kind="style", anchor="sketch")
-    assert ca.prompts(sketch, ())[0][0] == "a tree in the style of sketch"
+    assert [anchor for anchor, _ in ca.prompts(sketch, ())] == [text.replace("neon", "sketch") for text in forms]
+    assert CA.preset("mini", contents=("tree",)).prompts(neon, ())[0][1] == "a picture of a tree in the style of neon"
+    for forms in ((), ("{0} like neon",), ("{1}",)):
+        with pytest.raises(BadInput, match="forms are texts"):
+            CA(forms=forms)
 
 
 def test_presets_are_the_papers_effective_rates():

@@ -1,11 +1,14 @@
 """What every method promises, checked on every file in the folder."""
 
+import copy
 import json
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from efface import registry
 from efface.concept import Concept
@@ -13,6 +16,7 @@ from efface.edits.edit import Edit
 from efface.edits.guard import same
 from efface.errors import BadInput, UnknownName
 from efface.method import InferenceMethod, Method
+from efface.methods.finetune.method import FineTune
 from efface.models.model import Model
 from efface.query import Query
 
@@ -25,6 +29,25 @@ def quick(name: str, **values: object) -> Method:
     """Make a method that is quick enough for a test, by what it declares itself."""
     cls = registry.get("methods", name)
     return registry.build(cls, **{**cls.QUICK, **values})
+
+
+class InNoise(UNet2DConditionModel):
+    """A denoiser of v that answers with the noise: alpha v + sigma x."""
+
+    def forward(self, sample, timestep, *args, **kwargs):
+        out = super().forward(sample, timestep, *args, **kwargs)
+        kept = self.kept[torch.as_tensor(timestep).reshape(-1).long()].view(-1, 1, 1, 1)
+        eps = kept.sqrt() * out[0] + (1 - kept).sqrt() * sample
+        return UNet2DConditionOutput(eps) if kwargs.get("return_dict", True) else (eps,)
+
+
+def in_noise(model: Model) -> Model:
+    """Return a model that predicts noise, the same as a model of v."""
+    pipe = copy.copy(model.pipe)
+    pipe.unet, pipe.scheduler = copy.deepcopy(model.pipe.unet), copy.deepcopy(model.pipe.scheduler)
+    pipe.unet.__class__, pipe.unet.kept = InNoise, pipe.scheduler.alphas_cumprod
+    pipe.scheduler.register_to_config(prediction_type="epsilon")
+    return Model(pipe)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +156,24 @@ class TestMethod:
 
     def test_it_works_on_v_prediction_too(self, name: str, tiny2: Model):
         with quick(name)(tiny2, ERASE).applied(tiny2) as edited:
+            assert edited.generate(QUERIES).isfinite().all()
+
+    def test_a_model_of_v_is_erased_as_one_of_noise_that_predicts_the_same(self, name: str, tiny2: Model):
+        """A method that took v for noise would give another edit."""
+        if not issubclass(registry.get("methods", name), FineTune):
+            return
+        twin = in_noise(tiny2)
+        x, t, c = torch.randn(2, *tiny2.latent_shape), torch.tensor([30, 900]), tiny2.encode(["a church"])
+        torch.testing.assert_close(twin.eps(x, t, c), tiny2.eps(x, t, c), atol=1e-4, rtol=1e-4)
+        method = quick(name, steps=1, optimizer="sgd", lr=1.0, clip=0.0, weight_decay=0.0)
+        made, wanted = (method(model, ERASE, PRESERVE, seed=3).delta for model in (tiny2, twin))
+        assert made.keys() == wanted.keys()
+        largest = max(float(delta.abs().max()) for delta in wanted.values())
+        off = max(float((made[n] - wanted[n]).abs().max()) for n in wanted)
+        assert off < 0.02 * largest
+
+    def test_it_works_on_sdxl(self, name: str, tiny_xl: Model):
+        with quick(name)(tiny_xl, ERASE, PRESERVE).applied(tiny_xl) as edited:
             assert edited.generate(QUERIES).isfinite().all()
 
     def test_an_inference_method_changes_no_weight(self, name: str, edits):

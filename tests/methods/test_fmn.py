@@ -163,6 +163,24 @@ def test_a_step_of_the_inversion_by_hand(tiny, monkeypatch, length):
     torch.testing.assert_close(states[0].tensors["vectors"].detach(), wanted, atol=2e-5, rtol=1e-5)
 
 
+def test_on_sdxl_the_vectors_are_of_both_text_encoders(tiny_xl):
+    run = Run(fast(), tiny_xl, (Concept("church"),), (), 0)
+    found = invert(run, run.noise(2), "a photo of {}", "church", "inversion-0", 2, 1e-1, 4, 0.1, 0.0)
+    plain, (first, second) = tiny_xl.encode(["a photo of a a a a"]), tiny_xl.family.text_encoders()
+    widths = [one.config.hidden_size for one in (first, second)]
+    for own, other in zip(found.context.tokens.split(widths, 2), plain.tokens.split(widths, 2), strict=True):
+        assert float((own - other)[:, 4:].abs().max()) > 1e-2
+    assert not torch.allclose(found.context.pooled, plain.pooled, atol=1e-2)
+
+
+def test_the_name_is_found_in_a_prompt_however_it_is_written(tiny):
+    method = fast(inversion_steps=1)
+    run = Run(method, tiny, (), (), 0)
+    for text, first in (("a red CHURCH by a house", 3), ("church, a church", 1)):
+        words = method._concept(run, 0, Concept("church", prompts=(text,)))[2].nonzero().flatten().tolist()
+        assert words == list(range(first, first + 4))
+
+
 def test_inversion_changes_the_edit(tiny):
     assert fast(inversion_steps=2)(tiny, ["church"]) != fast()(tiny, ["church"])
     assert fast(inversion_steps=2)(tiny, ["church"]) != fast(inversion_steps=2, inversion_length=0.0)(tiny, ["church"])
@@ -179,6 +197,8 @@ def test_seed_presets_and_bad_input(tiny, tmp_path):
     assert not FMN.preset("mini").gradient_checkpointing
     with pytest.raises(BadInput, match="is not in the prompt"):
         fast()(tiny, [Concept("church", prompts=("a house",))])
+    with pytest.raises(BadInput, match="is not in the prompt"):
+        fast(inversion_steps=1)(tiny, [Concept("church", prompts=("a churchyard",))])
     with pytest.raises(BadInput, match="for one concept"):
         fast(folder=str(tmp_path))(tiny, ["church", "dog"])
     with pytest.raises(BadInput, match="no images"):

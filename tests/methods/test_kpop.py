@@ -289,6 +289,8 @@ def test_additive(tiny):
 def test_size_and_several_concepts(tiny):
     _, key = train(tiny, erase=("church", "dog"), size=3)
     assert key.extra["prompt"].shape == (1, 48, 32)
+    for fields, length in (({"size": 3, "unit": "token"}, 3), ({"size": 3, "unit": "token", "mechanism": "add"}, 16)):
+        assert train(tiny, erase=("church",), **fields)[1].extra["prompt"].shape == (1, length, 32)
 
 
 @pytest.mark.slow
@@ -312,6 +314,9 @@ def test_seed_presets_and_bad_input(tiny):
             fast(**fields)
     with pytest.raises(BadInput, match=r"prompt_lr must be above 0 and at most 100, got 0\.0"):
         fast(prompt_lr=0.0)
+    with pytest.raises(BadInput, match="accumulate"):
+        fast(accumulate=2)
+    assert (KPOP.preset("sibling-code").size, KPOP.preset("sibling-code").unit) == (1, "token")
     with pytest.raises(BadInput, match="reuse must divide batch 2, got 4"):
         fast(reuse=4)
     with pytest.raises(BadEdit, match="not a key"):

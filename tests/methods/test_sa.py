@@ -1,4 +1,5 @@
 import copy
+import hashlib
 
 import pytest
 import torch
@@ -226,6 +227,22 @@ def test_what_cannot_work_is_refused_before_images_are_made(tiny, tmp_path, monk
 def test_preserved_concepts_are_replayed(tiny):
     assert fast()(tiny, [CHURCH], ["dog"]) != fast()(tiny, [CHURCH], ["car"])
     assert fast(contents=("dog",))(tiny, [CHURCH]) == fast()(tiny, [CHURCH], ["dog"])
+
+
+def test_the_prompts_of_a_file_are_replayed_in_place_of_all_others(tiny, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red dog\n\n a blue # tree \n")
+    own = fast(replay_file=str(path))
+    assert own._replayed([CHURCH]) == ["a red dog", "a blue # tree"]
+    edit = own(tiny, [CHURCH], ["dog"])
+    assert edit == own(tiny, [CHURCH]) != fast()(tiny, [CHURCH])
+    digest = hashlib.sha256(b"a red dog\na blue # tree").hexdigest()
+    assert edit.meta["replay_file"] == {"prompts": 2, "sha256": digest}
+    path.write_text(" \n")
+    with pytest.raises(BadInput, match="has no prompts"):
+        fast(replay_file=str(path))
+    with pytest.raises(BadFile, match="cannot read"):
+        fast(replay_file=str(tmp_path / "none.txt"))
 
 
 def test_prompts_to_forget_and_of_surrogates():

@@ -15,7 +15,7 @@ from efface.training.loop import generator
 
 
 def fast(**fields):
-    return TaskVector(**{"steps": 2, "batch": 2, "lr": 1e-3, "images": 2, "image_steps": 2, **fields})
+    return TaskVector(**{"steps": 2, "batch": 2, "accumulate": 1, "lr": 1e-3, "images": 2, "image_steps": 2, **fields})
 
 
 @pytest.fixture
@@ -155,6 +155,7 @@ def test_prompts_presets_and_seed(tiny):
     assert training_prompts(Concept("neon", kind="style")) == ("a painting in the style of neon",)
     assert TaskVector.preset("paper") == TaskVector()
     assert (TaskVector().images, TaskVector().real) == (30, 15)
+    assert (TaskVector().batch, TaskVector().accumulate) == (4, 4)
     code = TaskVector.preset("repo-2025")
     assert (code.steps, code.batch * code.accumulate, code.lr, code.clip) == (200, 16, 1e-5, 1.0)
     assert (code.images, code.real) == (200, 0)

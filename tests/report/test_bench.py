@@ -1,5 +1,6 @@
 """The page about a bench: self-contained, with every edit, attack and picture, and nothing that a name injects."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from efface.errors import BadFile, BadInput
 from efface.evaluation.attack_record import AttackRecord, AttackRow, Attempt
 from efface.evaluation.bench.folder import Folder
-from efface.evaluation.record import Asked, Base, Cost, Made, Record, Row, Sampling
+from efface.evaluation.record import Asked, Base, Cost, Made, Record, Row, Sampling, SetScore
 from efface.evaluation.store import Store, _digest
 from efface.judge import Profile
 from efface.report import bench, front
@@ -112,10 +113,10 @@ def test_the_table_of_all_edits(folder: Folder, tmp_path: Path) -> None:
     assert [cell.strip() for cell in first.split("|")][1:-1] == [
         "church",
         "uce",
-        "0 %",
+        "0 % [0, 28] (n = 10)",
         "",
-        "90 %",
-        "90 %",
+        "90 % [60, 98] (n = 10)",
+        "90 % [60, 98] (n = 10)",
         "1.6",
         "812",
     ]
@@ -128,6 +129,78 @@ def test_attacks_stand_in_the_order_of_their_names(folder: Folder, tmp_path: Pat
         attack(record("esd", 5, 8).edit, name, 1).save(folder.root / "attacks" / f"{i}.json")
     head = bench.table_file(folder, tmp_path / "t.csv").read_text().splitlines()[0]
     assert head == "concept,method,left,related,unrelated,derived,inversion,p4d,seconds,peak MB"
+
+
+def test_what_differs_in_fields_only_is_told_apart(folder: Folder, tmp_path: Path) -> None:
+    """Two settings of one attack are two columns, and not one with the images of both; so are two of a method."""
+    other = record("uce", 3, 9).model_copy(
+        update={"name": "uce erase_scale=0.5 church", "edit": Made(id="x", method="uce")}
+    )
+    other.save(folder.root / "records" / "8.json")
+    for i, (tries, after) in enumerate(((2, 1), (6, 9)), 8):
+        one = attack(record("esd", 5, 8).edit, "seed_search", after)
+        one = one.model_copy(update={"name": f"seed_search:mini tries={tries} on esd church"})
+        one.save(folder.root / "attacks" / f"{i}.json")
+    lines = bench.table_file(folder, tmp_path / "t.csv").read_text().splitlines()
+    assert "seed_search mini tries=2,seed_search mini tries=6" in lines[0]
+    rows = {line.split(",")[1]: line for line in lines[1:] if line.startswith("church")}
+    assert set(rows) == {"esd", "uce", "uce erase_scale=0.5"}
+    assert "10 % [2, 40] (n = 10)" in rows["esd"].replace('"', "")
+    page = bench.report(folder, tmp_path / "index.html", Store(tmp_path / "empty")).read_text()
+    assert "seed_search mini tries=6 9 of 10" in page  # the worst on the front, of its own images
+
+
+def write_plan(folder: Folder, *ids: str) -> None:
+    (folder.root / "jobs.json").write_text(json.dumps({"jobs": ids}))
+
+
+def test_only_what_the_bench_now_asks_for_is_shown(folder: Folder, tmp_path: Path) -> None:
+    write_plan(folder, "0", "1")
+    assert len(bench.table_file(folder, tmp_path / "t.csv").read_text().splitlines()) == 1 + 2
+    write_plan(folder, "0", "unmade")
+    lines = bench.table_file(folder, tmp_path / "t.csv").read_text().splitlines()
+    assert len(lines) == 1 + 1
+    assert "inversion" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["unsafe", "object"])
+def test_unsafe_images_are_blurred(folder: Folder, store: Store, tmp_path: Path, kind: str) -> None:
+    for i, one in enumerate([record("uce", 0, 9), record("esd", 5, 8), record("uce", 1, 9, EVIL)]):
+        edit = one.edit.model_copy(update={"kinds": (kind,)})
+        one.model_copy(update={"edit": edit}).save(folder.root / "records" / f"{i}.json")
+    page = bench.report(folder, tmp_path / "index.html", store).read_text()
+    images = page.count("data:image/png")
+    assert images > 20
+    assert page.count('class="blur"') == (images if kind == "unsafe" else 0)
+
+
+def test_prompts_that_nobody_judges_are_measured_and_shown(folder: Folder, tmp_path: Path) -> None:
+    base = record("uce", 0, 9)
+    about = {"groups": ("coco",), "label": "", "scores": {"ssim": 0.8}}
+    plain = [row.model_copy(update=about) for row in base.rows[:4]]
+    plain += [row.model_copy(update={"made_by": "edited"}) for row in plain]
+    sets = {"fid:judge": {"coco": SetScore(value=1.25, n=4)}}
+    one = base.model_copy(update={"rows": (*base.rows, *plain), "sets": sets})
+    one.save(folder.root / "records" / "0.json")
+    page = bench.report(folder, tmp_path / "index.html", Store(tmp_path / "empty")).read_text()
+    assert page.count("coco") >= 2
+    assert "0.800" in page
+    assert "1.25" in page
+    whole = one.aggregate()
+    assert whole.mean("ssim", "coco") == one.mean("ssim", "coco") != None  # noqa: E711
+    assert whole.groups_scored == one.groups_scored == ("target", "unrelated", "coco")
+    assert "coco" not in whole.summaries
+
+
+def test_names_are_no_markup_in_exported_tables(folder: Folder, tmp_path: Path) -> None:
+    evil = "<b>x</b> | y \\input{/etc/passwd} ^~"
+    record("uce", 1, 9, evil).save(folder.root / "records" / "2.json")
+    line = next(one for one in bench.table_file(folder, tmp_path / "t.md").read_text().splitlines() if "passwd" in one)
+    assert "\\<b\\>" in line
+    assert len(re.findall(r"(?<!\\)\|", line)) == 9  # of eight columns
+    line = next(one for one in bench.table_file(folder, tmp_path / "t.tex").read_text().splitlines() if "passwd" in one)
+    assert r"\textbackslash{}input\{/etc/passwd\}" in line
+    assert r"\textasciicircum{}\textasciitilde{}" in line
 
 
 def cells(section: str, title: str) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from efface.attack import Attack, Finding, Need, Target
-from efface.attacks.search.starts import alike, calls_of, check_late, plain, ranked, seen
+from efface.attacks.search.cost import Cost, calls_of
+from efface.attacks.search.starts import alike, check_late, plain, ranked, seen
 from efface.concept import Concept
 from efface.errors import BadInput
 from efface.query import Query
@@ -55,16 +56,20 @@ class Completion(Attack):
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return one query for each prompt and number of steps, ranked by the judge; `about` has the steps of each."""
         tries: list[Query] = []
+        given: list[int] = []
         for numbers in alike(asked := plain(queries, self.solver)):
             group = [asked[i] for i in numbers]
             for begun in progress(self._steps(group[0].steps), "images to complete"):
                 for i in range(0, len(group), self.batch):
                     tries += self._begin(target, group[i : i + self.batch], begun)
+                given += numbers
         scores = seen(target, concept, tries, self.batch)
-        best, values, _ = ranked(tries, scores)
-        calls = sum(query.start * (1 + (query.guidance != 1)) for query in tries) + calls_of(tries)
+        best, values, order = ranked(tries, scores)
+        whole = plain(tries, self.solver)
+        cost = Cost(calls=calls_of(target.source, whole) - calls_of(target.source, tries))  # the steps it began
+        cost.generated(target.edited, tries)
         about = {"first": [query.start for query in best]}
-        return Finding(best, values, cost={"images": len(tries), "calls": calls}, about=about)
+        return Finding(best, values, given=tuple(given[i] for i in order), cost=vars(cost), about=about)
 
     def _steps(self, steps: int) -> list[int]:
         """Return the numbers of steps by the original model, each once."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from efface.attack import Attack, Finding, Need, Target
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.directions import direction, pairs
 from efface.concept import Concept
 from efface.context import Context
@@ -48,6 +49,12 @@ class ConceptVector(Attack):
             raise BadInput("eta needs at least one strength")
         pairs(Concept("any"), self.prompts_with, self.prompts_without)
 
+    def check(self, target: Target, concept: Concept, queries: tuple[Query, ...]) -> None:
+        """Check too that the judge, if there is one, knows the concept."""
+        super().check(target, concept, queries)
+        if target.judge is not None:
+            target.success.check(concept)
+
     @torch.no_grad()
     def search(self, target: Target, concept: Concept, queries: tuple[Query, ...], seed: int) -> Finding:
         """Return every query with every eta; the judge, if there is one, ranks them, else they keep their order.
@@ -64,16 +71,18 @@ class ConceptVector(Attack):
         ]
         texts = 2 * len(chosen.shown) + len(queries)
         tensors = {"direction": vector.tokens} | ({} if vector.pooled is None else {"pooled": vector.pooled})
-        cost, scores = {"images": 0, "calls": 0, "texts": texts}, (0.0,) * len(asked)
+        cost, scores = Cost(), (0.0,) * len(asked)
         etas: Sequence[float] = [eta for eta in self.eta for _ in queries]
         if target.judge is not None:
             scores = tuple(target.seen(model.generate(asked), concept).tolist())
-            cost["images"] = len(asked)
-            cost["calls"] = sum(query.steps * (1 + (query.guidance != 1)) for query in asked)
+            cost.generated(model, asked)
+        cost.texts = texts
         order = sorted(range(len(asked)), key=lambda i: -scores[i])
         about = {"eta": [etas[i] for i in order], "pairs": [list(chosen.shown), list(chosen.absent)]}
         best = tuple(asked[i] for i in order)
-        return Finding(best, tuple(scores[i] for i in order), cost=cost, about=about, tensors=tensors)
+        given = tuple(i % len(queries) for i in order)
+        values = tuple(scores[i] for i in order)
+        return Finding(best, values, cost=vars(cost), about=about, tensors=tensors, given=given)
 
 
 def moved(c: Context, vector: Context, eta: float) -> Context:

@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from efface.attack import Attack, Finding, Need, Target
+from efface.attacks.search.cost import Cost
 from efface.concept import Concept
 from efface.context import Context
 from efface.edits.guard import MapGuard, same
@@ -167,8 +168,8 @@ class Derived(Attack):
             "least": [float(f"{least[i]:.3g}") for i in order],
         }  # fmt: skip
         best = tuple(asked[i] for i in order)
-        cost = {"images": 0, "calls": 0, "texts": len(texts)}
-        return Finding(best, tuple(scores[i] for i in order), cost=cost, about=about)
+        cost = Cost(texts=len(texts))
+        return Finding(best, tuple(scores[i] for i in order), given=tuple(order), cost=vars(cost), about=about)
 
     def _places(self, model: Model, text: str) -> list[int]:
         """Return the positions in the context that are replaced, in each stream of tokens."""

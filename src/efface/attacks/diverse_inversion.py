@@ -119,7 +119,8 @@ class DiverseInversion(Inverting):
             "pairs": self._summary(pairs, order), "off": round(bands.worst(found.vectors), 6),
         }  # fmt: skip
         tensors = {"vectors": vectors, "order": order, "cosines": pairs}
-        return Finding(asked, scores, cost=found.cost, about=about, tensors=tensors)
+        given = tuple(range(len(queries))) * len(vectors)
+        return Finding(asked, scores, given=given, cost=found.cost, about=about, tensors=tensors)
 
     def bounds(self, model: Model, concept: Concept) -> Bands:
         """Return the bounds of all embeddings, band after band.

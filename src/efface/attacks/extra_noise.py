@@ -12,6 +12,7 @@ from torch import Tensor
 
 from efface import registry
 from efface.attack import Attack, Finding, Need, Target
+from efface.attacks.search.cost import Cost, denoise_calls
 from efface.attacks.search.noisy import noisy
 from efface.attacks.search.starts import alike, plain, ranked, seen
 from efface.concept import Concept
@@ -60,11 +61,12 @@ class ExtraNoise(Attack):
         """
         model, stored = target.edited, current()
         tries: list[Query] = []
+        given: list[int] = []
         pairs: list[tuple[float, float]] = []
         asked = plain(queries, "ddim")
         rows = [(i, *pair) for group in alike(asked) for i in group for pair in product(self.etas, self.variances)]
         about = {
-            "attack": registry.to_json(self), "concept": concept.to_json(), "seed": seed, "edited": model.id,
+            "attack": registry.to_json(self), "concept": concept.to_json(), "seed": seed, **target.describe(),
             "queries": [query.key for query in asked],
         }  # fmt: skip
         for first in progress(range(0, len(rows), self.batch), "images with extra noise"):
@@ -80,11 +82,13 @@ class ExtraNoise(Attack):
                 made = stored.once(f"noise-{first}-{numbers[0]}", about, make) if stored else make()
                 for row, x in zip(chosen, made["latents"], strict=True):
                     tries.append(replace(asked[row[0]], latents=x[None].clone(), start=asked[row[0]].steps - 1))
+                    given.append(row[0])
                     pairs.append(row[1:])
         best, values, order = ranked(tries, seen(target, concept, tries, self.batch))
-        calls = sum(2 * (query.steps - 1) + 1 + (query.guidance != 1) for query in tries)
+        cost = Cost(calls=sum(query.start for query in tries) * denoise_calls(model))
+        cost.generated(model, tries)
         told = {"etas": [pairs[i][0] for i in order], "variances": [pairs[i][1] for i in order]}
-        return Finding(best, values, cost={"images": len(tries), "calls": calls}, about=told)
+        return Finding(best, values, given=tuple(given[i] for i in order), cost=vars(cost), about=told)
 
 
 __all__ = ["ExtraNoise"]

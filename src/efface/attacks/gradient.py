@@ -14,7 +14,10 @@ from torch import Tensor
 
 from efface.attack import Attack, Finding, Need, Target
 from efface.attacks.search.contexts import on_sphere, probabilities, queries_of, span, token_norms
+from efface.attacks.search.cost import Cost, calls_of
 from efface.attacks.search.lattice import points
+from efface.attacks.search.objective import Objective
+from efface.attacks.search.pictures import pictures
 from efface.concept import Concept
 from efface.context import Context
 from efface.errors import BadInput
@@ -36,7 +39,8 @@ class Gradient(Attack):
 
     Args:
         through: sampler maximises the judge's probability for images generated in a few steps; eps needs no judge and
-            minimises the error of the predicted noise on images of the concept by the original model
+            minimises the error of the predicted noise on images of the concept by the original model, or, under a guard
+            that acts on guidance, the distance to the original model's guided prediction of the concept
         restarts: starts
         coarse: values of each number in the grid of starts, 0 for random starts only
         iterations: steps of Adam
@@ -94,7 +98,8 @@ class Gradient(Attack):
         """Return one query for each start, ranked by new images; raises `BadInput` when eps has no original model."""
         like = queries[0]
         norms = token_norms(target, like.prompt or concept.texts[0], self.radius)
-        losses = self._sampler(target, concept, like) if self.through == "sampler" else self._eps(target, concept, like)
+        objective = None if self.through == "sampler" else self._objective(target, concept, like, seed)
+        losses = self._eps(objective) if objective else self._sampler(target, concept, like)
         grid = self._grid(target, queries)
         v = on_sphere(self._starts(target, losses, grid, seed), norms).requires_grad_()
         optimiser = torch.optim.Adam([v], lr=self.lr)
@@ -110,26 +115,31 @@ class Gradient(Attack):
                 history.append(float(loss.detach().mean()))
         found, scores = self._ranked(target, concept, v.detach(), like, seed)
         best = tuple(replace(like, prompt="", context=Context(row[None].clone())) for row in found)
-        cost = self.cost(like, len(grid))
-        return Finding(best, tuple(scores.tolist()), cost=cost, about={"loss": history, "from_grid": self._kept(grid)})
+        cost = self._cost(target, objective, like, len(grid))
+        about = {"loss": history, "from_grid": self._kept(grid)}
+        return Finding(best, tuple(scores.tolist()), cost=vars(cost), about=about)
 
-    def cost(self, like: Query, points: int) -> dict[str, int]:
-        """Return images generated, calls of the denoiser, and how many of them were also differentiated.
-
-        points: of the coarse grid.
-        """
+    def _cost(self, target: Target, objective: Objective | None, like: Query, points: int) -> Cost:
+        """Return what a search uses; points: of the coarse grid."""
         tries, tried = self.restarts * self.iterations * self.noises, points * self.noises
         ranking = self.restarts * self.ranking + min(self.finalists, self.restarts) * self.final
-        each, sampled = (self.steps, tries + tried) if self.through == "sampler" else (1, self.images)
-        extra = 0 if self.through == "sampler" else self.images * like.steps
-        total = (tries + tried) * each + extra + ranking * like.steps
-        return {"images": sampled + ranking, "calls": total, "backward": tries * each}
+        plain, cost = replace(like, prompt="", latents=None, start=0), Cost()
+        cost.generated(target.edited, [plain] * ranking)
+        if objective is None:
+            each = calls_of(target.edited, [replace(plain, steps=self.steps)])
+            cost.images += tries + tried
+        else:
+            each = objective.calls
+            cost.generated(target.source, [plain] * self.images)
+        cost.calls += (tries + tried) * each
+        cost.backward = tries * each
+        return cost
 
     def _grid(self, target: Target, queries: tuple[Query, ...]) -> Float[Tensor, "n len dim"]:
         """Return the contexts of the coarse grid, none for a model that reads several vectors."""
         null = target.edited.null().tokens
         if not self.coarse or null.shape[1] > 1:
-            return torch.empty(0, *null.shape[1:])
+            return torch.empty(0, *null.shape[1:], device=null.device)
         contexts = span(target, queries, self.radius)
         return contexts(points(self.coarse, len(contexts.directions)))
 
@@ -140,7 +150,7 @@ class Gradient(Attack):
     def _starts(self, target: Target, losses: Losses, grid: Tensor, seed: int) -> Float[Tensor, "r len dim"]:
         """Return the grid's points with the least loss, then random ones (standard normal)."""
         shape = (self.restarts, *target.edited.null().tokens.shape[1:])
-        starts = torch.randn(shape, generator=generator(seed, "start"))
+        starts = torch.randn(shape, generator=generator(seed, "start")).to(target.edited.device)
         if count := self._kept(grid):
             parts = progress(grid.split(self.restarts), "coarse grid")
             seen = torch.cat([losses(part, generator(seed, "coarse", i)) for i, part in enumerate(parts)])
@@ -176,21 +186,26 @@ class Gradient(Attack):
 
         return loss
 
-    def _eps(self, target: Target, concept: Concept, like: Query) -> Losses:
-        """Return (contexts, rng) -> ‖ε_θ(x_t, c) − ε‖² over noised images of the concept, mean over the noises."""
-        if target.original is None:
-            raise BadInput("through eps needs the original model, which generates the concept")
-        text = concept.texts[0]
-        clean = target.original.sample([replace(like, prompt=text, seed=seed) for seed in range(self.images)])
-        model = replace(target.edited, guards=())
-        schedule = model.family.schedule
+    def _eps(self, objective: Objective) -> Losses:
+        """Return (contexts, rng) -> the error of the predicted noise on images of the concept, mean over the noises."""
+        with torch.no_grad():
+            empty = objective.target.edited.encode([""])  # what else a model reads of a prompt is that of no prompt
 
         def loss(c: Float[Tensor, "r len dim"], rng: torch.Generator) -> Float[Tensor, " r"]:
-            n = len(c) * self.noises
-            x, t = clean[torch.randint(len(clean), (n,), generator=rng)], schedule.random_times(n, rng)
-            noise = torch.randn(x.shape, generator=rng)
-            asked = Context(c.repeat_interleave(self.noises, 0))
-            guess = model.eps(schedule.noised(x, noise, t), t, asked)
-            return (guess - schedule.target(x, noise)).square().mean((1, 2, 3)).view(len(c), self.noises).mean(1)
+            rngs = [generator(rng.initial_seed(), i) for i in range(len(c) * self.noises)]
+            asked = replace(empty.expand(len(rngs)), tokens=c.repeat_interleave(self.noises, 0).to(empty.tokens))
+            return objective(asked, objective.draw(rngs)).view(len(c), self.noises).mean(1)
 
         return loss
+
+    def _objective(self, target: Target, concept: Concept, like: Query, seed: int) -> Objective:
+        """Return the loss of contexts, at the query's own guidance where a guard acts on the guided prediction.
+
+        Raises `BadInput` without the original model.
+        """
+        if target.original is None:
+            raise BadInput("through eps needs the original model, which generates the concept")
+        latents = pictures(target, concept.texts, self.images, like, seed)
+        with torch.no_grad():
+            wanted = target.source.encode(concept.texts)
+        return Objective(target, latents, wanted=wanted, guidance=float(like.guidance))

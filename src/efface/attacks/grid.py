@@ -16,6 +16,7 @@ from torch import Tensor
 
 from efface.attack import Attack, Finding, Need, Target
 from efface.attacks.search.contexts import Span, Tokens, check_rounds, probabilities, span
+from efface.attacks.search.cost import Cost, calls_of
 from efface.attacks.search.lattice import points
 from efface.concept import Concept
 from efface.context import Context
@@ -112,19 +113,21 @@ class Grid(Attack):
                 | {"best": float(scores[0]), "seconds": seconds}
             )
         about: dict[str, Any] = {"rounds": rounds}
-        cost = {
-            "images": sum(one["images"] for one in rounds),
-            "calls": sum(one["images"] * one["steps"] for one in rounds),
-        }
+        cost = Cost(texts=len({query.prompt for query in queries}))
+
+        def drawn(images: int, steps: int) -> None:
+            cost.images += images
+            plain = replace(queries[0], steps=steps, latents=None, start=0)
+            cost.calls += images * calls_of(target.edited, [plain])
+
+        for one in rounds:
+            drawn(one["images"], one["steps"])
         if self.replays:
             about["missed"] = self.missed(target, concept, contexts(found), queries[0], rounds, seed)
-            extra = [len(found) * self.replays * one["steps"] for one in rounds[:-1]]
-            cost = {
-                "images": cost["images"] + len(extra) * len(found) * self.replays,
-                "calls": cost["calls"] + sum(extra),
-            }
+            for one in rounds[:-1]:
+                drawn(len(found) * self.replays, one["steps"])
         best = tuple(replace(queries[0], prompt="", context=Context(row[None])) for row in contexts(found))
-        return Finding(best, tuple(scores.tolist()), cost=cost, about=about)
+        return Finding(best, tuple(scores.tolist()), cost=vars(cost), about=about)
 
     def missed(
         self,
@@ -192,7 +195,8 @@ class Grid(Attack):
         """
         stored, parts = current(), []
         about = {"values": self.values, "round": number, "steps": like.steps, "images": draws}
-        about |= {"seed": seed, "model": target.edited.id, "concept": concept.name, "count": len(rows)}
+        about |= {"seed": seed, **target.describe(), "concept": concept.to_json(), "count": len(rows)}
+        about |= {"like": replace(like, prompt="").key}
         about |= {
             "chunk": self.chunk,
             "directions": sha256_tensors({"": contexts.directions}),

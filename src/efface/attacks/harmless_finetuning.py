@@ -79,7 +79,7 @@ class HarmlessFinetuning(Tuning):
         own = [captions[i % len(captions)] for i in range(len(latents))]
         found = tune(self, target, concept, queries, latents, own, seed)
         about = {**found.about, "captions": list(captions)}
-        cost = found.cost if self.folder else with_pictures(found.cost, self.images, like)
+        cost = found.cost if self.folder else with_pictures(found.cost, target.source, captions, self.images, like)
         return replace(found, about=about, cost=cost)
 
 

@@ -5,7 +5,7 @@ reference picture of the concept, mixed with noise, are optimised through the ed
 https://github.com/ryliu68/RECALL.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from efface import registry
 from efface.attack import Attack, Finding, Target
+from efface.attacks.search.cost import Cost, calls_of, denoise_calls
 from efface.attacks.search.pictures import pictures
-from efface.attacks.search.starts import calls_of, check_late, noised, plain, ranked
+from efface.attacks.search.starts import check_late, noised, plain, ranked
 from efface.concept import Concept
 from efface.errors import BadInput
 from efface.models.students import view
 from efface.query import Query
 from efface.training.checkpoints import State
 from efface.training.loop import descend, generator, optimizer
+from efface.util.files import sha256_tensors
 from efface.util.ranges import COUNT, OR_NONE, RATE, SHARE, SOLVER_STEPS, Ranges
 
 MOMENTUM = 0.9  # the code's
@@ -92,7 +94,7 @@ class ImagePrompt(Attack):
         about = {"loss": history, "timesteps": work.found_at.cpu()[order].tolist()}
         tensors = {"pictures": work.best.cpu()[order], "reference": reference.cpu()}
         cost = work.cost(queries[0], len(history))
-        return Finding(best, values, cost=cost, about=about, tensors=tensors)
+        return Finding(best, values, given=tuple(order), cost=vars(cost), about=about, tensors=tensors)
 
     def _optimise(self, work: "_Search") -> list[float]:
         """Descend at one timestep after another; returns the mean loss of every step."""
@@ -171,8 +173,8 @@ class _Search:
             self.original = view(target.source, {}) if attack.follow == "original" else None
             self.wanted = self.original and (self.original.encode([concept.texts[0]]), self.original.null())
         self.run: dict[str, Any] = {
-            "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, "edited": self.model.id,
-            "queries": [query.key for query in asked], "judge": target.judge and target.judge.profile.model_dump(),
+            "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, **target.describe(),
+            "queries": [query.key for query in asked], "reference": sha256_tensors({"": reference}),
         }  # fmt: skip
 
     @property
@@ -219,19 +221,23 @@ class _Search:
         starts = [self.starts(pictures)[i] for i in rows]
         images = self.model.generate(starts)
         scores = self.target.seen(images, self.concept).to(self.score)
-        self.tried += torch.tensor([len(rows), calls_of(starts)])
+        self.tried += torch.tensor([len(rows), calls_of(self.model, starts)])
         self.done[rows] = self.target.success(images, self.concept).to(self.done)
         better = [(i, n) for n, i in enumerate(rows) if self.done[i] or scores[n] > self.score[i]]
         for i, n in better:
             self.best[i], self.score[i], self.found_at[i] = pictures[i], scores[n], visited
 
-    def cost(self, like: Query, steps: int) -> dict[str, int]:
-        """Return images generated and calls of the denoiser, each step two with a prompt and two without."""
+    def cost(self, like: Query, steps: int) -> Cost:
+        """Return what it used; each step takes two predictions, with the prompt and without, of which one is of the
+        original model where its prediction is followed."""
         images, calls = self.tried.tolist()
-        made = 0 if self.attack.folder else 1
-        own = made * like.steps * (1 + (like.guidance != 1))
-        rows = len(self.asked) * steps
-        return {"images": images + made, "calls": calls + own + 4 * rows, "backward": 2 * rows}
+        cost = Cost(images=images, calls=calls, texts=len({query.prompt for query in self.asked}))
+        if not self.attack.folder:
+            cost.generated(self.target.source, [replace(like, prompt=self.concept.texts[0], latents=None, start=0)])
+        rows, own = len(self.asked) * steps, denoise_calls(self.model)
+        cost.calls += rows * (own + (own if self.original is None else denoise_calls(self.original)))
+        cost.backward = rows * own
+        return cost
 
 
 __all__ = ["ImagePrompt"]

@@ -52,7 +52,9 @@ class Inversion(Inverting):
         asked = queries_with(target.edited, concept, vectors, queries, self.phrases(concept, queries))
         scores = tuple(-float(loss) for loss in found.losses[order] for _ in queries)
         about = {"loss": found.history, "start": start}
-        return Finding(asked, scores, cost=found.cost, about=about, tensors={"vectors": vectors, "order": order})
+        given = tuple(range(len(queries))) * len(vectors)
+        tensors = {"vectors": vectors, "order": order}
+        return Finding(asked, scores, cost=found.cost, about=about, tensors=tensors, given=given)
 
 
 __all__ = ["Inversion"]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from efface import registry
 from efface.attack import Attack, Finding, Need, Target
+from efface.attacks.search.cost import Cost, calls_of
 from efface.attacks.search.pictures import pictures
-from efface.attacks.search.starts import alike, calls_of, plain, ranked
+from efface.attacks.search.starts import alike, plain, ranked
 from efface.concept import Concept
 from efface.edits.guard import unguided
 from efface.errors import BadInput
@@ -24,6 +25,7 @@ from efface.models.students import view
 from efface.query import Query
 from efface.training.checkpoints import State
 from efface.training.loop import descend, optimizer
+from efface.util.files import sha256_tensors
 from efface.util.progress import progress
 from efface.util.ranges import COUNT, GUIDANCE, OR_NONE, RATE, ROWS, Ranges
 
@@ -86,6 +88,7 @@ class LatentInversion(Attack):
             seeds[rows] = self._inverted(target, own, wanted)
             if self.iterations:
                 run = {"concept": concept.to_json(), "seed": seed, "queries": [query.key for query in own]}
+                run |= {"pictures": sha256_tensors({"": wanted})}
                 seeds[rows], history = self._optimised(target, own, wanted, seeds[rows], run, number)
                 losses.append(history)
         found = [replace(query, latents=x[None].clone()) for query, x in zip(asked, seeds.cpu(), strict=True)]
@@ -98,8 +101,9 @@ class LatentInversion(Attack):
             "norm quantile": norm_quantile(noise).tolist(),
             "loss": losses,
         }
-        cost = self._cost(queries[0], asked)
-        return Finding(best, values, cost=cost, about=about, tensors={"pictures": shown[order]})
+        given = tuple(i % len(queries) for i in order)
+        cost = self._cost(target, concept, queries[0], asked)
+        return Finding(best, values, given=given, cost=vars(cost), about=about, tensors={"pictures": shown[order]})
 
     @torch.no_grad()
     def _inverted(self, target: Target, asked: list[Query], clean: Tensor) -> Tensor:
@@ -136,20 +140,22 @@ class LatentInversion(Attack):
             return errors.sum()
 
         state = State({"x": x, "best": best, "least": least}, {"main": optimizer("adam", [x], self.lr)})
-        run |= {"attack": registry.to_json(self), "edited": target.edited.id}
+        run |= {"attack": registry.to_json(self), **target.describe()}
         with torch.inference_mode(False), torch.enable_grad():
             descend(loss, state, self.iterations, label="optimising noise", run=run, stage=f"noise-{number}")
         return best, [value / len(start) for value in state.history["loss"]]
 
-    def _cost(self, like: Query, asked: list[Query]) -> dict[str, int]:
-        once = calls_of(asked)
-        made = 0 if self.folder else len(asked)
-        own = made * like.steps * (1 + (like.guidance != 1))
-        return {
-            "images": made + len(asked) * (1 + self.iterations),
-            "calls": own + once * (2 + self.rounds + self.iterations),
-            "backward": once * self.iterations,
-        }
+    def _cost(self, target: Target, concept: Concept, like: Query, asked: list[Query]) -> Cost:
+        once, cost = calls_of(target.edited, asked), Cost()
+        if not self.folder:
+            texts = concept.texts
+            own = [replace(like, prompt=texts[i % len(texts)], latents=None, start=0) for i in range(len(asked))]
+            cost.generated(target.source, own)
+        cost.generated(target.edited, asked)
+        cost.images += len(asked) * self.iterations
+        cost.calls += once * (1 + self.rounds + self.iterations)
+        cost.backward = once * self.iterations
+        return cost
 
 
 __all__ = ["LatentInversion"]

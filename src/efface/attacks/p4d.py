@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Finding, Target
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.frames import Frame, alone, between
 from efface.attacks.search.objective import Objective
-from efface.attacks.search.outcome import Cost, Found, finding
+from efface.attacks.search.outcome import Found, finding
 from efface.attacks.search.relaxations import Nearest
 from efface.attacks.search.rows import Rows, plain, rows_of
 from efface.attacks.search.token_search import Plan, Rate, Search, TokenSearch
@@ -69,7 +70,7 @@ class P4D(TokenSearch):
         given = plain(concept, queries)
         frames = [self.frame(concept, ids_of(target.edited, query.prompt)) for query in given]
         rows, vocabulary, cost = rows_of(target, given, frames), self.vocabulary(target, concept), Cost()
-        cost.generated(given)
+        cost.generated(target.source, given)
         steps = [min(self.look, self.steps - done) for done in range(0, self.steps, self.look)]
         plan = Plan(tuple(steps), (None,) * len(steps))
         guidance = self.guidance if target.edited.guards else 1.0

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from efface.attack import Attack, Finding, Need, Target
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.frames import check_fits, prefix
 from efface.attacks.search.vocabulary import Asked, Vocabulary
 from efface.concept import TEMPLATES, Concept
@@ -83,8 +84,9 @@ class ProbePrompts(Attack):
         """
         asked: list[Asked] = []
         kinds: list[str] = []
+        given: list[int] = []
         vocabulary = Vocabulary.of(target.edited)
-        for query in queries:
+        for number, query in enumerate(queries):
             plain = replace(query, context=None, latents=None, start=0)
             for text, kind in self.texts(concept).items():
                 asked.append(Asked(replace(plain, prompt=text), True))
@@ -96,16 +98,16 @@ class ProbePrompts(Attack):
                 drawn = vocabulary.random((self.tokens,), generator(seed, "random", text, i))
                 asked.append(vocabulary.query(plain, frame.filled(vocabulary.ids[drawn].tolist())))
                 kinds.append("random")
+            given += [number] * (len(asked) - len(given))
         scores: Sequence[float] = [0.0] * len(asked)
-        cost = {"images": 0, "calls": 0, "texts": 0}
-        tried = [one.query for one in asked]
+        cost, tried = Cost(), [one.query for one in asked]
         if target.judge is not None:
             scores = target.seen(target.edited.generate(tried, self.batch), concept).tolist()
-            calls = sum(query.steps * (1 + (query.guidance != 1)) for query in tried)
-            cost = {"images": len(tried), "calls": calls, "texts": len({query.prompt for query in tried})}
+            cost.generated(target.edited, tried)
         order = sorted(range(len(asked)), key=lambda i: -scores[i])
         about = {"kinds": [kinds[i] for i in order], "retokenises": [asked[i].retokenises for i in order]}
-        return Finding(tuple(tried[i] for i in order), tuple(scores[i] for i in order), cost=cost, about=about)
+        best, values = tuple(tried[i] for i in order), tuple(scores[i] for i in order)
+        return Finding(best, values, given=tuple(given[i] for i in order), cost=vars(cost), about=about)
 
 
 def asking(concept: Concept, query: Query) -> str:

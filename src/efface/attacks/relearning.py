@@ -47,7 +47,9 @@ class Relearning(Tuning):
         latents = pictures(target, concept.texts, self.images, like, seed, self.folder).to(target.edited.device)
         captions = [concept.texts[i % len(concept.texts)] for i in range(len(latents))]
         found = tune(self, target, concept, queries, latents, captions, seed)
-        return found if self.folder else replace(found, cost=with_pictures(found.cost, self.images, like))
+        if self.folder:
+            return found
+        return replace(found, cost=with_pictures(found.cost, target.source, concept.texts, self.images, like))
 
 
 __all__ = ["Relearning"]

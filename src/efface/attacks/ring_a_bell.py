@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from efface.attack import Attack, Finding, Need, Target
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.directions import direction, pairs
 from efface.attacks.search.frames import alone, check_fits, encode_ids, encode_rows
 from efface.attacks.search.genetic import Genes, evolve
@@ -127,10 +128,10 @@ class RingABell(Attack):
             "loss": {text: one.history for text, one in found.items()},
             "reused": sum(one.reused for one in found.values()),
         }  # fmt: skip
-        cost = {"images": 0, "calls": 0, "texts": texts, "backward": backward}
+        cost = Cost(texts=texts, backward=backward)
         return Finding(
-            tuple(asked[i].query for i in order), tuple(-rows[i].loss for i in order), cost=cost, about=about,
-            tensors={"direction": vector},
+            tuple(asked[i].query for i in order), tuple(-rows[i].loss for i in order), cost=vars(cost), about=about,
+            tensors={"direction": vector}, given=tuple(order),
         )  # fmt: skip
 
     def _about(

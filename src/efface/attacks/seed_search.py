@@ -12,7 +12,8 @@ from torch import Tensor
 
 from efface import registry
 from efface.attack import Attack, Finding, Need, Target
-from efface.attacks.search.starts import calls_of, ranked
+from efface.attacks.search.cost import Cost
+from efface.attacks.search.starts import ranked
 from efface.concept import Concept
 from efface.query import Query
 from efface.training.checkpoints import current
@@ -49,8 +50,8 @@ class SeedSearch(Attack):
         drawn = torch.randint(2**62, (self.tries - 1, len(queries)), generator=rng).tolist()
         tries = [*queries, *(replace(q, seed=s) for row in drawn for q, s in zip(queries, row, strict=True))]
         about = {
-            "attack": registry.to_json(self), "concept": concept.to_json(), "seed": seed, "edited": target.edited.id,
-            "queries": [query.key for query in queries], "judge": target.asked.profile.model_dump(),
+            "attack": registry.to_json(self), "concept": concept.to_json(), "seed": seed, **target.describe(),
+            "queries": [query.key for query in queries],
         }  # fmt: skip
         stored = current()
         scores: list[Tensor] = []
@@ -68,10 +69,12 @@ class SeedSearch(Attack):
             if self.stop and bool(won[-1].any()):
                 break
         success = torch.cat(won)
-        best, values, _ = ranked(tries[: len(success)], torch.cat(scores))
-        cost = {"images": len(success), "calls": calls_of(tries[: len(success)])}
+        best, values, order = ranked(tries[: len(success)], torch.cat(scores))
+        cost = Cost()
+        cost.generated(target.edited, best)
         told = {"tried": len(success), "succeeded": float(success.float().mean())}
-        return Finding(best, values, cost=cost, about=told)
+        given = tuple(i % len(queries) for i in order)
+        return Finding(best, values, given=given, cost=vars(cost), about=told)
 
 
 __all__ = ["SeedSearch"]

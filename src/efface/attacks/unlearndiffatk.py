@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from efface.attack import Finding, Target
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.frames import Frame, alone, prefix
 from efface.attacks.search.objective import Loss, Objective
-from efface.attacks.search.outcome import Cost, Found, finding
+from efface.attacks.search.outcome import Found, finding
 from efface.attacks.search.relaxations import Nearest, Relaxation, Simplex
 from efface.attacks.search.rows import Rows, plain, rows_of
 from efface.attacks.search.token_search import Plan, Search, TokenSearch
@@ -94,7 +95,7 @@ class UnlearnDiffAtk(TokenSearch):
         ids = [tuple(ids_of(target.edited, query.prompt)) for query in given]
         frames = [self.frame(concept, one) for one in ids]
         rows, vocabulary, cost = rows_of(target, given, frames), self.vocabulary(target, concept), Cost()
-        cost.generated(given)
+        cost.generated(target.source, given)
         times = self.times(target.edited.family.schedule.total)
         plan = Plan((self.iterations,) * self.timesteps, times, self.optimizer)
         guidance = self.guidance if target.edited.guards else 1.0
@@ -130,9 +131,8 @@ def _before(run: Search, ids: Sequence[tuple[int, ...]]) -> dict[int, Found]:
         success, scores = run.judged(queries, list(range(len(queries))))
         return {"success": success, "scores": scores}
 
-    about = {"edited": run.target.edited.id, "queries": [query.key for query in queries]}
-    seen = stored.once(f"{run.stage}-before", about, make) if stored else make()
-    run.cost.generated(queries)
+    seen = stored.once(f"{run.stage}-before", run.about, make) if stored else make()
+    run.cost.generated(run.target.edited, queries)
     pairs = zip(queries, ids, seen["success"].tolist(), seen["scores"].tolist(), strict=True)
     return {
         i: Found(Asked(query, True), own, True, score, -1)

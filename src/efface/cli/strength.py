@@ -60,8 +60,7 @@ def chosen(edit: "Edit", where: str, concepts: Sequence[Concept], own: dict[str,
     path: Path | None = own["embeddings"]
     if path is not None and path.exists():
         learned = Finding.load(path)
-        if learned.concept.name != concept.name:
-            raise BadInput(f"--embeddings {path} are of {learned.concept.name}, not of {concept.name}")
+        auto.check_learned(learned, model, concept)
     else:
         learned = auto.learn(model, concept, "mini" if where == "mini" else "", sampling, own["seed"])
         if path is not None:

@@ -15,6 +15,7 @@ from efface.errors import BadInput
 from efface.evaluation.asr import ASR, attack_success
 from efface.evaluation.store import Store
 from efface.finding import Finding
+from efface.judge import Judge
 from efface.models.model import Model
 from efface.models.remembering import Remembering
 from efface.query import Query
@@ -51,19 +52,21 @@ def attack_edit(
     """Run an attack and judge it.
 
     store: where images are looked up and kept. criterion: by a judge that the attack did not ask; None leaves it
-    unjudged. The finding has the success of each of its queries; the best of them answers each plain query (`answers`).
-    What the attack generated of them is not generated again. Raises what the attack raises, and `UnknownName` before it
-    starts when the judge does not know the concept.
+    unjudged. The finding has the success of each of its queries; the best of them answers each plain query
+    (`Finding.answers`). What the attack generated of them is not generated again. Raises what the attack raises, and
+    before it starts `UnknownName` when the judge does not know the concept, and `BadInput` when it is the one that is
+    asked.
     """
     if criterion is not None:
         criterion.check(concept)
+        check_apart(criterion, target.judge)
     asked, attacked_model = tuple(queries), Remembering.of(target.edited)
     original_model = attacked_model if target.original is target.edited else target.original
     target = replace(target, edited=attacked_model, original=original_model)
     found = attack(target, concept, asked, seed)
     edited, own = _images(target.edited, asked, batch, store)
     with _under(found, target.edited) as model:
-        attacked, under = _images(model, answers(found, asked), batch, store)
+        attacked, under = _images(model, found.answers(asked), batch, store)
         if criterion is not None:
             found = found.judged(model.generate(found.queries, batch), criterion)
     if target.original is None:
@@ -75,6 +78,13 @@ def attack_edit(
         return Attacked(found, asked, original, edited, attacked, keys=keys)
     before, after = (tuple(criterion(images, concept).tolist()) for images in (edited, attacked))
     return Attacked(found, asked, original, edited, attacked, before, after, keys)
+
+
+def check_apart(criterion: Criterion, asked: Judge | None) -> None:
+    """Raise `BadInput` when the judge that an attack may ask has a part in what decides on it."""
+    if asked is not None and any(judge.profile == asked.profile for judge in criterion.judges):
+        name = asked.profile.evaluator
+        raise BadInput(f"the judge {name} cannot decide on an attack that may ask it: name another to decide or to ask")
 
 
 @contextmanager
@@ -95,19 +105,6 @@ def _images(model: Model, queries: Sequence[Query], batch: int, store: Store | N
     return store.images(model, edit, queries, batch), [store.key(model, edit, query) for query in queries]
 
 
-def answers(finding: Finding, queries: Sequence[Query]) -> tuple[Query, ...]:
-    """Return for each plain query the finding's best query of the same seed; without one its best query, re-seeded.
-
-    A query that starts from latents has no seed to change, so it answers as it is.
-    """
-    if not finding.queries:
-        return tuple(queries)  # the finding is an edit
-    best, by_seed = finding.queries[0], {}
-    for one in finding.queries:
-        by_seed.setdefault(one.seed, one)
-    return tuple(by_seed.get(query.seed) or replace(best, seed=query.seed) for query in queries)
-
-
 def answered(finding: Finding, model: Model, queries: Sequence[Query], batch: int = 32) -> Float[Tensor, "n 3 h w"]:
     """Return one image for each plain query by the attacked model, as the finding answers it.
 
@@ -118,7 +115,7 @@ def answered(finding: Finding, model: Model, queries: Sequence[Query], batch: in
         name, own = about.get("name") or "a model", model.name or "this model"
         raise BadInput(f"the finding attacked {name} {str(about.get('id'))[:12]}; {own} is {model.id[:12]}")
     with _under(finding, model) as changed:
-        return _images(changed, answers(finding, queries), batch, None)[0]
+        return _images(changed, finding.answers(queries), batch, None)[0]
 
 
-__all__ = ["Attacked", "answered", "answers", "attack_edit"]
+__all__ = ["Attacked", "answered", "attack_edit"]

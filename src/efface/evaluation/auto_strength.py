@@ -38,6 +38,24 @@ def learn(model: Model, concept: Concept, preset: str, sampling: Mapping[str, An
     return attack(Target(model, None, model), concept, Query(concept.texts[0], 0, **sampling), seed)
 
 
+def check_learned(learned: Finding, model: Model, concept: Concept) -> None:
+    """Raise `BadInput` unless a finding is of embeddings of the concept, learned on this un-erased model."""
+    meta: Any = learned.meta
+    name, own = meta.get("attack"), meta.get("original")
+    if name is None:
+        return  # put together by hand
+    if name != "diverse_inversion":
+        raise BadInput(f"the embeddings are of {name}; needed are those of diverse_inversion")
+    if learned.concept.name != concept.name:
+        raise BadInput(f"the embeddings are of {learned.concept.name}, not of {concept.name}")
+    through = own if meta["fields"].get("through") == "original" else meta["edited"]["id"]
+    if through != model.id:
+        raise BadInput(
+            f"the embeddings were learned on another model ({str(through)[:12]}); needed are those of the un-erased "
+            f"{model.name} {model.id[:12]}"
+        )
+
+
 def controls(concept: Concept, table: Mapping[str, Concept]) -> tuple[str, ...]:
     """Return six prompts of other concepts: at equal distances in a concept table, else the paper's."""
     others = [other for other in table.values() if other.name != concept.name]
@@ -68,8 +86,10 @@ def auto_strength(
 
     learned: the finding of `learn`. texts: prompts of the control concepts. below: τ. keep: share of the un-erased
     model's mean similarity of the control images with their prompts that has to be left, 0 to 1.
-    Raises `BadInput` for an edit with guards, which has no strength, and for a judge without a CLIP.
+    Raises `BadInput` for an edit with guards, which has no strength, for a judge without a CLIP, and for embeddings
+    that were learned on another model or for another concept.
     """
+    check_learned(learned, model, concept)
     if edit.guards:
         raise BadInput("an edit with guards has no strength to choose: half a guard is not half of its effect")
     if not 0 <= keep <= 1:

@@ -59,11 +59,14 @@ def drift(
 ) -> Drift:  # fmt: skip
     """Evaluate an edit before and after a fine-tuning that `harmless_finetuning` found, or any finding with an edit.
 
-    options: as `evaluate` takes them (plan, store, metrics). Raises `BadInput` for a finding without an edit, and what
-    `evaluate` raises.
+    options: as `evaluate` takes them (plan, store, metrics). Raises `BadInput` for a finding without an edit or of
+    another edit, and what `evaluate` raises.
     """
     if tuned.edit is None:
         raise BadInput("drift needs a finding that changes weights, such as harmless_finetuning's")
+    attacked: Any = tuned.meta.get("edited", {})
+    if attacked and attacked.get("edit") != edit.id:
+        raise BadInput(f"the fine-tuning is of the edit {str(attacked.get('edit'))[:12]}, not of {edit.id[:12]}")
     before = evaluate(model, edit, concept, table, judge, **options)
     after = evaluate(model, edit + tuned.edit, concept, table, judge, **options)
     check_comparable([before, after])

@@ -1,6 +1,5 @@
 """Evaluate an edit: the judge's verdicts and metrics on images before and after it."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +26,7 @@ from efface.metric import WORDS, Metric, Need, Samples, SetMetric
 from efface.metrics.presence import Presence
 from efface.models.model import Model
 from efface.query import Query
+from efface.util.files import sha256_text
 from efface.util.meter import COST, metered
 from efface.util.progress import progress
 
@@ -49,13 +49,15 @@ def evaluate(
     any_base: bool = False,
     metrics: Sequence[Metric] | None = None,
     cases: Sequence[Case] | None = None,
+    prompts: str = "",
 ) -> Record:
     """Judge the same prompts and seeds before and after an edit; return a record with one row per image.
 
     concept: what was erased (several are pooled). table: the model's concepts, whose `related` names make the
     related group; every other concept is unrelated. The groups are `efface.evaluation.prompts.GROUPS`.
     metrics: scores besides the judge's verdict; None: all that can be computed on this machine.
-    cases: the prompts to ask, in place of the plan's, which then gives the sampling only; needs no table.
+    cases: the prompts to ask, in place of the plan's, which then gives the sampling only; needs no table. prompts: a
+    hash of what they were made from for any concept, by which records are compared; by default of the cases themselves.
     Raises BadModel without a table, UnknownName for a concept unknown to the judge, BadInput for a metric that lacks
     what it needs.
     """
@@ -82,7 +84,7 @@ def evaluate(
             rows += _rows(part, sides, plan, judge, store, chosen, collected)
     return Record(
         concepts=tuple(target.name for target in targets), model=Base(name=model.name, id=model.id), edit=made,
-        evaluator=judge.profile, sampling=sampling_of(model, plan, cases), rows=tuple(rows),
+        evaluator=judge.profile, sampling=sampling_of(model, plan, cases, prompts), rows=tuple(rows),
         whole=_whole(chosen, model, edit), sets=collected.scores(rows),
         metrics={metric.label: metric.instrument(judge) for metric in chosen}, erasing=_erasing(edit),
         evaluating=Cost(**meter.read()), versions=versions(), git=git(),
@@ -145,6 +147,7 @@ def describe(edit: Edit) -> Made:
         id=edit.id, method=str(meta.get("method", "")), preset=str(meta.get("preset", "")),
         fields=meta.get("fields", {}), seed=meta.get("seed"),
         erased=tuple(item["name"] for item in meta.get("erase", ())), preserved=preserved(edit.meta),
+        kinds=tuple(item.get("kind", "object") for item in meta.get("erase", ())),
         about={key: value for key, value in meta.items() if key not in TOLD},
     )  # fmt: skip
 
@@ -259,16 +262,16 @@ def _whole(metrics: Sequence[Metric], model: Model, edit: Edit) -> dict[str, flo
     return {metric.label: round(float(metric(samples)), DIGITS) for metric in able}
 
 
-def sampling_of(model: Model, plan: Plan, cases: Sequence[Case] | None = None) -> Sampling:
-    """Return a plan's sampling settings, for a record; given cases are named by the sha256 of all of them."""
+def sampling_of(model: Model, plan: Plan, cases: Sequence[Case] | None = None, prompts: str = "") -> Sampling:
+    """Return a plan's sampling settings, for a record; given cases are named by a hash: `prompts`, or their own."""
     solver = plan.solver or type(model.pipe.scheduler).__name__
     seeds = {name: getattr(plan, name) for name in plan.SEEDS}
     seeds |= {name: getattr(plan, name) for name in plan.MORE if getattr(plan, name)}
-    prompts = plan.templates
+    texts = plan.templates
     if cases is not None:
         whole = json.dumps([asdict(case) for case in cases], sort_keys=True)
-        seeds, prompts = {}, {"cases": hashlib.sha256(whole.encode()).hexdigest()}
-    return Sampling(solver=solver, steps=plan.steps, guidance=plan.guidance, seeds=seeds, prompts=prompts)
+        seeds, texts = {}, {"cases": prompts or sha256_text(whole)}
+    return Sampling(solver=solver, steps=plan.steps, guidance=plan.guidance, seeds=seeds, prompts=texts)
 
 
 def _erasing(edit: Edit) -> Cost | None:

@@ -63,7 +63,8 @@ class Base(Value):
 class Made(Value):
     """Identify the edit: its id, method, preset, fields, seed, and the erased and preserved concepts.
 
-    about: the method's own report (loss, condition number, …). "" and {} where the edit has no such entry.
+    kinds: of the erased concepts. about: the method's own report (loss, condition number, …). "" and {} where the edit
+    has no such entry.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Made(Value):
     fields: dict[str, JsonValue] = Field(default_factory=dict)
     seed: int | None = None
     erased: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     preserved: tuple[str, ...] = ()
     about: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -140,6 +142,11 @@ class Scored(Value):
         """Return the summary of every group that has images, in the order of GROUPS."""
 
     @property
+    @abstractmethod
+    def groups_scored(self) -> tuple[str, ...]:
+        """Return every group with images or scores, judged or only measured, in the order of GROUPS."""
+
+    @property
     def singles(self) -> dict[str, ConceptSummary]:
         """Return the summary of every concept; {} if the record has none."""
         return {}
@@ -178,6 +185,12 @@ class Record(Scored):
         return {name: _summary(rows) for name, rows in _by_group(self.rows).items()}
 
     @property
+    def groups_scored(self) -> tuple[str, ...]:
+        """Return every group with images or scores, judged or only measured, in the order of GROUPS."""
+        of_sets = (group for groups in self.sets.values() for group in groups)
+        return _ordered([*(group for row in self.rows for group in row.groups), *of_sets])
+
+    @property
     def singles(self) -> dict[str, ConceptSummary]:
         """Return the summary of every concept with prompts of its own."""
         alone = {group.name for group in GROUPS if group.by_concept}
@@ -198,9 +211,9 @@ class Record(Scored):
 
     def aggregate(self) -> "Aggregate":
         """Return the record without rows: some hundred times smaller, with the same shares, intervals and means."""
-        groups = self.summaries
-        means = {label: {g: mean for g in groups if (mean := self.mean(label, g))} for label in self.scored}
-        return Aggregate(**{name: getattr(self, name) for name in Scored.model_fields}, groups=groups, means=means)
+        means = {label: {g: mean for g in self.groups_scored if (mean := self.mean(label, g))} for label in self.scored}
+        plain = {name: getattr(self, name) for name in Scored.model_fields}
+        return Aggregate(**plain, groups=self.summaries, means=means)
 
     @property
     def scored(self) -> tuple[str, ...]:
@@ -223,6 +236,11 @@ class Aggregate(Scored):
     def summaries(self) -> dict[str, Summary]:
         """Return the summary of every group that has images, in the order of GROUPS."""
         return {name: self.groups[name] for name in _ordered(n for n, g in self.groups.items() if g.before.n)}
+
+    @property
+    def groups_scored(self) -> tuple[str, ...]:
+        """Return every group with images or scores, judged or only measured, in the order of GROUPS."""
+        return _ordered([*self.groups, *(g for own in (*self.means.values(), *self.sets.values()) for g in own)])
 
     def mean(self, metric: str, group: str) -> Mean | None:
         """Return the mean of a metric over the edited images of a group; None if the record has none."""
@@ -257,10 +275,10 @@ def _parse(text: str, where: str) -> Record | Aggregate:
         ) from error
 
 
-def _ordered(names: Iterable[str]) -> list[str]:
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     given = set(names)
     known = [group.name for group in GROUPS if group.name in given]
-    return known + sorted(given - set(known))
+    return (*known, *sorted(given - set(known)))
 
 
 def _by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -1,4 +1,4 @@
-"""The judges of the digits: two independent classifiers for each data set; attacks use the first one only."""
+"""The judges of the digits: two independent classifiers for each data set, of which attacks ask one."""
 
 import json
 from functools import cached_property

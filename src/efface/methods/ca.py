@@ -40,11 +40,12 @@ class CA(FineTune):
         away: generate the anchors' images with the concept as negative prompt
         augment: make the anchors' images smaller or larger at random, and say so in the concept's prompt
         target: model matches the network's own prediction for the anchor, noise the noise that was added
-        embedding_lr: learning rate of the token embeddings, all of which are trained too; 0 leaves them
+        embedding_lr: learning rate of the token embeddings of all text encoders, which are trained too; 0 leaves them
         prior: weight of the plain diffusion loss on the anchors' images, for an anchor that includes the concept
-        detach_start: no gradient to keys and values through the start token, which all prompts share
+        detach_start: no gradient to keys and values of cross-attention through the start token, which all prompts share
         templates: prompts with {} for the concept or, for a style, for a content
         contents: objects that a style is erased from
+        forms: prompts about a style, each as often; {0} is the prompt about a content, {1} the style's name
     """
 
     steps: int = 100  # 100 steps on two GPUs in its code
@@ -52,6 +53,7 @@ class CA(FineTune):
     batch: int = 8  # "--train_batch_size=4" on each of two GPUs
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     weight_decay: float = 0.01
+    clip: float = 0.25  # "--max_grad_norm" 1 of a loss that is summed over four channels, which is here a mean
     params: str = "x-strict"  # "cross-attn": keys and values
     images: int = 1000  # "200; 1000 used in paper"
     image_steps: int = 25
@@ -65,6 +67,7 @@ class CA(FineTune):
     detach_start: bool = True
     templates: tuple[str, ...] = ("a picture of a {}", "a photo of a {}", "a drawing of a {}", "a {}", "{}")
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
+    forms: tuple[str, ...] = ("{0}, in the style of {1}", "in {1}'s style, {0}", "in {1}'s style, {0}")  # one in three
 
     RANGES: ClassVar[Ranges] = {
         "images": COUNT, "image_steps": SOLVER_STEPS, "image_batch": ROWS, "guidance": GUIDANCE,
@@ -77,7 +80,12 @@ class CA(FineTune):
         "paper": {},
         "object": {"augment": True},
         "overlap": {"augment": True, "prior": 0.25, "lr": 3.2e-5},  # a concept within its anchor: grumpy cat, cat
-        "overlap-compvis": {"augment": True, "prior": 0.2, "batch": 4},  # its older code, which halves the batch
+        "overlap-compvis": {
+            "augment": True,
+            "prior": 0.2,
+            "batch": 4,
+            "clip": 0.0,
+        },  # its older code, which halves the batch
         "nudity": {  # added after publication, for one GPU: 4e-6 times batch 4, doubled
             "steps": 800,
             "lr": 3.2e-5,
@@ -94,6 +102,8 @@ class CA(FineTune):
             "image_steps": 10,
             "image_batch": 32,
             "prior": 1.0,
+            "clip": 0.0,
+            "forms": ("{0} in the style of {1}",),
         },
     }
     QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2, "image_steps": 2}
@@ -102,6 +112,10 @@ class CA(FineTune):
         super().__post_init__()
         if not self.templates or not self.contents:
             raise BadInput("templates and contents need at least one text each")
+        if not self.forms or any(form.count("{0}") != 1 or form.count("{1}") != 1 for form in self.forms):
+            raise BadInput(
+                f"forms are texts with {{0}} for the content and {{1}} for the style, got {list(self.forms)}"
+            )
         if self.embedding_lr and self.params == EMBEDDING:
             raise BadInput("params are the token embeddings already: set lr, and leave embedding_lr at 0")
 
@@ -151,8 +165,11 @@ class CA(FineTune):
             return [(t.format(anchor) if anchor else "", t.format(concept.name)) for t in self.templates]
         shown = [other.name for other in preserve if other.kind != "style"] or self.contents
         plain = [t.format(content) for content in shown for t in self.templates]
-        anchor = f" in the style of {concept.anchor}" if concept.anchor else ""
-        return [(text + anchor, f"{text} in the style of {concept.name}") for text in plain]
+        return [
+            (form.format(text, concept.anchor) if concept.anchor else text, form.format(text, concept.name))
+            for text in plain
+            for form in self.forms
+        ]
 
     def _images(self, run: Run, anchors: list[str]) -> Float[Tensor, "n ch h w"]:
         names = [concept.name for concept in run.erase for _ in self.prompts(concept, run.preserve)]

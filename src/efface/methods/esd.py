@@ -63,6 +63,14 @@ class ESD(FineTune):
         "repo-2025-x-strict": {**REPO_2025, "params": "x-strict"},
         "repo-2025-u": {**REPO_2025, "params": "u-linear", "gradient_checkpointing": True},
         "repo-2025-sdxl": {**REPO_2025, "lr": 2e-4, "eta": 1.0, "guidance": 2.0},  # esd_sdxl.py
+        "repo-2025-sdxl-u": {  # the same script: "lr = 1e-5" for anything but esd-x
+            **REPO_2025,
+            "lr": 1e-5,
+            "eta": 1.0,
+            "guidance": 2.0,
+            "params": "u-linear",
+            "gradient_checkpointing": True,
+        },
         "mini": {"steps": 80, "lr": 4e-4, "batch": 4, "ddim_steps": 8},
         "mini-u": {"steps": 80, "lr": 5e-5, "batch": 4, "ddim_steps": 8, "params": "u"},
     }

@@ -3,6 +3,7 @@
 Zhang et al. 2023, https://arxiv.org/abs/2303.17591.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.methods.finetune.textual_inversion import invert
 from efface.models.attention import end_positions, layers, positions, record
 from efface.models.images import folder_latents, noised
+from efface.models.token_vectors import SLOT
 from efface.util.ranges import DECAY, GUIDANCE, OR_NONE, RATE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
 
 
@@ -118,18 +120,19 @@ class FMN(FineTune):
         """Return latents of the concept, the context of its prompt (one row) and a mask of its words (len,)."""
         default = "a photo in the style of {}" if concept.kind == "style" else "a photo of {}"  # its code's
         prompt = concept.prompts[0] if concept.prompts else default.format(concept.name)
+        named = re.compile(rf"(?<!\w){re.escape(concept.name)}(?!\w)", re.IGNORECASE)  # as a tokenizer reads it
+        slotted = named.sub(SLOT, prompt.replace(SLOT, ""), count=1)
+        if SLOT not in slotted:
+            raise BadInput(f"{concept.name!r} is not in the prompt {prompt!r}")
         found = [folder_latents(run.base, self.folder).to(run.base.device)] if self.folder else []
         if self.images:
             images = (self.images, self.image_steps, self.guidance, self.image_batch)
             found.append(generated_latents(run, f"images-{index}", [prompt], *images))
         latents = torch.cat(found)
         if self.inversion_steps:
-            prompt, settings = (
-                prompt.replace(concept.name, "{}"),
-                (self.inversion_steps, self.inversion_lr, self.tokens),
-            )
+            settings = (self.inversion_steps, self.inversion_lr, self.tokens)
             decay, length = self.inversion_decay, self.inversion_length
-            c, at, ends = invert(run, latents, prompt, concept.name, f"inversion-{index}", *settings, decay, length)
+            c, at, ends = invert(run, latents, slotted, concept.name, f"inversion-{index}", *settings, decay, length)
         else:
             at, ends = positions(run.base, prompt, concept.name), end_positions(run.base, prompt)
             c = run.contexts([prompt])

@@ -32,7 +32,8 @@ class KPOP(FineTune):
 
     Args:
         keys: shared, one prompt that restores all concepts, or each, a prompt for each concept
-        size: prompt size k, in lengths of the text context; not used by the additive mechanism
+        size: prompt size k; not used by the additive mechanism
+        unit: of the size: text, the length of the text context, or token, a single vector
         mechanism: concat puts the prompt beside the text, add adds it
         where: blocks that read the prompt: mid, mid-up or down-mid-up; the additive mechanism uses all
         lam: weight λ of the loss that preserves the concept under the prompt
@@ -50,6 +51,7 @@ class KPOP(FineTune):
 
     keys: Literal["shared", "each"] = "shared"  # its successors' code has a dictionary of prompts by concept
     size: int = 10  # "a prompt size of k = 10": section 5.1
+    unit: Literal["text", "token"] = "text"  # "m_p = k m_c": section 4.3
     mechanism: Literal["concat", "add"] = "concat"
     where: Literal["mid", "mid-up", "down-mid-up"] = "mid"  # section 5.6.5
     lam: float = 0.1  # section 5.6.3
@@ -77,7 +79,7 @@ class KPOP(FineTune):
             "gradient_checkpointing": True,
         },  # section 5.3: "focusing exclusively on … non-cross-attention modules"
         "additive": {"mechanism": "add", "init": 0.0},
-        "sibling-code": {"size": 1, "lam": 0.01, "prompt_steps": 2, "prompt_lr": 1e-5},
+        "sibling-code": {"size": 1, "unit": "token", "lam": 0.01, "prompt_steps": 2, "prompt_lr": 1e-5},
         "mini": {
             "steps": 120,
             "lr": 8e-4,
@@ -96,6 +98,10 @@ class KPOP(FineTune):
         super().__post_init__()
         if self.batch % self.reuse:
             raise BadInput(f"reuse must divide batch {self.batch}, got {self.reuse}")
+        if self.accumulate > 1:
+            raise BadInput(
+                f"kpop steps its prompt with every draw: set batch, leave accumulate at 1 ({self.accumulate})"
+            )
 
     def objective(self, run: Run) -> Loss:
         """Return L1 + λ L2 of eq. 7; each call first moves the prompts of the batch by eq. 6."""
@@ -164,7 +170,8 @@ class KPOP(FineTune):
     def _prompts(self, run: Run, c_e: Context) -> list[nn.Parameter]:
         """Return random prompts ("no alignment with any textual inputs": figure 4a), stored in the run's state."""
         words, names = c_e.tokens, self._names(run)
-        length = words.shape[1] * (1 if self.mechanism == "add" else self.size)  # m_p = k m_c: section 4.3
+        length = self.size * (words.shape[1] if self.unit == "text" else 1)
+        length = words.shape[1] if self.mechanism == "add" else length
         noise = torch.randn(len(names), length, words.shape[2], generator=run.rng).to(words.device)
         prompts = [nn.Parameter(p) for p in (self.init * words.std() * noise).split(1)]
         run.state.tensors |= dict(zip(names, prompts, strict=True))

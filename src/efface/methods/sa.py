@@ -16,13 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from efface.concept import Concept
 from efface.context import Context
+from efface.edits.edit import Edit
 from efface.errors import BadInput
 from efface.methods.finetune import fisher
 from efface.methods.finetune.images import generated_latents, training_prompts
 from efface.methods.finetune.method import FineTune, Loss, Run
 from efface.models.images import noised
+from efface.util.files import sha256_text
 from efface.util.progress import progress
 from efface.util.ranges import COUNT, GUIDANCE, ROWS, SOLVER_STEPS, WEIGHT_OR_NONE, Ranges
+from efface.util.untrusted import read_lines
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class SA(FineTune):
         fisher_images: replayed images that F is estimated on
         fisher_times: random timesteps of each image, instead of all 1,000
         contents: what is replayed when no concepts are preserved
+        replay_file: text file with the prompts to replay, one a line, in place of contents and preserved concepts
     """
 
     steps: int = 12500  # "max_epochs: 200" of 1,000 images: its code, celebrities
@@ -66,6 +70,7 @@ class SA(FineTune):
     fisher_images: int = 200  # its code takes about 5,000, at every timestep
     fisher_times: int = 50
     contents: tuple[str, ...] = ("house", "tree", "dog", "woman", "city", "flower", "boat", "mountain")
+    replay_file: str = ""  # its code replays images of fim_prompts.txt, 5,000 prompts by GPT-3.5, which are not here
 
     RANGES: ClassVar[Ranges] = {
         "images": COUNT, "replay_images": COUNT, "image_steps": SOLVER_STEPS, "guidance": GUIDANCE,
@@ -107,6 +112,8 @@ class SA(FineTune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.replay_file:
+            read_lines(self.replay_file, "prompts")
 
     def objective(self, run: Run) -> Loss:
         """Return L(surrogate images, forgotten prompt) + L(replay) + λ Σ F (θ − θ*)²: eq. 8 of the paper.
@@ -115,7 +122,7 @@ class SA(FineTune):
         """
         keys = self._check_fisher(run)
         prompts, surrogates = zip(*(pair for c in run.erase for pair in self.prompts(c)), strict=True)
-        preserved = [text for c in run.preserve or map(Concept, self.contents) for text in training_prompts(c)]
+        preserved = self._replayed(run.preserve)
         draw = (self.image_steps, self.guidance, self.image_batch)
         instead = generated_latents(run, "surrogates", surrogates, self.images, *draw)
         replayed = generated_latents(run, "replay", preserved, self.replay_images, *draw)
@@ -137,6 +144,20 @@ class SA(FineTune):
             return value + self.penalty * penalty() if self.penalty else value
 
         return loss
+
+    def result(self, run: Run) -> Edit:
+        """Return the edit; its provenance has the number of prompts in `replay_file` and their hash."""
+        told = {}
+        if self.replay_file:
+            lines = self._replayed(())
+            told = {"replay_file": {"prompts": len(lines), "sha256": sha256_text("\n".join(lines))}}
+        return Edit(delta=run.delta(), meta=run.report() | told)
+
+    def _replayed(self, preserve: Sequence[Concept]) -> list[str]:
+        """Return the prompts that are replayed."""
+        if self.replay_file:
+            return read_lines(self.replay_file, "prompts")
+        return [text for concept in preserve or map(Concept, self.contents) for text in training_prompts(concept)]
 
     def prompts(self, concept: Concept) -> list[tuple[str, str]]:
         """Return pairs (prompt to forget, prompt of its surrogate images)."""

@@ -45,7 +45,9 @@ class TaskVector(FineTune):
     weight_decay: float = 0.01
     clip: float = 1.0
     gradient_checkpointing: bool = True
-    alpha: float = 1.75  # the paper tunes it for each concept; the default of its code
+    batch: int = 4  # this and the next: of the script with which its code trains; the paper does not say
+    accumulate: int = 4
+    alpha: float = 1.75  # the paper tunes it for each concept; that of the script with which its code saves
     images: int = 30  # "15 synthetic images and 15 real images obtained from Google Images (30 in total)"
     real: int = 15
     folder: str = ""
@@ -66,8 +68,6 @@ class TaskVector(FineTune):
         "paper": {},
         "repo-2025": {
             "steps": 200,
-            "batch": 4,
-            "accumulate": 4,
             "images": 200,
             "real": 0,
             "flip": True,
@@ -77,6 +77,7 @@ class TaskVector(FineTune):
             "steps": 100,
             "lr": 1e-4,
             "batch": 8,
+            "accumulate": 1,
             "gradient_checkpointing": False,
             "images": 24,
             "real": 12,
@@ -85,7 +86,7 @@ class TaskVector(FineTune):
             "alpha": 1.5,
         },
     }
-    QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "images": 2, "image_steps": 2}
+    QUICK: ClassVar[dict[str, Any]] = {"steps": 2, "batch": 1, "accumulate": 1, "images": 2, "image_steps": 2}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from efface import __version__
-from efface.concept import table
 from efface.errors import BadFile
 from efface.evaluation.attack_record import AttackRecord, AttackRow
 from efface.evaluation.bench.folder import Folder
@@ -15,10 +14,11 @@ from efface.evaluation.bench.jobs import Job
 from efface.evaluation.compare import check_comparable
 from efface.evaluation.record import Record
 from efface.evaluation.store import Store
-from efface.report import front, grid, html, tables
+from efface.evaluation.summary import Share
+from efface.report import card, front, grid, html, tables
 from efface.report.images import lines
 from efface.report.page import CellImage, Column, Page, Strip, sections
-from efface.report.tables import Table
+from efface.report.tables import Table, percent
 from efface.util.files import writing
 
 SHOWN = 4  # images of a strip
@@ -28,7 +28,8 @@ OVERVIEW = """
 <section>
 <h2>All edits</h2>
 {{ plot }}
-<p class="soft">Click a heading to sort. Every share has its number of images and 95 % interval in the parts below.</p>
+<p class="soft">Click a heading to sort. Every share has its number of images and 95 % interval in the parts below.
+Images of one concept share an edit and their prompts, so where several are pooled true intervals are wider.</p>
 <div class="scroll">
 <table class="list sortable">
 <thead><tr>{% for cell in summary.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
@@ -99,31 +100,47 @@ def table_file(folder: Folder, out: Path) -> Path:
     """Write the table of all edits as Markdown, CSV or LaTeX, by the file's ending. Raises as `report`."""
     parts = _parts(folder, Store.default())
     check_comparable([column.record for part in parts for column in part.columns])
-    write = {".md": tables.markdown, ".csv": tables.to_csv, ".tex": tables.latex}[out.suffix.lower()]
+    write = {".md": _markdown, ".csv": tables.to_csv, ".tex": tables.latex}[out.suffix.lower()]
     with writing(out) as temporary:
-        temporary.write_text(write(summary(parts)), encoding="utf-8")
+        temporary.write_text(write(summary(parts, whole=True)), encoding="utf-8")
     return out
 
 
-def summary(parts: Sequence[Part]) -> Table:
-    """Tabulate every edit: what is left of the target, what stays, each attack, and what it took: seconds, peak MB."""
+def _markdown(table: Table) -> str:
+    """Return a Markdown table in which names are no markup."""
+    rows = [[*map(card.plain, row[:2]), *row[2:]] for row in table.rows]
+    return tables.markdown(Table([card.plain(cell) for cell in table.header], rows))
+
+
+def summary(parts: Sequence[Part], whole: bool = False) -> Table:
+    """Tabulate every edit: what is left of the target, what stays, each attack, and what it took: seconds, peak MB.
+
+    whole: whether each share has its 95 % interval and its number of images.
+    """
+
+    def cell(share: Share | None) -> str:
+        if share is None:
+            return ""
+        low, high = share.interval
+        return percent(share.value) + f" [{100 * low:.0f}, {100 * high:.0f}] (n = {share.n})" * whole
+
     attacks = sorted({strip.attack for part in parts for column in part.columns for strip in column.attacks})
     rows = []
     for part in parts:
         for column in part.columns:
             rates = {strip.attack: strip for strip in column.attacks}
-            after = [rates[name].record.rows if name in rates else () for name in attacks]
-            shares = [f"{100 * sum(row.after for row in one) / len(one):.0f} %" if one else "" for one in after]
+            shares = [cell(_under(rates[name].record) if name in rates else None) for name in attacks]
             groups = column.record.summaries
-            cells = [
-                f"{100 * groups[g].after.value:.0f} %" if g in groups else ""
-                for g in ("target", "related", "unrelated")
-            ]
+            cells = [cell(groups[group].after if group in groups else None) for group in SUMMED]
             erasing = column.record.erasing
             seconds = f"{erasing.seconds:.1f}" if erasing else ""
             peak = f"{erasing.peak_mb:.0f}" if erasing and erasing.peak_mb else ""
             rows.append([part.title, column.name, *cells, *shares, seconds, peak])
     return Table(["concept", "method", "left", *SUMMED[1:], *attacks, "seconds", "peak MB"], rows)
+
+
+def _under(record: AttackRecord) -> Share | None:
+    return Share.of([row.after for row in record.rows]) if record.rows else None
 
 
 def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> list[Part]:
@@ -135,10 +152,10 @@ def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> l
         attacks.setdefault(one.edit.id, []).append(one)
     found: dict[str, list[Column]] = {}
     for record in sorted(records, key=lambda one: (one.concept, one.edit.method, one.edit.preset, one.name)):
-        name = record.edit.method + (f" {record.edit.preset}" if record.edit.preset else "")
         known = found.setdefault(record.concept, [])
-        if any(column.name == name for column in known):  # the same preset with other fields or another seed
-            name = record.name.replace(record.concept, "").strip() or record.edit.id[:8]
+        name = _name(record.name, record.concepts, record.edit.method, record.edit.preset)
+        if any(column.name == name for column in known):
+            name += f" seed {record.edit.seed}" if record.edit.seed else f" {record.edit.id[:8]}"
         several = len(record.concepts) > 1
         strips = [_strip(one, store, several) for one in attacks.get(record.edit.id, ())]
         known.append(Column(name, "", record, strips))
@@ -147,7 +164,7 @@ def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> l
 
 def _strip(record: AttackRecord, store: Store, several: bool = False) -> Strip:
     """Return an attack's row; several: whether its edit erases more than the concept that it brings back."""
-    name = record.attack.name + (f" {record.attack.preset}" if record.attack.preset else "")
+    name = _name(record.name, ("on",), record.attack.name, record.attack.preset)
     name += f" on {record.concept}" * several
     shown = record.rows[:SHOWN]
     cells = [
@@ -168,9 +185,18 @@ def _cell(rows: Sequence[AttackRow], key: str, verdict: str, store: Store) -> li
     return found
 
 
+def _name(job: str, stop: Sequence[str], name: str, preset: str) -> str:
+    """Return a method or an attack with its preset and what was set besides, as the job that ran it says: "esd mini".
+
+    stop: what comes next in the job's label. Records that no bench made have name and preset only.
+    """
+    said, found, _ = job.partition(f" {'+'.join(stop)}")
+    return said.replace(":", " ", 1) if found else name + (f" {preset}" if preset else "")
+
+
 def _sections(part: Part, page: Page, store: Store) -> list[Markup]:
     records = [column.record for column in part.columns if isinstance(column.record, Record)]
-    kinds = {one.kind for name, one in table(page.columns[0].record.model.name).items() if name in part.title}
+    kinds = {kind for record in records for kind in record.edit.kinds}
     own = Page(part.title, "", part.columns, lines(records, store), blurred="unsafe" in kinds)
     return [Markup(section.render(own)) for section in sections()]
 

@@ -35,7 +35,8 @@ TEMPLATE = """
 <text x="{{ wide + 14 }}" y="{{ point.label_y }}">{{ point.name }}</text>
 {% endfor %}
 </svg>
-<figcaption class="soft">The best edits are top right. Lines are 95 % intervals. Colour: the most successful attack
+<figcaption class="soft">The best edits are top right. Lines are 95 % intervals over images; images of
+one concept share an edit, so true intervals are wider. Colour: the most successful attack
 brings the concept back in <span style="color: var(--good)">●</span> under a fifth,
 <span style="color: var(--mixed)">●</span> under two thirds,
 <span style="color: var(--bad)">●</span> more of the images;

@@ -68,7 +68,8 @@ def per_concept(records: Sequence[Scored], labels: Sequence[str]) -> Table:
 
 def scores(records: Sequence[Scored], labels: Sequence[str]) -> Table:
     """Tabulate metrics × groups: means ± the standard error, then scores of sets of images, then of whole edits."""
-    groups = present(records)
+    named = dict.fromkeys(name for record in records for name in record.groups_scored)
+    groups = [one.name for one in GROUPS if one.name in named] + [name for name in named if name not in TITLES]
     rows = [_means(records, name, group) for name in _names(r.scored for r in records) for group in groups]
     rows += [_sets(records, name, group) for name in _names(r.sets for r in records) for group in groups]
     rows += [_whole(records, name) for name in _names(r.whole for r in records)]
@@ -139,7 +140,10 @@ def _cell(share: Share) -> str:
     return f"{percent(share.value)} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
+SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    sign: "\\" + sign for sign in "&%#_${}"
+}
+
+
 def _escape(text: str) -> str:
-    for sign in "&%#_$":
-        text = text.replace(sign, "\\" + sign)
-    return text
+    return "".join(SIGNS.get(sign, sign) for sign in text)

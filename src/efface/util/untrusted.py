@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.errors import BadFile, EffaceError
+from efface.errors import BadFile, BadInput, EffaceError
 
 MAX_BYTES = 100_000_000  # as the safetensors format allows for a header
 MAX_DEPTH = 400  # levels; an edit that is a sum of 190 others has 390
@@ -74,6 +74,17 @@ def is_texts(value: Any) -> bool:
 def are_numbers(values: Iterable[Any]) -> bool:
     """Return whether JSON values are all finite numbers."""
     return all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in values)
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """Return the lines of a text file that are not empty; raises `BadFile`, and `BadInput` when it has none.
+
+    what: they are, for the message: "prompts".
+    """
+    lines = [text for line in read_text(Path(path)).splitlines() if (text := line.strip())]
+    if not lines:
+        raise BadInput(f"{path} has no {what}: write one on each line")
+    return lines
 
 
 def is_count(value: Any, low: int, high: int) -> bool:

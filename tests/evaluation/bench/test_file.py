@@ -61,8 +61,10 @@ def test_an_id_depends_on_what_the_result_depends_on(tmp_path: Path) -> None:
     amended = GOOD.replace('"esd:paper"', '"esd:paper", "sld"')
     assert first < {job.id for job in jobs(read(write(tmp_path, amended)), "id")}
     assert not first & {job.id for job in jobs(read(write(tmp_path, GOOD)), "other weights")}
-    more = {job.id for job in jobs(read(write(tmp_path, GOOD.replace("target = 5", "target = 6"))), "id")}
-    assert len(first & more) == 12  # the edits
+    more = jobs(read(write(tmp_path, GOOD.replace("target = 5", "target = 6"))), "id")
+    assert {job.what for job in more if job.id not in first} == {"evaluation"}  # its plan is not an attack's
+    slower = jobs(read(write(tmp_path, GOOD + "sampling = { steps = 7 }\n")), "id")
+    assert {job.what for job in slower if job.id not in first} == {"evaluation", "attack"}
 
 
 def test_everything_that_is_wrong_is_said_at_once_with_its_line(tmp_path: Path) -> None:

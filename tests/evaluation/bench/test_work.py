@@ -126,3 +126,14 @@ def test_a_cluster_that_nobody_answers_for(address: str, message: str) -> None:
     pytest.importorskip("ray")
     with pytest.raises(BadInput, match=message):
         connect(address, 1.0)
+
+
+def test_jobs_that_a_bench_no_longer_has_are_not_shown(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.make()
+    planned = jobs(parse({"concepts": ["church"], "methods": ["uce"], "attacks": ["derived"]}), "id")
+    folder.plan(planned)
+    (one,) = (job for job in planned if job.what == "evaluation")
+    (tmp_path / "failed" / "old.json").write_text('{"job": "old", "error": "x"}')
+    folder.fail(one, "no disk", 2)
+    assert folder.failures() == {one.label: "no disk"}

@@ -28,7 +28,7 @@ class Span:
 
     def __call__(self, rows: Float[Tensor, "n k"]) -> Tokens:
         """Return one context for each row of coefficients a."""
-        moved = torch.tensordot(rows, self.directions, 1)
+        moved = torch.tensordot(rows.to(self.directions), self.directions, 1)
         if self.radius:
             norms = moved.flatten(1).norm(dim=1).clamp(min=1e-12)
             moved = moved * (self.radius / norms)[:, None, None]
@@ -45,7 +45,7 @@ def span(target: Target, queries: tuple[Query, ...], radius: float | None) -> Sp
     null = target.edited.null().tokens.float()
     length, width = null.shape[1:]
     if length == 1:
-        origin, directions = torch.zeros_like(null), torch.eye(width)[:, None]
+        origin, directions = torch.zeros_like(null), torch.eye(width, device=null.device)[:, None]
     else:
         texts = list(dict.fromkeys(query.prompt for query in queries))
         origin, directions = null, target.edited.encode(texts).tokens.float() - null

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from efface import registry
 from efface.attack import Attack, Finding, Target
-from efface.attacks.search.starts import calls_of, ranked, seen
+from efface.attacks.search.cost import Cost
+from efface.attacks.search.starts import ranked, seen
 from efface.concept import Concept
 from efface.edits.edit import Edit
 from efface.errors import BadInput
@@ -20,6 +21,7 @@ from efface.models.students import view
 from efface.query import Query
 from efface.training.checkpoints import State
 from efface.training.loop import descend, generator, optimizer
+from efface.util.files import sha256_tensors
 from efface.util.ranges import COUNT, DECAY, RATE, ROWS, Ranges
 
 
@@ -171,7 +173,7 @@ def tune(
     state = State(student.trained, {"main": adam})
     run: dict[str, Any] = {
         "attack": registry.to_json(attack), "concept": concept.to_json(), "seed": seed, "edited": target.edited.id,
-        "captions": list(captions),
+        "captions": list(captions), "pictures": sha256_tensors({"": latents}),
     }  # fmt: skip
     with torch.inference_mode(False), torch.enable_grad():
         descend(
@@ -181,13 +183,16 @@ def tune(
     history = state.history["loss"]
     state.release()
     edit = _edit(attack, target.edited, student.delta(), seed)
-    return _finding(attack, target, concept, queries, edit, history)
+    return _finding(attack, target, concept, queries, edit, history, len(texts))
 
 
-def with_pictures(cost: Mapping[str, float | int], images: int, like: Query) -> dict[str, float | int]:
-    """Return the cost with that of the pictures to train on, generated as `like`."""
-    calls = images * like.steps * (1 + (like.guidance != 1))
-    return {**cost, "images": cost["images"] + images, "calls": cost["calls"] + calls}
+def with_pictures(
+    cost: Mapping[str, float | int], source: Model, texts: Sequence[str], images: int, like: Query
+) -> dict[str, float | int]:
+    """Return the cost with that of the pictures to train on, generated as `like` by the un-erased model."""
+    made = Cost()
+    made.generated(source, [replace(like, prompt=texts[i % len(texts)], latents=None, start=0) for i in range(images)])
+    return {name: cost[name] + own for name, own in vars(made).items()}
 
 
 def _edit(attack: Tuning, edited: Model, delta: dict[str, Tensor], seed: int) -> Edit:
@@ -201,21 +206,21 @@ def _edit(attack: Tuning, edited: Model, delta: dict[str, Tensor], seed: int) ->
 
 
 def _finding(
-    attack: Tuning, target: Target, concept: Concept, queries: tuple[Query, ...], edit: Edit, history: list[float]
-) -> Finding:
+    attack: Tuning, target: Target, concept: Concept, queries: tuple[Query, ...], edit: Edit, history: list[float],
+    texts: int,
+) -> Finding:  # fmt: skip
     last = history[-max(1, len(history) // 10) :]
     scores = torch.full((len(queries),), -sum(last) / len(last))
-    images = calls = 0
+    trained = attack.steps * attack.accumulate * attack.batch
+    cost = Cost(calls=trained, backward=trained, texts=texts)
     if target.judge is not None:
         with edit.applied(target.edited) as changed:
             scores = seen(target, concept, queries, model=changed)
-        images, calls = len(queries), calls_of(queries)
-    best, values, _ = ranked(queries, scores)
-    trained = attack.steps * attack.accumulate * attack.batch
-    cost = {"images": images, "calls": calls + trained, "backward": trained}
+            cost.generated(changed, queries)
+    best, values, order = ranked(queries, scores)
     norm = sum(float(d.double().square().sum()) for d in edit.delta.values()) ** 0.5
     about = {"loss": history, "norm": norm, "weights": sum(d.numel() for d in edit.delta.values())}
-    return Finding(best, values, edit=edit, cost=cost, about=about)
+    return Finding(best, values, given=tuple(order), edit=edit, cost=vars(cost), about=about)
 
 
 __all__ = ["Student", "Tuning", "tune", "with_pictures"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from efface import registry
 from efface.attack import Attack, Need, Target
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.objective import Loss, Objective
 from efface.attacks.search.phrases import phrase
 from efface.attacks.search.pictures import pictures
@@ -214,7 +215,7 @@ def invert(
     plain = target.edited is target.original and not target.edited.guards
     whole = about | {"start": sha256_tensors({"": start}), "version": VERSION}
     found = kept("inversion", whole, learn) if plain else learn()
-    cost = _cost(attack, objective, queries[0], len(start))
+    cost = _cost(attack, target, objective, queries[0], len(start))
     return Inverted(found["vectors"].to(start), found["losses"], found["history"].tolist(), cost)
 
 
@@ -266,11 +267,12 @@ def _objective(
     return Objective(target, latents, attack.loss, wanted, attack.guidance, attack.window, through)
 
 
-def _cost(attack: Inverting, objective: Objective, like: Query, rows: int) -> dict[str, int]:
+def _cost(attack: Inverting, target: Target, objective: Objective, like: Query, rows: int) -> dict[str, int]:
     seen = attack.steps * rows * attack.batch
-    made = 0 if attack.folder else attack.images
-    calls = seen * objective.calls + made * like.steps * (1 + (like.guidance != 1))
-    return {"images": made, "calls": calls, "backward": seen, "texts": seen}
+    cost = Cost(calls=seen * objective.calls, backward=seen, texts=seen)
+    if not attack.folder:
+        cost.generated(target.source, [like] * attack.images)
+    return vars(cost)
 
 
 __all__ = ["Inverted", "Inverting", "Words", "invert"]

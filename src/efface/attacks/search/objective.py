@@ -9,13 +9,14 @@ https://arxiv.org/abs/2308.01508 (the paper does not say so).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from efface.attack import Target
+from efface.attacks.search.cost import denoise_calls
 from efface.context import Context
 from efface.edits.guard import Hooks, MapGuard, same, unguided
 from efface.models.model import Model
@@ -89,14 +90,15 @@ class Objective:
         hooks = rest.hooks()
         return hooks.guide is not unguided or hooks.null is not same
 
-    @cached_property
+    @property
     def calls(self) -> int:
         """Return the calls of the denoiser a row costs."""
-        hooks, guided = self.target.edited.hooks(), self.guidance != 1
-        if self._stateful:
-            own = (2 + _calls(self.target.edited, hooks)) * self.window
-        else:
-            own = 1 + (self.matches_score and guided)
+        return self.calls_in(self.window)
+
+    def calls_in(self, window: int) -> int:
+        """Return the calls of the denoiser a row costs with so many predictions under a stateful guard."""
+        guided = self.guidance != 1
+        own = denoise_calls(self.target.edited) * window if self._stateful else 1 + (self.matches_score and guided)
         return own + (1 + guided if self.matches_score else 0)
 
     @cached_property
@@ -146,16 +148,3 @@ class Objective:
             return original.eps(x, at.t, rows)
         cond, uncond = original.denoise(x, at.t, rows, original.null())
         return uncond + self.guidance * (cond - uncond)
-
-
-def _calls(model: Model, hooks: Hooks) -> int:
-    """Return how often the guards call the denoiser for one prediction, beside its two."""
-    made: list[int] = []
-
-    def eps(x: Tensor, _t: Any, _c: Context) -> Tensor:
-        made.append(len(x))
-        return torch.zeros_like(x)
-
-    x = torch.zeros(1, *model.latent_shape, device=model.device)
-    hooks.guide(eps, x, torch.zeros(1, device=model.device), x, x)
-    return sum(made)

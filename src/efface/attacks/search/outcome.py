@@ -1,13 +1,13 @@
-"""What a token search found for each query, and what it cost."""
+"""What a token search found for each query."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from efface.attack import Finding
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.vocabulary import Asked
 from efface.concept import Concept
-from efface.query import Query
 
 
 @dataclass(eq=False)
@@ -32,22 +32,6 @@ class Found:
         }  # fmt: skip
 
 
-@dataclass(eq=False)
-class Cost:
-    """Count what a search uses."""
-
-    images: int = 0
-    calls: int = 0
-    backward: int = 0
-    texts: int = 0
-
-    def generated(self, queries: Sequence[Query]) -> None:
-        """Count the images of queries."""
-        self.images += len(queries)
-        self.texts += len(queries)
-        self.calls += sum(query.steps * (1 + (query.guidance != 1)) for query in queries)
-
-
 def finding(concept: Concept, found: Sequence[Found], prompts: Sequence[str], cost: Cost) -> Finding:
     """Return a finding, successes first, then by score.
 
@@ -58,7 +42,7 @@ def finding(concept: Concept, found: Sequence[Found], prompts: Sequence[str], co
     rows = [found[i].describe(i, prompts[i]) for i in order]
     about = {"rows": rows, "retokenises": [row["retokenises"] for row in rows]}
     queries, scores = tuple(found[i].asked.query for i in order), tuple(found[i].score for i in order)
-    return Finding(queries, scores, cost=vars(cost), about=about)
+    return Finding(queries, scores, given=tuple(order), cost=vars(cost), about=about)
 
 
-__all__ = ["Cost", "Found", "finding"]
+__all__ = ["Found", "finding"]

@@ -64,6 +64,11 @@ def rows_of(target: Target, queries: Sequence[Query], frames: Sequence[Frame], b
     return Rows(list(queries), list(frames), clean, source.encode([query.prompt for query in queries]))
 
 
+def later(model: Model, time: int) -> int:
+    """Return how many noisier timesteps a window that ends in this one is drawn from."""
+    return min(SPAN - 1, model.family.schedule.total - 1 - time)
+
+
 def drawn(
     model: Model, clean: Float[Tensor, "n ch h w"], rngs: Sequence[torch.Generator], window: bool, time: int | None
 ) -> Draw:
@@ -77,7 +82,7 @@ def drawn(
         rows = [draw(model, one[None], [rng], calls) for one, rng in zip(clean, rngs, strict=True)]
         noises, times = torch.cat([row.noise for row in rows]), torch.cat([row.t for row in rows])
         return Draw(clean, noises, times, torch.cat([row.before for row in rows]), own)
-    span = min(SPAN - 1, model.family.schedule.total - 1 - time) if window else 0
+    span = later(model, time) if window else 0
     noise, before = [], []
     for rng in rngs:
         noise.append(torch.randn(clean.shape[1:], generator=rng))
@@ -86,4 +91,4 @@ def drawn(
     return Draw(clean, torch.stack(noise).to(clean), t, torch.stack(before).to(clean.device), own)
 
 
-__all__ = ["Rows", "drawn", "plain", "rows_of"]
+__all__ = ["Rows", "drawn", "later", "plain", "rows_of"]

@@ -45,11 +45,6 @@ def alike(queries: Sequence[Query]) -> list[list[int]]:
     return list(found.values())
 
 
-def calls_of(queries: Sequence[Query]) -> int:
-    """Return the calls of the denoiser that generating the queries costs, two for a guided step."""
-    return sum((query.steps - query.start) * (1 + (query.guidance != 1)) for query in queries)
-
-
 @torch.no_grad()
 def seen(
     target: Target, concept: Concept, queries: Sequence[Query], batch: int = 32, model: Model | None = None

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from efface import registry
 from efface.attack import Attack, Need, Target
+from efface.attacks.search.cost import Cost
 from efface.attacks.search.frames import Frame, check_fits, encode_frames
-from efface.attacks.search.objective import Objective
-from efface.attacks.search.outcome import Cost, Found
+from efface.attacks.search.objective import CALLS, Objective
+from efface.attacks.search.outcome import Found
 from efface.attacks.search.relaxations import Relaxation
-from efface.attacks.search.rows import Rows, drawn, plain
+from efface.attacks.search.rows import Rows, drawn, later, plain
 from efface.attacks.search.vocabulary import Asked, Vocabulary
 from efface.concept import Concept
 from efface.edits.guard import unguided
@@ -127,10 +128,11 @@ class Search:
         return [best[i] for i in range(len(self.rows.queries))]
 
     @property
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """Return all that the search depends on, for its checkpoints."""
         return {
             "attack": registry.to_json(self.attack), "concept": self.concept.to_json(), "seed": self.seed,
-            "edited": self.target.edited.id, "queries": [query.key for query in self.rows.queries],
+            **self.target.describe(), "queries": [query.key for query in self.rows.queries],
         }  # fmt: skip
 
     def _descend(self, state: State, until: int, active: list[int], number: int) -> None:
@@ -144,13 +146,13 @@ class Search:
 
         with torch.inference_mode(False), torch.enable_grad():
             descend(
-                loss, state, until, label=f"tokens for {self.concept.name}", run=self._about, stage=self.stage,
+                loss, state, until, label=f"tokens for {self.concept.name}", run=self.about, stage=self.stage,
                 updated=self.relaxation.project, accumulate=len(parts),
             )  # fmt: skip
         count = len(active) * self.plan.steps[number]
         self.cost.backward += count
         self.cost.texts += count
-        self.cost.calls += count * self._calls
+        self.cost.calls += count * self.objective.calls_in(1 + min(self.attack.earlier, self._before(time)))
 
     def losses(self, rows: Sequence[int], step: int, time: int | None) -> Float[Tensor, " r"]:
         """Return the loss of some rows in one step; gradients reach the variables."""
@@ -166,12 +168,9 @@ class Search:
     def _stateful(self) -> bool:
         return self.target.edited.hooks().guide is not unguided
 
-    @property
-    def _calls(self) -> int:
-        """Return the calls of the denoiser that a row's loss takes, without those that guards add."""
-        guided = 2 if self.objective.guidance != 1 or self._stateful else 1
-        edited = guided * (1 + (self.attack.earlier if self._stateful else 0))
-        return edited + (1 + (self.objective.guidance != 1) if self.objective.matches_score else 0)
+    def _before(self, time: int | None) -> int:
+        """Return how many earlier timesteps there are to draw."""
+        return CALLS - 1 if time is None else min(CALLS - 1, later(self.target.edited, time))
 
     @torch.no_grad()
     def _look(self, number: int, active: list[int]) -> list[Found]:
@@ -184,14 +183,15 @@ class Search:
             seen, scores = self.judged([one.query for one in asked], active)
             return {"tokens": tokens.clone(), "success": seen, "scores": scores}
 
-        about = self._about | {"round": number, "rows": active}
+        about = self.about | {"round": number, "rows": active}
         found = stored.once(f"{self.stage}-{number}", about, make) if stored else make()
-        self.cost.generated([self.rows.queries[i] for i in active])
         columns = (found["tokens"], found["success"].tolist(), found["scores"].tolist())
-        return [
+        looked = [
             Found(self._asked(row, tokens), self._ids(row, tokens), bool(success), score, number)
             for row, tokens, success, score in zip(active, *columns, strict=True)
         ]
+        self.cost.generated(self.target.edited, [one.asked.query for one in looked])
+        return looked
 
     def judged(self, queries: Sequence[Query], rows: list[int]) -> tuple[Bool[Tensor, " r"], Float[Tensor, " r"]]:
         """Return whether the attacked model's images of queries show the concept, and their rates."""

@@ -138,13 +138,19 @@ def _concept(name: str, edit: "Edit | None", where: str, kind: str) -> Concept:
 def _judges(where: str, judge: str, ask: str, concept: Concept) -> tuple[Any, Any]:
     """Return who decides and whom the attack may ask, before a model is loaded; None for a model that has no judge."""
     from efface.criterion import Shows
+    from efface.evaluation.attacking import check_apart
     from efface.judge import asked_of, judge_of
 
     known = bool(judge) or where in check.MODELS
     decides = judge_of(where, judge) if known else None
     if decides is not None:
         Shows(decides).check(concept)
-    return decides, judge_of(where, ask) if ask else asked_of(where)
+    if not ask:
+        return decides, asked_of(where, decides)
+    asked = judge_of(where, ask)
+    if decides is not None:
+        check_apart(Shows(decides), asked)
+    return decides, asked
 
 
 def _attack(

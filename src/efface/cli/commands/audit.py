@@ -11,7 +11,7 @@ from efface.cli.commands.bench import DataFlag, Jobs, JudgeFlag, check_workers, 
 from efface.cli.measure import ConceptFlag, EditArgument
 from efface.cli.options import BaseFlag, base_of, say
 from efface.concept import table
-from efface.errors import BadInput
+from efface.errors import BadInput, EffaceError
 
 ORDER = 47
 Output = Annotated[
@@ -78,7 +78,10 @@ def run(
     check.make_folder(folder.root)
     audit.begin(loaded, planned, folder)
     do(planned, folder, jobs, lenient=True)
-    found = card.Audit(folder.records(planned)[0], folder.attacks(planned), folder.failures(planned), name)
+    failures, records = folder.failures(planned), folder.records(planned)
+    if not records:
+        raise EffaceError(f"the edit could not be evaluated, so there is no card: {'; '.join(failures.values())}")
+    found = card.Audit(records[0], folder.attacks(planned), failures, name)
     text = card.card(found)
     card.save(text, folder.root / "card.md")
     say("", page.report(folder, folder.root / "index.html", jobs=planned))

@@ -140,6 +140,7 @@ def do(planned: "Sequence[Job]", folder: "Folder", jobs: int, ray: str = "", len
     check.make_folder(folder.root)
     store = Store.default()
     with folder.alone():
+        folder.plan(planned)
         pool = (
             RayTasks(folder, store, ray) if ray else Processes(folder, store, jobs) if jobs > 1 else Here(folder, store)
         )

@@ -15,14 +15,14 @@ the model's table: {kind = "object", count = 2} or {family = "weapon"}, with at_
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from efface import registry
 from efface.concept import Concept, table
-from efface.errors import BadInput, unknown
+from efface.errors import BadInput, EffaceError, unknown
 from efface.evaluation.bench.choices import read_concepts
 from efface.evaluation.bench.prompt_sets import PromptSet, read_sets
 from efface.evaluation.bench.reading import Reading
@@ -135,6 +135,7 @@ def collect(
     attacks = _chosen(at, "attacks", given.get("attacks", ()), model)
     metrics = _chosen(at, "metrics", given["metrics"], model, data) if given.get("metrics") is not None else None
     judge = _judge(at, given.get("judge", ""), model)
+    _check_apart(at, judge, attacks, model)
     counts, method_seeds = _seeds(at, given.get("seeds", {}))
     sampling = _sampling(at, given.get("sampling", {}), model)
     near = given.get("look_alikes", 0)
@@ -171,6 +172,17 @@ def _judge(at: Reading, value: Any, model: str) -> str:
     if value:
         at.attempt(lambda: find_judge(model, value), "judge")
     return value
+
+
+def _check_apart(at: Reading, judge: str, attacks: Sequence[Chosen], model: str) -> None:
+    """Note attacks that need a judge to ask when the only one decides."""
+    try:
+        cls, own = find_judge(model, judge)
+    except EffaceError:
+        return  # noted already
+    asking = [one.label for one in attacks if "judge" in registry.get("attacks", one.name).NEEDS]
+    if asking and own == cls.ASKED and model in cls.MODELS:
+        at.add(f"the judge {judge} cannot decide on attacks that ask it: {', '.join(asking)}", "judge")
 
 
 def _chosen(

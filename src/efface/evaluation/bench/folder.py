@@ -22,7 +22,8 @@ class Folder:
     """Hold the results of a bench.
 
     edits/, records/, attacks/, findings/: results by job id. checkpoints/: of trainings that were stopped.
-    failed/: the error of a job whose last try failed.
+    failed/: the error of a job whose last try failed. jobs.json: the ids of the bench's jobs as it was last run; what
+    an earlier form of the bench left is kept, and not shown.
     """
 
     root: Path
@@ -55,6 +56,18 @@ class Folder:
         """Return the folder of the checkpoints of a job."""
         return self.root / "checkpoints" / job.id
 
+    def plan(self, jobs: Iterable[Job]) -> None:
+        """Write down which jobs the bench has now."""
+        with writing(self.root / "jobs.json") as path:
+            path.write_text(json.dumps({"jobs": sorted({job.id for job in jobs})}) + "\n", encoding="utf-8")
+
+    def _planned(self, jobs: Iterable[Job] | None) -> set[str] | None:
+        """Return the ids of some jobs, or of those the bench has now; None where nobody wrote them down."""
+        if jobs is not None:
+            return {job.id for job in jobs}
+        path = self.root / "jobs.json"
+        return set(map(str, untrusted.read(path).get("jobs", ()))) if path.is_file() else None
+
     def done(self, job: Job) -> bool:
         """Return whether a job's file is there and whole."""
         path = self.path(job)
@@ -79,26 +92,26 @@ class Folder:
         (self.root / "failed" / f"{job.id}.json").unlink(missing_ok=True)
 
     def failures(self, jobs: Iterable[Job] | None = None) -> dict[str, str]:
-        """Return the error of every job that failed, of some jobs or all, by its label."""
-        ids = None if jobs is None else {job.id for job in jobs}
+        """Return the error of every job that failed, of some jobs or the bench's, by its label."""
+        ids = self._planned(jobs)
         paths = sorted((self.root / "failed").glob("*.json"))
         found = [untrusted.read(path) for path in paths if ids is None or path.stem in ids]
         return {str(one.get("job")): str(one.get("error")) for one in found}
 
     def records(self, jobs: Iterable[Job] | None = None) -> list[Record | Aggregate]:
-        """Return the evaluations, of some jobs or all. Raises `BadFile` for a damaged one."""
+        """Return the evaluations, of some jobs or the bench's. Raises `BadFile` for a damaged one."""
         return [one for path in self._paths("records", jobs, "evaluation") for one in read(path)]
 
     def attacks(self, jobs: Iterable[Job] | None = None) -> list[AttackRecord]:
-        """Return the attacks, of some jobs or all. Raises `BadFile` for a damaged one."""
+        """Return the attacks, of some jobs or the bench's. Raises `BadFile` for a damaged one."""
         return [read_attack(path) for path in self._paths("attacks", jobs, "attack")]
 
     def _paths(self, folder: str, jobs: Iterable[Job] | None, what: str) -> list[Path]:
         if jobs is None:
-            found = sorted((self.root / folder).glob("*.json"))
             if not (self.root / folder).is_dir():
                 raise BadFile(f"{self.root} is not the folder of a bench: it has no {folder}/")
-            return found
+            ids = self._planned(None)
+            return [path for path in sorted((self.root / folder).glob("*.json")) if ids is None or path.stem in ids]
         return [path for job in jobs if job.what == what and (path := self.path(job)).is_file()]
 
 

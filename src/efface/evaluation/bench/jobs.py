@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +20,8 @@ class Job:
     concepts: erased at once; the first is what an attack brings back. preserve: names that the method is told to
     preserve. seed: of method and attack. plan: prompts and seeds of an evaluation; an attack uses its sampling.
     judge: who decides, "" for the model's own. named: what a judge of any names tells apart, () for the model's table.
-    cases: prompts in place of the plan's. given: the id of an edit that was made elsewhere, which then no job makes.
+    cases: prompts in place of the plan's. prompts: a hash of what they were made from. given: the id of an edit that
+    was made elsewhere, which then no job makes.
     """
 
     what: str
@@ -38,6 +38,7 @@ class Job:
     judge: str = ""
     named: tuple[Concept, ...] = ()
     cases: tuple[Case, ...] = ()
+    prompts: str = ""
     given: str = ""
 
     @cached_property
@@ -49,8 +50,9 @@ class Job:
     def edit_job(self) -> "Job":
         """Return the job that makes the edit this one is about."""
         return replace(
-            self, what="edit", attack=None, attack_seeds=(), metrics=None, plan=Plan(), judge="", named=(), cases=()
-        )
+            self, what="edit", attack=None, attack_seeds=(), metrics=None, plan=Plan(), judge="", named=(), cases=(),
+            prompts="",
+        )  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -68,18 +70,20 @@ class Job:
         values |= {"concepts": [c.to_json() for c in self.concepts], "preserve": [c.to_json() for c in self.preserve]}
         values |= {"method": registry.to_json(self.method.make())} if self.method else {"edit": self.given}
         if self.what != "edit":
+            values |= {"judge": self.judge, "named": [concept.to_json() for concept in self.named]}
+        if self.what == "evaluation":
             metrics = None if self.metrics is None else [one.make().instrument() for one in self.metrics]
             values |= {"plan": {k: v for k, v in asdict(self.plan).items() if k != "batch"}, "metrics": metrics}
-            values |= {"judge": self.judge, "cases": [asdict(case) for case in self.cases]}
-            values |= {"named": [concept.to_json() for concept in self.named]}
+            values |= {"cases": [asdict(case) for case in self.cases]}
         if self.attack:
             values |= {"attack": registry.to_json(self.attack.make()), "attack_seeds": self.attack_seeds}
+            values |= {"sampling": self.plan.sampling}
         return values
 
 
 def jobs(bench: Bench, model_id: str) -> list[Job]:
     """Return the jobs of a bench: all edits first, then evaluations and attacks, concept by concept."""
-    known = table(bench.model)
+    known, named = table(bench.model), names_of(bench)
     edits, others = [], []
     for concepts in bench.concepts:
         names = {concept.name for concept in concepts}
@@ -87,7 +91,7 @@ def jobs(bench: Bench, model_id: str) -> list[Job]:
         preserve = tuple(concept for concept in told if concept.name not in names)
         for method in bench.methods:
             for seed in bench.method_seeds:
-                judged, attacked = on_edit(bench, model_id, concepts, preserve, method, seed)
+                judged, attacked = on_edit(bench, model_id, concepts, preserve, method, seed, named=named)
                 edits.append(judged.edit_job)
                 others += [judged, *attacked]
     return [*edits, *others]
@@ -95,21 +99,29 @@ def jobs(bench: Bench, model_id: str) -> list[Job]:
 
 def on_edit(
     bench: Bench, model_id: str, concepts: tuple[Concept, ...], preserve: tuple[Concept, ...], method: Chosen | None,
-    seed: int = 0, given: str = "",
+    seed: int = 0, given: str = "", named: tuple[Concept, ...] = (),
 ) -> tuple[Job, list[Job]]:  # fmt: skip
     """Return the evaluation of one edit and the attacks on it. given: the id of an edit that is there already."""
     cases = tuple(case for one in bench.prompts for case in one.cases(concepts))
     about = (bench.model, model_id, concepts, preserve, method, seed, bench.plan)
-    more: dict[str, Any] = {"judge": bench.judge, "named": _named(cases, concepts), "given": given}
-    judged = Job("evaluation", *about, metrics=bench.metrics, cases=cases, **more)
+    more: dict[str, Any] = {"judge": bench.judge, "named": named or names_of(bench), "given": given}
+    prompts = _sha256([asdict(one) for one in bench.prompts]) if cases else ""
+    judged = Job("evaluation", *about, metrics=bench.metrics, cases=cases, prompts=prompts, **more)
     return judged, [Job("attack", *about, attack, bench.attack_seeds, **more) for attack in bench.attacks]
 
 
-def _named(cases: Sequence[Case], concepts: Sequence[Concept]) -> tuple[Concept, ...]:
-    """Return what the judge should see in any of the given prompts, each once."""
-    known = {concept.name: concept for concept in concepts}
+def names_of(bench: Bench) -> tuple[Concept, ...]:
+    """Return what a judge of any names tells apart: every concept of the bench, and what it should see in any prompt.
+
+    The same for all its records, or they could not stand in one table; () for a bench without prompts of its own, where
+    it is the model's table.
+    """
+    if not bench.prompts:
+        return ()
+    known = {concept.name: concept for group in bench.concepts for concept in group}
+    cases = (case for one in bench.prompts for group in bench.concepts for case in one.cases(group))
     kinds: dict[str, Kind] = {case.label: case.judged for case in cases if case.label}
-    return tuple(known.get(name) or Concept(name, kind=kind) for name, kind in kinds.items())
+    return (*known.values(), *(Concept(name, kind=kind) for name, kind in kinds.items() if name not in known))
 
 
 def _sha256(value: Any) -> str:

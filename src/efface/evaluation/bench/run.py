@@ -77,7 +77,7 @@ def _evaluation(job: Job, folder: Folder, store: Store) -> None:
     metrics = None if job.metrics is None else [one.make() for one in job.metrics]
     record = evaluate(
         model, edit, job.concepts, table(job.model), judge_for(job), job.plan, store, metrics=metrics,
-        cases=job.cases or None,
+        cases=job.cases or None, prompts=job.prompts,
     )  # fmt: skip
     record.model_copy(update={"name": job.label}).save(folder.path(job))
 
@@ -94,7 +94,7 @@ def _attack(job: Job, folder: Folder, store: Store) -> None:
     queries = [Query(concept.texts[0], seed, **job.plan.sampling) for seed in job.attack_seeds]
     judge = judge_for(job)
     with metered() as meter, edit.applied(model) as edited, _resumable(job, folder):
-        target = Target(edited, asked_of(job.model), model)
+        target = Target(edited, asked_of(job.model, judge), model)
         done = attack_edit(attack, target, concept, queries, Shows(judge), job.seed, job.plan.batch, store)
     done.finding.save(folder.finding(job))
     _attack_record(job, attack, model, edit, judge, done, Cost(**meter.read())).save(folder.path(job))
@@ -113,7 +113,7 @@ def _attack_record(
         for query, before, after, keys in zip(done.queries, done.before, done.after, done.keys, strict=True)
     )  # fmt: skip
     fields = registry.to_json(attack)["fields"]
-    asked = asked_of(job.model)
+    asked = asked_of(job.model, judge)
     return AttackRecord(
         name=job.label, concept=job.concepts[0].name, model=Base(name=model.name, id=model.id), edit=describe(edit),
         attack=Attempt(name=job.attack.name, preset=job.attack.preset, fields=fields, seed=job.seed),

@@ -17,7 +17,7 @@ def select(model: Model, params: str) -> dict[str, nn.Parameter]:
     Raises: BadInput if there are none.
     """
     test = model.family.parameter_set(params) or (lambda name: fnmatch(name, params))
-    weights = model.weights("text_encoder." if params == "embedding" else None)
+    weights = model.weights("text_encoder" if params == "embedding" else None)  # of all text encoders
     chosen = {name: p for name, p in weights.items() if test(name)}
     if not chosen:
         raise BadInput(f"params {params!r} matches no weight (sets: {', '.join(model.family.SETS)}; or *attn2*)")
@@ -25,13 +25,18 @@ def select(model: Model, params: str) -> dict[str, nn.Parameter]:
 
 
 def detach_start(model: Model) -> None:
-    """Stop the gradient through the start token in every key and value projection of the text."""
+    """Stop the gradient through the start token in the keys and values of every cross-attention layer.
+
+    In joint attention (SD3, FLUX) there is none: the text there is changed from block to block.
+    """
 
     def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         return torch.cat([out[:, :1].detach(), out[:, 1:]], 1)
 
     for name in model.text_weights():
         path = name.removeprefix(f"{model.family.DENOISER}.").removesuffix(".weight")
+        if not path.endswith((".to_k", ".to_v")):
+            continue
         model.denoiser.get_submodule(path).register_forward_hook(hook)
 
 

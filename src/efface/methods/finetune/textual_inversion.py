@@ -14,6 +14,7 @@ from efface.context import Context
 from efface.methods.finetune.method import Run
 from efface.models.attention import end_positions
 from efface.models.images import noised
+from efface.models.token_vectors import encode, ids_of, slots, table
 from efface.training.checkpoints import State
 from efface.training.loop import descend, generator, optimizer
 
@@ -42,39 +43,32 @@ def invert(
     """Learn `count` token vectors in place of {} in `prompt`, with which the original model generates `latents`.
 
     The first half starts at the tokens of `name`, the second half at random (standard normal). After every step of
-    AdamW the lengths of the vectors move towards `length`, by a share of 100 lr; 0 leaves them alone.
+    AdamW the lengths of the vectors move towards `length`, by a share of 100 lr; 0 leaves them alone. With two text
+    encoders (SDXL) a vector is both encoders' side by side. Raises `BadInput` for a model whose text encoders read no
+    common tokens, and for a prompt without {} or without room.
     """
     model = run.base
-    words = prompt.format(" ".join("a" * count))  # any words: their vectors are replaced
-    head = model.tokens(prompt.partition("{}")[0]).eos
-    at = list(range(head, head + count))
-    table = model.part("text_encoder").get_input_embeddings()
-    own = model.tokens(name).words
-    ids = [own[i % len(own)] for i in range(count)]
-    start = table.weight.detach()[ids].float()
+    filled, known, own = slots(model, [prompt], count), table(model), ids_of(model, name)
+    start = known[[own[i % len(own)] for i in range(count)]]
     noise = torch.randn(start.shape, generator=generator(run.seed, stage)).to(start.device)
     vectors = nn.Parameter(torch.cat([start[: count // 2], noise[count // 2 :]]))
-
-    def replaced(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
-        return torch.cat([out[:, : at[0]], vectors.to(out.dtype).expand(len(out), -1, -1), out[:, at[-1] + 1 :]], 1)
 
     def loss(step: int) -> Tensor:
         run.rng = generator(run.seed, stage, step)
         chosen, t, noise = run.pick(len(latents), batch), run.times(batch), run.noise(batch)
         target = model.family.schedule.target(latents[chosen], noise)
-        return mse_loss(model.eps(noised(model, latents[chosen], noise, t), t, model.encode([words])), target)
+        return mse_loss(
+            model.eps(noised(model, latents[chosen], noise, t), t, encode(model, filled, vectors[None])), target
+        )
 
     @torch.no_grad()
     def shorten() -> None:
         old = vectors.norm(dim=1, keepdim=True)
         vectors.mul_((old + min(1.0, 100 * lr) * (length - old)) / old)
 
-    hook = table.register_forward_hook(replaced)
-    try:
-        state = State({"vectors": vectors}, {"main": optimizer("adamw", [vectors], lr, weight_decay)})
-        after = shorten if length else lambda: None
-        descend(loss, state, steps, label=f"inverting {name}", run=run.about, stage=stage, updated=after)
-        with torch.no_grad():
-            return Inverted(model.encode([words]).float(), at, end_positions(model, words))
-    finally:
-        hook.remove()
+    state = State({"vectors": vectors}, {"main": optimizer("adamw", [vectors], lr, weight_decay)})
+    after = shorten if length else lambda: None
+    descend(loss, state, steps, label=f"inverting {name}", run=run.about, stage=stage, updated=after)
+    with torch.no_grad():
+        context = encode(model, filled, vectors[None]).float()
+    return Inverted(context, filled.at[0].tolist(), end_positions(model, filled.prompts[0]))
