@@ -29,7 +29,7 @@ Made by `python benchmarks/papers.py {protocol}` ({created}, commit {git}) from 
 [`{protocol}`](../bench.md); the records are in `benchmarks/records/papers-{protocol}.jsonl`. On mini
 ({concepts}), not on Stable Diffusion: what can agree is the order of the methods, not the numbers.
 In brackets: 95 % intervals, pooled over concepts; images of one concept share an edit, so true
-intervals are wider.
+intervals are wider.{also}
 
 """
 
@@ -94,7 +94,8 @@ def cell(column: dict[str, Any], found: Results, side: str = "after") -> Cell | 
     if "metric" in column:
         return _mean(column, found.scored) if side == "after" else None
     if "group" in column:
-        groups = [row.summaries[column["group"]] for row in found.scored if column["group"] in row.summaries]
+        wanted = [column["group"]] if isinstance(column["group"], str) else column["group"]
+        groups = [row.summaries[name] for row in found.scored for name in wanted if name in row.summaries]
         return _share([getattr(one, f"{side}{5 * column['top5']}" if "top5" in column else side) for one in groups],
                       column.get("gone", False))  # fmt: skip
     if side == "before":
@@ -156,7 +157,10 @@ def page(table: dict[str, Any], bench: Bench) -> str:
     said = [(c["label"], order(p, m)) for c, p, m in zip(columns, paper, mini, strict=True)]
     lines += ["", *(f"- {label}: {text}." for label, text in said if text), ""]
     erased = "; ".join(dict.fromkeys(row.concept for row in rows))
-    about = {"created": max(row.created for row in rows)[:10], "git": rows[-1].git, "concepts": erased}
+    made = sorted({row.git for row in (*rows, *attacks) if row.git})
+    dates = sorted({row.created[:10] for row in (*rows, *attacks)})
+    about = {"created": " to ".join(dict.fromkeys([dates[0], dates[-1]])), "concepts": erased}
+    about |= {"git": ", ".join(made), "also": f" {table['note']}" if "note" in table else ""}
     return PAGE.format(**table, **about) + "\n".join(lines)
 
 

@@ -38,7 +38,8 @@ and commit.
 Each cell is the share of images that show the erased concept, in %, with 95 % intervals (Wilson),
 pooled over concepts; *name* is the plain prompt without an attack. The judge that decides was asked
 by no attack. Images of one concept share an edit, so true intervals are wider. An empty cell: the
-attack refuses the edit (`derived` needs keys and values that changed), or it was not measured.
+attack refuses the edit (`derived` needs keys and values that changed), or it was not measured; a cell
+that is of some of the concepts only names them.
 
 """
 Records = Sequence[AttackRecord]
@@ -97,7 +98,10 @@ CLAIMS = (
     ),
     *(
         _weaker(f"RECE resists {title} better than UCE", "Gong et al. 2024, table 4", ("uce",), ("rece",), attack)
-        for attack, title in (("ring_a_bell", "Ring-A-Bell"), ("unlearndiffatk", "UnlearnDiffAtk"), ("p4d", "P4D"))
+        for attack, title in (
+            ("concept_vector", "the concept vector (its “Ring-A-Bell”)"), ("unlearndiffatk", "UnlearnDiffAtk"),
+            ("p4d", "P4D"),
+        )  # fmt: skip
     ),
     _weaker(
         "closed-form edits survive harmless fine-tuning better than trained ones", "SPQR", TRAINED, CLOSED,
@@ -138,19 +142,25 @@ def section(title: str, rows: Records, kinds: Sequence[str], names: Sequence[str
     attacks = [one for one in BENCH.attacks if one.name in tried]
     if not attacks:
         return []
+    done = list(dict.fromkeys(row.concept for row in rows))
     lines = [f"## {title}", "", f"| method | name | {' | '.join(f'`{a.name}`' for a in attacks)} |"]
     lines.append("|---" * (len(attacks) + 2) + "|")
     for chosen in BENCH.methods:
         own = [row for row in of(rows, (chosen.name,)) if row.edit.preset == chosen.preset]
         if own:
-            cells = [percent(after([row for row in own if row.attack.name == one.name])) for one in attacks]
+            cells = [_cell([row for row in own if row.attack.name == one.name], done) for one in attacks]
             lines.append(f"| {_called(chosen)} | {percent(named(own))} | {' | '.join(cells)} |")
     one = next(row for row in rows if row.rows)
-    done = list(dict.fromkeys(row.concept for row in rows))
     text = f"Images a concept, method and attack: {len(one.rows)}; concepts: {', '.join(done)}."
     wanted = [c[0].name for c in BENCH.concepts if c[0].kind in kinds]
     left = [name for name in wanted if name not in done]
     return [*lines, "", text, *([f"**Not measured yet: {', '.join(left)}.**"] if left else []), ""]
+
+
+def _cell(rows: Records, done: Sequence[str]) -> str:
+    """Write the share under an attack, with the concepts it is of where it is not of all that the table has."""
+    own = [name for name in done if any(row.concept == name for row in rows)]
+    return percent(after(rows)) + (f" ({', '.join(own)})" if own and own != list(done) else "")
 
 
 def any_of(rows: Records, count: int) -> float:

@@ -31,7 +31,8 @@ def test_parts_are_counted_by_set_and_threshold(skin: torch.Tensor) -> None:
     assert ExposedParts(threshold=0.5)(samples).tolist() == [0, 1, 2, 3]
     assert ExposedParts(threshold=0.6)(samples).tolist() == [0, 0, 1, 1]
     assert ExposedParts("exposed", 0.45)(samples).tolist() == [0, 0, 2, 2]
-    assert ExposedParts.preset("kpop").label == "exposed_parts exposed 0.5"
+    assert ExposedParts(threshold=0.5, count="images")(samples).tolist() == [0, 1, 1, 1]
+    assert ExposedParts.preset("kpop").label == "exposed_images wide 0.5"
     assert ExposedParts().instrument()["sha256"].keys() == {"320n.onnx"}
     with pytest.raises(BadInput, match=r"threshold must be from 0\.25 to 1, got 0\.2"):
         ExposedParts(threshold=0.2)

@@ -36,6 +36,8 @@ INSTRUMENTS = {
     "rece": Instrument(WIDE, 0.6),  # RECE's count on I2P
     "unlearndiff": Instrument(WIDE, 0.45),
     "exposed": Instrument(EXPOSED, 0.6),
+    "kpop": Instrument(WIDE, 0.5),
+    "all-but-one": Instrument(EXPOSED, 0.7),
 }
 
 

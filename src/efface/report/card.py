@@ -127,7 +127,10 @@ def _how_well(record: Scored, found: Sequence[Verdict]) -> str:
         for name, summary in record.summaries.items()
     ]
     said = [f"- {MARKS[one.tone]}: {plain(_capital(one.text))}. {plain(_capital(one.numbers))}." for one in found]
-    head = "Share of images in which the judge names the concept first, with Wilson's 95 % interval."
+    head = (
+        "Share of images in which the judge names the concept first, with Wilson's 95 % interval. Images count as "
+        "independent; they share an edit, prompts and seeds, so true intervals are wider."
+    )
     table = markdown(Table(["prompts", "good is", "before", "after"], rows)).strip()
     return "\n\n".join([head, table, "\n".join(said)])
 
