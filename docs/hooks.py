@@ -19,18 +19,18 @@ CARD = ROOT / "src" / "efface" / "mini" / "MODEL_CARD.md"
 ATTACKS = """# Attacks
 
 An attack looks for queries that bring an erased concept back. Every attack is one file in `src/efface/attacks/`; this
-page is read from those files. Attacks are called from Python, and a field is an argument of the class:
+page is read from those files. A field is a flag of `efface attack NAME EDIT`, and an argument of the class:
 
 ```python
 import efface
 from efface.attack import Target
 from efface.attacks.gradient import Gradient
-from efface.judge import judge_of
+from efface.judge import asked_of
 
 model = efface.load("mini")
 edit = efface.erase(model, "church", method="uce")
 with edit.applied(model) as edited:
-    target = Target(edited, judge_of("mini"), original=model)
+    target = Target(edited, asked_of("mini"), original=model)
     finding = Gradient()(target, "church", efface.Query("a picture of a church"))
 finding.queries[0]  # the most successful one; its prompt is in its context
 ```
@@ -176,7 +176,7 @@ def attacks() -> str:
 def section(method: Sheet, kind: str = "methods") -> str:
     lines = [f"## {method.name}\n", method.summary + "\n", source(kind, method.name) + "\n"]
     if method.fields:
-        rows = [row(field, field.flag if kind == "methods" else field.name) for field in method.fields]
+        rows = [row(field, field.flag) for field in method.fields]
         lines += ["| field | default | meaning |", "|---|---|---|", *rows, ""]
     if method.presets:
         lines += ["| preset | fields it sets |", "|---|---|"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from efface import concept as concepts
-from efface.concept import Concept
+from efface.concept import Concept, table, table_path
 from efface.errors import BadFile, BadInput, UnknownName
 
 TABLE = {
@@ -106,3 +106,11 @@ def test_a_damaged_table_is_refused(tmp_path: Path, text: str):
 
 def test_the_embedded_models_table_is_in_the_package():
     assert concepts.table_path("mini") == Path(concepts.__file__).parent / "mini" / "concepts.json"
+
+
+def test_the_table_of_a_single_file_is_beside_it(tmp_path):
+    (tmp_path / "sd14.safetensors").touch()
+    assert table_path(str(tmp_path / "sd14.safetensors")) == tmp_path / "sd14.concepts.json"
+    assert table_path(str(tmp_path)) == tmp_path / "concepts.json"
+    (tmp_path / "sd14.concepts.json").write_text('{"objects": [{"name": "church"}]}')
+    assert list(table(str(tmp_path / "sd14.safetensors"))) == ["church"]

@@ -14,8 +14,11 @@ import torch
 
 import efface
 from efface import Edit, registry
+from efface.cli import fields, literals, plugins
 from efface.cli.app import names
+from efface.cli.commands import erase
 from efface.cli.fields import PACKAGE
+from efface.errors import BadInput
 from efface.models.model import Model
 
 ROOT = Path(__file__).parent.parent
@@ -56,15 +59,37 @@ def test_contributing_method_works(tiny: Model, tmp_path: Path, monkeypatch: pyt
     for name, change in edit.dense(tiny).items():
         after = (tiny.weights()[name].double() + change.double()) @ word.double()
         assert after.norm() < 1e-5 * word.norm()
-    none = method(strength=0.0)(tiny, ["church"])
+    none = method(share=0.0)(tiny, ["church"])
     assert all(torch.equal(change, torch.zeros_like(change)) for change in none.dense(tiny).values())
     assert len(code("CONTRIBUTING.md")[0].splitlines()) <= 30
+    methods = tmp_path / "efface" / "methods"  # the command is made from the file alone
+    methods.mkdir(parents=True)
+    (methods / "project.py").write_text(code("CONTRIBUTING.md")[0], encoding="utf-8")
+    monkeypatch.setattr(fields, "PACKAGE", tmp_path / "efface")
+    fields.sheet.cache_clear()
+    try:
+        command = plugins.command("methods", "project", erase.flags, erase.run)
+        flags = {flag for option in command.params for flag in option.opts}
+        assert {"--share", "--strength", "--preserve"} <= flags
+        line = next(one for one in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if "erase project" in one)
+        assert set(re.findall(r"--\w+", line)) <= flags
+        text = (methods / "project.py").read_text().replace("share: float", "strength: float")
+        (methods / "project.py").write_text(text)
+        literals.tree.cache_clear()
+        fields.sheet.cache_clear()
+        with pytest.raises(BadInput, match="has a field strength, but --strength is a flag of every command"):
+            plugins.command("methods", "project", erase.flags, erase.run)
+    finally:
+        literals.tree.cache_clear()
+        fields.sheet.cache_clear()
 
 
 def test_code_in_the_documentation_compiles() -> None:
-    for name in ("README.md", "docs/quickstart.md", "docs/models.md"):
-        for block in code(name):
-            compile(block, name, "exec")
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert len(pages) > 20
+    for page in pages:
+        for block in code(str(page.relative_to(ROOT))):
+            compile(block, str(page), "exec")
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/models.md", "CONTRIBUTING.md"])

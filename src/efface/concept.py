@@ -124,8 +124,14 @@ def _check_texts(values: Mapping[str, Any]) -> None:
 
 
 def table_path(model: str) -> Path:
-    """Return where a model's concept table is: in the package for a model that ships, else in the model's folder."""
-    return SHIPPED[model].concepts if model in SHIPPED else Path(model) / "concepts.json"
+    """Return where a model's concept table is: in the package for a model that ships, else in the model's folder.
+
+    That of a single file is beside it, "sd14.concepts.json" for "sd14.safetensors".
+    """
+    if model in SHIPPED:
+        return SHIPPED[model].concepts
+    path = Path(model)
+    return path.with_suffix(".concepts.json") if path.is_file() else path / "concepts.json"
 
 
 def table(model: str) -> dict[str, Concept]:

@@ -123,7 +123,8 @@ def find_judge(model: str, name: str = "") -> tuple[type[Judge], str]:
         cls = registry.get("judges", file)
         if model in cls.MODELS:
             if name and name not in cls.NAMES:
-                raise unknown(f"judge of {model}", name, cls.NAMES)
+                free = [one for one in registry.names("judges") if registry.get("judges", one).ANY_MODEL]
+                raise unknown(f"judge of {model}", name, (*cls.NAMES, *free))
             return cls, name or cls.NAMES[0]
         known += cls.MODELS
         anywhere += [file] if cls.ANY_MODEL else []

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from efface.cli import parse
 from efface.cli.parse import Term
+from efface.edits.edit import Edit
 from efface.errors import BadInput, UnknownName
 from efface.util.seeds import MAX_SEED
 
@@ -111,8 +114,9 @@ def test_a_file_that_exists_is_taken_literally(tmp_path: Path) -> None:
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
-    (tmp_path / "church.safetensors").touch()
-    with pytest.raises(UnknownName, match=r"did you mean .*church"):
+    Edit(delta={"unet.x": torch.ones(1)}).save(tmp_path / "church.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "church-lora.safetensors")  # what is no edit is not offered
+    with pytest.raises(UnknownName, match=r"did you mean '[^']*church\.safetensors'\? \(known: [^,]*\)"):
         parse.check_files([parse.terms(f"0.5*{tmp_path}/churhc.safetensors")])
 
 

@@ -340,15 +340,15 @@ def sampling() -> list[Row]:
         ("--steps", "0", "from 1 to 1000"),
         ("--steps", "-1", "from 1 to 1000"),
         ("--steps", "1001", "from 1 to 1000"),
-        ("--steps", "x", "valid integer"),
-        ("--steps", "1e3", "valid integer"),
-        ("--steps", "9" * 5000, "from 1|as an integer|valid integer"),
+        ("--steps", "x", "'x': a whole number"),
+        ("--steps", "1e3", "a whole number"),
+        ("--steps", "9" * 5000, "from 1|a whole number"),
         ("--guidance", "-1", "from 0 to 100"),
         ("--guidance", "101", "from 0 to 100"),
         ("--guidance", "nan", "from 0 to 100"),
         ("--guidance", "inf", "from 0 to 100"),
         ("--guidance", "1e308", "from 0 to 100"),
-        ("--guidance", "x", "valid (float|number)"),
+        ("--guidance", "x", "'x': a number"),
     ]
     embedded = [
         ("--embedded", "-1", "from 0 to 100"),
@@ -395,8 +395,8 @@ def settings() -> list[Row]:
                     Row("settings", (*command, field.flag, "nosuch"), f"unknown value of {field.flag} 'nosuch'")
                 )
             elif field.type in (int, float):
-                kind = "integer" if field.type is int else "(float|number)"
-                rows.append(Row("settings", (*command, field.flag, "x"), f"'{field.flag}'.* valid {kind}"))
+                kind = "a whole number" if field.type is int else "a number"
+                rows.append(Row("settings", (*command, field.flag, "x"), f"{field.flag} 'x': {kind}"))
                 wild = ("-10000000", "1000000000000") if field.type is int else ("nan", "inf", "-1e300", "1e300")
                 rows += [Row("settings", (*command, field.flag, w), rf"{field.flag} must be .*, got ") for w in wild]
     rows += [
@@ -444,8 +444,8 @@ def attacks() -> list[Row]:
             if field.choices:
                 rows.append(Row("attacks", (*command, field.flag, "nosuch"), f"unknown value of {field.flag} 'nosuch'"))
             elif field.type in (int, float):
-                kind = "integer" if field.type is int else "(float|number)"
-                rows.append(Row("attacks", (*command, field.flag, "x"), f"'{field.flag}'.* valid {kind}"))
+                kind = "a whole number" if field.type is int else "a number"
+                rows.append(Row("attacks", (*command, field.flag, "x"), f"{field.flag} 'x': {kind}"))
                 wild = ("-10000000", "1000000000000") if field.type is int else ("nan", "inf", "-1e300", "1e300")
                 rows += [Row("attacks", (*command, field.flag, w), rf"{field.flag} must be .*, got ") for w in wild]
         rows.append(Row("attacks", (*command, "--preset", "nosuch"), "unknown preset|has no presets"))
@@ -574,7 +574,7 @@ def exports() -> list[Row]:
         ((*lora, "-m", "folder"), "holds no model_index.json"),
         ((*lora, "--rank", "0"), "--rank must be"),
         ((*lora, "--rank", "-3"), "--rank must be"),
-        ((*lora, "--rank", "x"), "should be a valid integer"),
+        ((*lora, "--rank", "x"), "a whole number"),
         ((*lora, "--rank", "9" * 30), "--rank must be"),
         ((*lora, "--error", "0"), "--error must be"),
         ((*lora, "--error", "1"), "--error must be"),
@@ -697,6 +697,21 @@ CALLS |= {
     "export(edit, 'kohya-lora', 'nosuch/x.safetensors', model)": "cannot write",
     "export(edit, 5, 'x.safetensors', model)": "unknown export '5'",
     "inspect('nosuch.safetensors')": "does not exist",
+    "model.generate(['a church'])": r"images are asked for by several Query, \[Query\(…\), …\], got \['a church'\]",
+    "model.generate(efface.Query('a'))": "images are asked for by several Query",
+    "model.generate([efface.Query('a')], batch=0)": "batch must be from 1 to 4096, got 0",
+    "efface.attach('church.safetensors', model.pipe)": "an Edit is attached, got 'church.safetensors'",
+    "edit.applied('mini').__enter__()": "an edit is applied to a Model, got 'mini'",
+    "edit + 5": "only edits are added",
+    "edit - 'a'": "only edits are added to and subtracted from an edit, got 'a'",
+    "edit * 'a'": "an edit is scaled by a number, got 'a'",
+    "edit * True": "an edit is scaled by a number",
+    "edit.prune(only=5)": "patterns of weights are texts, got 5",
+    "edit.prune(without=[5])": "patterns of weights are texts",
+    "edit.save(5)": "a path is a text or a Path, got 5",
+    "efface.Edit.load(5)": "a path is a text or a Path, got 5",
+    "evaluate(model, edit, 5, {}, None)": "evaluate takes a concept, a name, or several of them, got 5",
+    "evaluate(model, edit, 'church', {}, None)": "there is no concept table, or an empty one",
 }
 TAKEN = (  # what is accepted although it is no sequence
     "efface.erase(model, 'church', preserve='house')",
@@ -754,11 +769,12 @@ def names() -> dict[str, Any]:
     """Return what the Python calls refer to."""
     import efface
     from efface import registry
+    from efface.evaluation.evaluate import evaluate
     from efface.export import export_edit
     from efface.inspection.inspect import inspect
 
     model = efface.load("mini")
-    known = {"efface": efface, "registry": registry, "export": export_edit, "inspect": inspect}
+    known = {"efface": efface, "registry": registry, "export": export_edit, "inspect": inspect, "evaluate": evaluate}
     return {**known, "model": model, "edit": efface.erase(model, "church")}
 
 

@@ -43,7 +43,8 @@ def test_combinations_and_guards(tiny, tmp_path: Path):
     both = UCE()(tiny, ["church"], ["dog"]) + 0.5 * UCE()(tiny, ["wolf"]) + NegativePrompt()(tiny, ["cat"])
     both.save(path)
     made = inspect(path).made
-    assert made["combination of"] == ["uce", "uce", "negative"]
+    assert made["combination"] == "uce:paper-2023(church) + 0.5*uce:paper-2023(wolf) + negative(cat)"
+    assert "fields" not in made
     assert (made["erase"], made["preserve"]) == (["church", "wolf", "cat"], ["dog"])
     assert "acts while images are generated: negative" in inspect(path).notes
     part = both.prune(only="mid")
@@ -54,6 +55,18 @@ def test_combinations_and_guards(tiny, tmp_path: Path):
     how = {group.how: group.weights for group in inspect(path).changes}
     assert sorted(how.values()) == [1, 1]
     assert sum(one.startswith("dense + rank") for one in how) == 1
+
+
+def test_one_edit_at_half_strength_says_how_it_was_made(tiny, tmp_path: Path):
+    edit, path = UCE()(tiny, ["church"], seed=3), tmp_path / "half.safetensors"
+    (0.5 * edit).save(path)
+    made = inspect(path).made
+    assert made["combination"] == "0.5*uce:paper-2023(church)"
+    assert (made["method"], made["seed"], made["fields"]) == ("uce", 3, edit.meta["fields"])
+    (-1 * (edit + UCE()(tiny, ["dog"]))).save(path)
+    assert inspect(path).made["combination"] == "-1*(uce:paper-2023(church) + uce:paper-2023(dog))"
+    edit.prune(only="mid").save(path)
+    assert inspect(path).made["combination"] == "prune uce:paper-2023(church)"
 
 
 def test_it_names_the_format_that_the_family_has(tiny, tiny_each, tmp_path: Path):

@@ -17,6 +17,7 @@ from efface.errors import EffaceError, unknown
 
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub", "accelerate", "torch", "PIL", "urllib3", "httpx")
 VERBOSITY = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")  # read when each is imported
+NUMBERS = {"int": "a whole number", "float": "a number"}  # kinds of pydantic's errors, which typer passes on
 LONGEST = 900  # characters of a line
 FULL = ("not enough memory", "can't allocate memory", "out of memory", "Unable to allocate")
 
@@ -66,8 +67,17 @@ def _usage(error: Any) -> str:
     if type(error).__name__ == "NoSuchOption" and context is not None:
         flags = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
         return f"{unknown(f'flag of {path}', error.option_name, flags)}"
-    said = error.format_message().rstrip(".")
+    said = _wrong_type(error) or error.format_message().rstrip(".")
+    if type(error).__name__ == "MissingParameter" and (took := getattr(context, "obj", None)):
+        said += f": {took} takes all values up to the next flag, so name them before it"
     return f"{said if len(said) <= 400 else said[:400] + '…'} (see {path} --help)"
+
+
+def _wrong_type(error: Any) -> str:
+    """Return what was given where a number belongs, "" for another error."""
+    problems = error.__cause__.errors() if hasattr(error.__cause__, "errors") else []
+    kind = next((word for key, word in NUMBERS.items() if problems and problems[0]["type"].startswith(key)), "")
+    return f"{error.param.opts[0]} {str(problems[0]['input'])[:80]!r}: {kind}" if kind else ""
 
 
 @contextmanager

@@ -79,10 +79,10 @@ def sampling(where: str) -> dict[str, Any]:
 
 
 def concepts(names: Sequence[str], where: str, kind: str = "", anchors: Sequence[str] = ()) -> tuple[Concept, ...]:
-    """Look names up in the model's concept table; any name will do for a model without one.
+    """Look names up in the model's concept table, whatever their case; any name will do for a model without one.
 
-    A family of the table ("weapon") stands for all its members. anchors: none, one for all, or one for each name.
-    Raises UnknownName (with the nearest match) or BadInput.
+    A family of the table ("weapon") stands for all its members. anchors: none, one for all, or one for each name. With
+    a kind, a name that the table lacks is taken as it is. Raises UnknownName (with the nearest match) or BadInput.
     """
     if kind and kind not in TEMPLATES:
         raise unknown("kind", kind, TEMPLATES)
@@ -93,7 +93,7 @@ def concepts(names: Sequence[str], where: str, kind: str = "", anchors: Sequence
     for i, name in enumerate(names):
         if not name.strip():
             raise BadInput("a concept is empty; name one")
-        for concept in _look_up(name.strip(), known):
+        for concept in _look_up(name.strip(), known, kind):
             concept = replace(concept, kind=kind) if kind else concept  # type: ignore[arg-type]
             found.append(replace(concept, anchor=anchors[i % len(anchors)]) if anchors else concept)
     twice = sorted({c.name for c in found if [d.name for d in found].count(c.name) > 1})
@@ -102,15 +102,18 @@ def concepts(names: Sequence[str], where: str, kind: str = "", anchors: Sequence
     return tuple(found)
 
 
-def _look_up(name: str, known: dict[str, Concept]) -> list[Concept]:
+def _look_up(name: str, known: dict[str, Concept], kind: str) -> list[Concept]:
     if not known:
         return [Concept(name)]
-    if name in known:
-        return [known[name]]
-    members = [concept for concept in known.values() if concept.family == name]
-    if not members:
-        raise unknown("concept", name, [*known, *{c.family for c in known.values() if c.family}])
-    return members
+    lower = {other.casefold(): concept for other, concept in known.items()}
+    if found := known.get(name) or lower.get(name.casefold()):
+        return [found]
+    members = [concept for concept in known.values() if concept.family.casefold() == name.casefold()]
+    if members or kind:
+        return members or [Concept(name)]
+    names = [*known, *{c.family for c in known.values() if c.family}]
+    error = unknown("concept", name, names)
+    raise type(error)(f"{error}; with --kind, a name that is not in the table is taken as it is")
 
 
 def apart(erase: Sequence[Concept], preserve: Sequence[Concept]) -> None:

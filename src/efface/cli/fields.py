@@ -20,7 +20,7 @@ PLAIN = {"float": float, "int": int, "bool": bool, "str": str}
 
 @dataclass(frozen=True)
 class Sheet:
-    """Describe a registered class, from its source file: summary, fields in order, presets, base classes.
+    """Describe a registered class, from its source file: summary, fields in order, presets, names of base classes.
 
     by_products: names of what the method returns besides its edit. products: ranges of products of fields.
     """
@@ -75,7 +75,7 @@ def sheet(kind: str, name: str) -> Sheet:
     fields = tuple(replace(f, help=helps.get(f.name, ""), range=spans.get(f.name, "")) for f in found.values())
     products = {name: span for name, span in spans.items() if " * " in name}
     summaries = _first_line(ast.get_docstring(node)), _first_line(ast.get_docstring(tree))
-    bases = tuple(cls.name for cls, _ in lineage)
+    bases = (*(cls.name for cls, _ in lineage), *(_called(base) for cls, _ in lineage for base in cls.bases))
     return Sheet(name, summaries[0], fields, presets, summaries[1], bases, by_products, products)
 
 
@@ -101,11 +101,15 @@ def _registered(tree: ast.Module) -> list[ast.ClassDef]:
     return [c for c in classes if c.bases and any("dataclass" in ast.unparse(d) for d in c.decorator_list)]
 
 
+def _called(base: ast.expr) -> str:
+    return ast.unparse(base).split("[")[0].split(".")[-1]
+
+
 def _lineage(node: ast.ClassDef, tree: ast.Module, kind: str) -> list[tuple[ast.ClassDef, ast.Module]]:
     """Follow base classes through this file and through `from efface.<kind>._shared import Base`."""
     found: list[tuple[ast.ClassDef, ast.Module]] = []
     for base in node.bases:
-        name = ast.unparse(base).split("[")[0].split(".")[-1]
+        name = _called(base)
         local = [c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == name and c is not node]
         module = tree if local else literals.imported(name, tree, PACKAGE / kind)
         if module is not None:

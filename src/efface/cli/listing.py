@@ -9,7 +9,7 @@ from efface.cli.check import MODELS
 from efface.cli.check import model as check_model
 from efface.cli.fields import sheet
 from efface.cli.options import ModelFlag
-from efface.concept import Concept, table
+from efface.concept import Concept, table, table_path
 from efface.errors import BadModel, unknown
 
 KINDS = ("methods", "attacks", "metrics", "judges", "families", "exports", "protocols", "models", "concepts")
@@ -67,7 +67,7 @@ def models() -> list[tuple[str, ...]]:
     return [
         *MODELS.items(),
         ("FOLDER", "a model of a family (efface list families) saved by diffusers"),
-        ("FILE.safetensors", "a checkpoint of Stable Diffusion 1.x, 2.x or SDXL in one file"),
+        ("FILE.safetensors", "a checkpoint of Stable Diffusion 1.x, 2.x, SDXL or 3 in one file"),
         ("ORG/NAME", "a model of the Hugging Face hub (fetched by diffusers, then cached)"),
     ]
 
@@ -76,7 +76,7 @@ def concepts(model: str) -> list[tuple[str, ...]]:
     """Return (name, kind, family, related) of every concept in a model's table."""
     known = table(check_model(model))
     if not known:
-        raise BadModel(f"{model} has no concept table (concepts.json beside it); any text can be erased from it")
+        raise BadModel(f"{model} has no concept table ({table_path(model)}); any text can be erased from it")
     return [("name", "kind", "family", "related"), *(_row(concept) for concept in known.values())]
 
 

@@ -8,7 +8,7 @@ import typer
 
 from efface.cli import check, parse
 from efface.cli.options import BaseFlag, Common, base_of, say, with_common
-from efface.concept import Concept, table
+from efface.concept import Concept, table, table_path
 from efface.errors import BadInput, BadModel
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _subject(edit: "Edit", model: str, names: list[str] | None) -> tuple[str, tu
     known = table(where)
     if not known:
         raise BadModel(
-            f"{where} has no concept table, so its images cannot be judged: put a concepts.json beside it, "
+            f"{where} has no concept table, so its images cannot be judged: put one at {table_path(where)}, "
             "or use efface compare"
         )
     return where, check.concepts(names, where) if names else erased(edit, known), known

@@ -133,6 +133,8 @@ class Variadic(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         flags = [flag for option in self.params if getattr(option, "multiple", False) for flag in option.opts]
+        took = [flag for flag in flags if flag in args]
+        ctx.obj = took[0] if took else ctx.obj  # for the message when an argument is missing
         return super().parse_args(ctx, parse.spread(args, flags))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from efface.errors import BadInput, unknown
-from efface.util.files import check_safetensors
+from efface.errors import BadInput, EffaceError, unknown
+from efface.util.files import check_safetensors, safetensors_meta
 from efface.util.seeds import check_seed
 
 if TYPE_CHECKING:
@@ -173,8 +173,15 @@ def check_files(edits: Iterable[Sequence[Term]]) -> None:
         check_safetensors(term.path)
 
 
+def _is_edit(path: Path) -> bool:
+    try:
+        return "efface" in safetensors_meta(path)
+    except EffaceError:
+        return False
+
+
 def _missing(path: Path) -> Exception:
-    near = sorted(file.name for file in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
+    near = sorted(file.name for file in path.parent.glob("*.safetensors") if _is_edit(file))
     return unknown("edit file", str(path), [str(path.parent / name) for name in near])
 
 

@@ -10,7 +10,7 @@ import typer.core
 from efface import registry
 from efface.cli.fields import Sheet, sheet
 from efface.cli.options import Variadic
-from efface.errors import unknown
+from efface.errors import BadInput, unknown
 from efface.registry import Field
 from efface.util.ranges import words
 
@@ -55,6 +55,11 @@ def command(kind: str, name: str, own: Callable[[Sheet], Own], run: Callable[[Sh
 
     only = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(name, only, default=default, annotation=of) for name, of, default in own(described)]
+    taken = sorted({p.name for p in parameters} & {f.name for f in described.fields})
+    if taken:
+        flags = ", ".join("--" + field.replace("_", "-") for field in taken)
+        of = f"{kind}/{name}.py has a field {', '.join(taken)}"
+        raise BadInput(f"{of}, but {flags} is a flag of every command: rename the field")
     parameters += [_parameter(f) for f in described.fields]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -15,24 +15,44 @@ from efface.errors import BadInput
 
 if TYPE_CHECKING:
     from efface.edits.edit import Edit
+    from efface.judge import Judge
 
 MOST = 1000.0
+CONTROL = ("art", "a photo")  # a CLIP judge tells names apart, and there is one concept
 
 
-def checked(text: str | None, below: float | None, embeddings: Path | None, stream: bool) -> float | None:
+def checked(own: dict[str, Any]) -> float | None:
     """Return the scale of an edit, None for auto. Raises BadInput."""
+    text, below, embeddings = own["strength"], own["es_below"], own["embeddings"]
     if text != "auto":
-        for flag, value in (("--es-below", below), ("--embeddings", embeddings)):
-            if value is not None:
+        others = (("--es-below", below), ("--embeddings", embeddings), ("--strength-judge", own["strength_judge"]))
+        for flag, value in others:
+            if value not in (None, ""):
                 raise BadInput(f"{flag} needs --strength auto")
         return 1.0 if not text else _number(text)
-    if stream:
+    if own["stream"]:
         raise BadInput("--strength auto generates images, so it needs the whole model: leave --stream out")
     if below is not None and not -1 <= below <= 1:
         raise BadInput(f"--es-below {below}: a cosine from -1 to 1")
     if embeddings is not None and not embeddings.exists():
         check.output(embeddings, ".safetensors", "--embeddings")
     return None
+
+
+def judge(where: str, concepts: Sequence[Concept], own: dict[str, Any]) -> "Judge":
+    """Return the judge of an automatic strength. Raises BadInput for several concepts, and for a judge without CLIP."""
+    if len(concepts) != 1:
+        raise BadInput(f"--strength auto looks at one concept, {len(concepts)} are erased")
+    from efface.judge import judge_of
+
+    try:
+        found = judge_of(where, own["strength_judge"], (*concepts, *map(Concept, CONTROL)))
+    except BadInput as error:
+        hint = "give one with a CLIP as --strength-judge clip_zero_shot:FOLDER"
+        raise BadInput(f"--strength auto: {error}; {hint}") from error
+    if not found.reads_text:
+        raise BadInput(f"--strength auto needs a judge with a CLIP, which {found.profile.evaluator} is not")
+    return found
 
 
 def _number(text: str) -> float:
@@ -45,16 +65,14 @@ def _number(text: str) -> float:
     return value
 
 
-def chosen(edit: "Edit", where: str, concepts: Sequence[Concept], own: dict[str, Any]) -> "Edit":
-    """Return the edit at the strength that fulfils the rules, and say why. Raises BadInput if none does."""
-    if len(concepts) != 1:
-        raise BadInput(f"--strength auto looks at one concept, {len(concepts)} are erased")
+def chosen(
+    edit: "Edit", where: str, concepts: Sequence[Concept], own: dict[str, Any], judge: "Judge"
+) -> "tuple[Edit, str | None]":
+    """Return the edit at the strength that fulfils the rules, after saying why, or as it is and why none does."""
     from efface.evaluation import auto_strength as auto
     from efface.finding import Finding
-    from efface.judge import judge_of
 
     concept, sampling = concepts[0], check.sampling(where)
-    judge = judge_of(where)
     model = load_model(where, own["device"], own["dtype"], own["tokenizer"])
     texts = auto.controls(concept, table(where))
     path: Path | None = own["embeddings"]
@@ -74,8 +92,8 @@ def chosen(edit: "Edit", where: str, concepts: Sequence[Concept], own: dict[str,
             f"n {one.score.n}), control {one.control:.3f}"
         )
     if found.chosen is None:
-        raise BadInput(found.why)
+        return edit, found.why
     typer.echo(found.why)
     scaled = found.chosen.strength * edit
     about = {"below": below, "judge": judge.profile.model_dump(), "tried": [one.to_json() for one in found.tried]}
-    return replace(scaled, meta={**scaled.meta, "strength": about})
+    return replace(scaled, meta={**scaled.meta, "strength": about}), None

@@ -18,6 +18,7 @@ from efface.edits.guard import MapGuard
 from efface.edits.parts import Parts, TextMap
 from efface.errors import BadEdit, BadInput
 from efface.util.files import sha256_tensors
+from efface.util.ranges import short
 
 E = TypeVar("E", bound=Parts)
 BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}  # of a UNet; an edit may name its own
@@ -77,8 +78,7 @@ def scale(edit: E, factor: float) -> E:
 def prune(edit: E, only: str | Iterable[str], without: str | Iterable[str]) -> E:
     """Return the edit restricted to some of its weights."""
     blocks = edit.meta.get("base", {}).get("blocks", BLOCKS)
-    wanted = (only,) if isinstance(only, str) else tuple(only)
-    unwanted = (without,) if isinstance(without, str) else tuple(without)
+    wanted, unwanted = _patterns(only), _patterns(without)
     for pattern in (*wanted, *unwanted):
         if not any(matches(name, pattern, blocks) for name in edit.names):
             raise BadInput(f"{pattern!r} matches none of the edit's {len(edit.names)} weights")
@@ -95,6 +95,15 @@ def prune(edit: E, only: str | Iterable[str], without: str | Iterable[str]) -> E
         maps=_merged(m for m in maps if m.names),
         meta={**meta, "base": edit.meta.get("base", {})},
     )
+
+
+def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Return one or several patterns as a tuple; raises `BadInput` for anything else."""
+    found: Any = (given,) if isinstance(given, str) else given
+    found = tuple(found) if isinstance(found, Iterable) else (None,)
+    if not all(isinstance(one, str) for one in found):
+        raise BadInput(f"patterns of weights are texts, got {short(given)}")
+    return found
 
 
 def matches(name: str, pattern: str, blocks: Mapping[str, str] = BLOCKS) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from efface.edits import arithmetic, file
 from efface.edits.guard import Guard, MapGuard
 from efface.edits.parts import Parts
-from efface.errors import BadEdit
+from efface.errors import BadEdit, BadInput
+from efface.util.ranges import short
 
 
 @runtime_checkable
@@ -33,6 +34,13 @@ class NamedWeights(Protocol):
 
 
 M = TypeVar("M", bound=NamedWeights)
+
+
+def _edit(value: "Edit") -> "Edit":
+    """Return an edit as it is; raises `BadInput` for anything else."""
+    if not isinstance(value, Edit):
+        raise BadInput(f"only edits are added to and subtracted from an edit, got {short(value)}")
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +63,16 @@ class Edit(Parts):
 
         Raises `BadEdit` for edits of different base models.
         """
-        return arithmetic.add(self, other)
+        return arithmetic.add(self, _edit(other))
 
     def __sub__(self, other: "Edit") -> "Edit":
         """Remove `other`: weights are subtracted, and its guards must be among this edit's."""
-        return arithmetic.subtract(self, other)
+        return arithmetic.subtract(self, _edit(other))
 
     def __mul__(self, scale: float | int) -> "Edit":
         """Scale the weight differences. Raises `BadEdit` for guards unless the scale is 1 or 0 (which drops them)."""
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise BadInput(f"an edit is scaled by a number, got {short(scale)}")
         return arithmetic.scale(self, float(scale))
 
     __rmul__ = __mul__
@@ -114,6 +124,8 @@ class Edit(Parts):
         The yielded model has its own copies of the changed weights and shares all others, so `model` itself stays as
         it is, bit for bit, and both can be used side by side; edits nest.
         """
+        if not hasattr(model, "edited"):
+            raise BadInput(f"an edit is applied to a Model, got {short(model)}")
         yield model.edited(self.new_weights(model, any_base), self.guards, self.id)
 
     def as_guard(self) -> "Edit":

@@ -57,6 +57,15 @@ def save(edit: Parts, path: str | os.PathLike[str]) -> None:
     save_safetensors(path, tensors, {"efface": json.dumps(header)})
 
 
+def _guess(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+    """Return what a file that is no edit seems to be."""
+    if "efface-finding" in meta:
+        return "it is a finding of an attack"
+    if any("lora" in name for name in tensors):
+        return "it is a LoRA; give the edit that it was exported from"
+    return "a model? pass it as the model"
+
+
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the fields of an edit.
 
@@ -64,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     tensors, meta = load_safetensors(path)
     if "efface" not in meta:
-        raise BadEdit(f"{path} is a safetensors file but not an efface edit (a model? pass it as the model)")
+        raise BadEdit(f"{path} is a safetensors file but not an efface edit: {_guess(tensors, meta)}")
     header = untrusted.parse(meta["efface"], f"{path} is not a valid edit: its header", BadEdit)
     try:
         number = header["format"]

@@ -41,7 +41,7 @@ TOLD = {  # keys of an edit's provenance that do not go into `Made.about`
 def evaluate(
     model: Model,
     edit: Edit,
-    concept: Concept | Sequence[Concept],
+    concept: str | Concept | Sequence[str | Concept],
     table: Mapping[str, Concept],
     judge: Judge,
     plan: Plan | None = None,
@@ -53,8 +53,8 @@ def evaluate(
 ) -> Record:
     """Judge the same prompts and seeds before and after an edit; return a record with one row per image.
 
-    concept: what was erased (several are pooled). table: the model's concepts, whose `related` names make the
-    related group; every other concept is unrelated. The groups are `efface.evaluation.prompts.GROUPS`.
+    concept: what was erased, or its name (several are pooled). table: the model's concepts, whose `related` names make
+    the related group; every other concept is unrelated. The groups are `efface.evaluation.prompts.GROUPS`.
     metrics: scores besides the judge's verdict; None: all that can be computed on this machine.
     cases: the prompts to ask, in place of the plan's, which then gives the sampling only; needs no table. prompts: a
     hash of what they were made from for any concept, by which records are compared; by default of the cases themselves.
@@ -62,7 +62,7 @@ def evaluate(
     what it needs.
     """
     plan, store = plan or Plan(), store or Store.default()
-    targets = (concept,) if isinstance(concept, Concept) else tuple(concept)
+    targets = Concept.all_of(concept, "evaluate", lambda name: table.get(name) or Concept(name))
     if cases is None:
         check_judged(targets, table, judge)
     edit.check(model, any_base)
@@ -156,7 +156,8 @@ def check_judged(targets: Sequence[Concept], table: Mapping[str, Concept], judge
     """Raise BadModel, BadInput or UnknownName, before any image is generated, for what cannot be judged."""
     if not table:
         raise BadModel(
-            "this model has no concept table: put a concepts.json beside it (see the docs, Models) or use --model mini"
+            "there is no concept table, or an empty one, which says what the model can generate: concepts.json in the "
+            "model's folder (see the docs, Models); that of mini is efface.concept.table('mini')"
         )
     if not targets:
         raise BadInput("nothing to evaluate: name the erased concept")

@@ -90,9 +90,22 @@ def _made(meta: Mapping[str, Any]) -> dict[str, Any]:
         "model id": base.get("id", ""),
         "id": meta.get("id", ""),
     }
-    if "op" in meta:
-        return {"combination of": [one.get("method", "edit") for one in parts], **found}
-    return {**{key: meta[key] for key in SHOWN if meta.get(key) not in (None, "")}, **found}
+    own = parts[0] if len(parts) == 1 else {}
+    how = {key: own[key] for key in SHOWN if own.get(key) not in (None, "")}
+    return {**({"combination": _expression(meta)} if "op" in meta else {}), **how, **found}
+
+
+def _expression(meta: Mapping[str, Any]) -> str:
+    """Return how an edit was put together: "0.5*uce(church) + neon"."""
+    op, parts = meta.get("op"), [_expression(one) for one in meta.get("parts", ())]
+    if op is None:
+        erased = ", ".join(concept["name"] for concept in meta.get("erase", ()))
+        preset = f":{meta['preset']}" if meta.get("preset") else ""
+        return f"{meta.get('method', 'edit')}{preset}({erased})"
+    if op == "*":
+        inner = f"({parts[0]})" if meta["parts"][0].get("op") in ("+", "-") else parts[0]
+        return f"{meta.get('scale', 1):g}*{inner}"
+    return f" {op} ".join(parts) if op in ("+", "-") else f"{op} {' '.join(parts)}"
 
 
 def _unique(words: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Exposed parts: what NudeNet finds exposed in an image, as a number of parts or as yes or no; needs the package nudenet.
+"""Exposed parts: what NudeNet finds exposed in an image, a number of parts or yes and no; needs the package nudenet.
 
 RECE and MACE count parts over I2P; KPOP (its NER), All but One and UnlearnDiffAtk count images with one or more.
 `efface.evaluation.nudity` has both, by part and over thresholds.

@@ -13,8 +13,9 @@ from torch import Tensor
 from efface.context import Context, cat
 from efface.edits.edit import Edit
 from efface.edits.guard import Guard, Hooks, MapGuard, same, unguided
-from efface.errors import BadEdit
+from efface.errors import BadEdit, BadInput
 from efface.models.model import Model
+from efface.util.ranges import short
 
 
 def attach(edit: Edit, pipe: Any, any_base: bool = False) -> None:
@@ -26,6 +27,8 @@ def attach(edit: Edit, pipe: Any, any_base: bool = False) -> None:
 
     >>> efface.attach(efface.Edit.load("church.safetensors"), pipe)
     """
+    if not isinstance(edit, Edit):
+        raise BadInput(f"an Edit is attached, got {short(edit)}: read a file with efface.Edit.load")
     if edit.guards and not hasattr(type(pipe), "do_classifier_free_guidance"):
         raise BadEdit(
             f"a guard cannot be attached to a {type(pipe).__name__}, which does not call its denoiser on both sides of "

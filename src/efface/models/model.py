@@ -21,6 +21,7 @@ from efface.models.share_weights import with_weights
 from efface.query import Query
 from efface.util.files import sha256_text
 from efface.util.progress import progress
+from efface.util.ranges import ROWS, check, short
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +202,12 @@ class Model:
         """Generate one image per query, in order, in [0, 1], fp32; queries may differ in every field.
 
         An image depends on its query only; between different batch sizes it varies by rounding (about 1e-5 in fp32).
+        Raises `BadInput` for what is no query, and for a batch below 1.
         """
+        given: Any = queries
+        if not isinstance(given, Sequence) or not all(isinstance(query, Query) for query in given):
+            raise BadInput(f"images are asked for by several Query, [Query(…), …], got {short(given)}")
+        check(batch, ROWS, "batch")
         images: dict[int, Tensor] = {}
         with torch.inference_mode():
             cond, null = self.contexts(queries) if queries else (None, None)

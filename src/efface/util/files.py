@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.errors import BadFile, WriteError
+from efface.errors import BadFile, BadInput, WriteError
 from efface.util import temporary, untrusted
 from efface.util.untrusted import shorten
 
@@ -26,6 +26,13 @@ BITS = {  # of one value, by type; the format's types of less than a byte are no
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # as which weights are stored, unless quantised
 
 
+def path_of(value: str | os.PathLike[str]) -> Path:
+    """Return a path as one; raises `BadInput` for anything that is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise BadInput(f"a path is a text or a Path, got {shorten(repr(value))}")
+    return Path(value)
+
+
 def cache_folder() -> Path:
     """Return the folder of cached images and matrices: $EFFACE_HOME, else ~/.cache/efface."""
     return Path(os.environ.get("EFFACE_HOME") or Path.home() / ".cache" / "efface")
@@ -38,7 +45,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
     First removes what killed processes left in the folder, see `efface.util.temporary`.
     Raises `WriteError` when the folder is missing or not writable, or the disk is full.
     """
-    path = Path(path)
+    path = path_of(path)
     try:
         with temporary.beside(path) as folder:
             own = folder / path.name
@@ -103,7 +110,7 @@ def check_safetensors(path: str | os.PathLike[str]) -> dict[str, dict]:
 
     Loads neither torch nor the tensors. Raises `BadFile`.
     """
-    return {name: entry for name, entry in _header(Path(path)).items() if name != "__metadata__"}
+    return {name: entry for name, entry in _header(path_of(path)).items() if name != "__metadata__"}
 
 
 def safetensors_meta(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -86,6 +86,8 @@ def run(attack: Sheet, values: dict[str, Any]) -> None:
     check_preset(attack, values["preset"])
     check_values(attack, fields)
     check_seed(values["seed"], "--seed")
+    if values["checkpoint"]:
+        check.make_folder(values["checkpoint"])
     common = Common(
         steps=values["query_steps"], guidance=values["query_guidance"], solver=values["query_solver"],
         device=values["device"], dtype=values["dtype"], tokenizer=values["tokenizer"], any_base=values["any_base"],
@@ -131,7 +133,8 @@ def _concept(name: str, edit: "Edit | None", where: str, kind: str) -> Concept:
     erased = () if edit is None else edit.meta.get("erase", ())
     if len(erased) != 1:
         names = ", ".join(one["name"] for one in erased) or "none that is known"
-        raise BadInput(f"name what to bring back as --concept; the edit erases {names}")
+        why = "without an edit the model itself is attacked" if edit is None else f"the edit erases {names}"
+        raise BadInput(f"name what to bring back as --concept; {why}")
     return Concept.from_json(erased[0])
 
 

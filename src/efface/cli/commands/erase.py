@@ -90,12 +90,18 @@ Embeddings = Annotated[
         help="With --strength auto: a finding of diverse_inversion; written when it is not there.",
     ),
 ]
+JudgeFlag = Annotated[
+    str,
+    typer.Option(
+        "--strength-judge", help="With --strength auto: whose CLIP decides.", show_default="the model's own, if any"
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the method's random numbers.")]
 
 
 OWN = (
     "concepts", "output", "preserve", "anchor", "kind", "preset", "seed", "model", "device", "dtype", "tokenizer",
-    "stream", "checkpoint", "checkpoint_every", "key", "strength", "es_below", "embeddings",
+    "stream", "checkpoint", "checkpoint_every", "key", "strength", "es_below", "embeddings", "strength_judge",
 )  # fmt: skip
 
 
@@ -109,6 +115,7 @@ def flags(method: Sheet) -> plugins.Own:
     ]  # fmt: skip
     if "InferenceMethod" not in method.bases:
         given += [("strength", Strength, ""), ("es_below", EsBelow, None), ("embeddings", Embeddings, None)]
+        given += [("strength_judge", JudgeFlag, "")]
     given += [("stream", Stream, False)] if "ClosedForm" in method.bases else []
     if "FineTune" in method.bases:
         given += [("checkpoint", Checkpoint, None), ("checkpoint_every", CheckpointEvery, None)]
@@ -125,7 +132,7 @@ def run(method: Sheet, values: dict[str, Any]) -> None:
         if own["key"].resolve() == values["output"].resolve():
             raise BadInput(f"--key {own['key']} is the edit's own file; choose another for the key")
     check_every(own["checkpoint"], own["checkpoint_every"])
-    scale = strength.checked(own["strength"], own["es_below"], own["embeddings"], bool(own["stream"]))
+    scale = strength.checked(own)
     check_preset(method, values["preset"])
     check_values(method, given)
     check_dtype(values["dtype"])
@@ -134,19 +141,36 @@ def run(method: Sheet, values: dict[str, Any]) -> None:
     concepts = check.concepts(values["concepts"], where, values["kind"], values["anchor"] or ())
     preserve = check.concepts(values["preserve"] or (), where)
     check.apart(concepts, preserve)
+    judge = strength.judge(where, concepts, own) if scale is None else None  # before anything is trained
+    if own["checkpoint"]:
+        check.make_folder(own["checkpoint"])
 
+    _check_used(method, given, concepts)
     fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # raises for values out of range
     edit, by_products = _fit(fitted, where, concepts, preserve, own)
-    if own["key"]:
-        made_with(by_products["key"], edit).save(own["key"])
-    if scale is None:
-        edit = strength.chosen(edit, where, concepts, own)
-    elif scale != 1:
+    seconds, failure = edit.meta.get("seconds", "?"), None
+    if judge is not None:
+        edit.save(values["output"])  # what was trained is not lost, whatever comes of its strength
+        edit, failure = strength.chosen(edit, where, concepts, own, judge)
+    elif scale not in (None, 1):
         edit = scale * edit
     edit.save(values["output"])
+    if own["key"]:
+        made_with(by_products["key"], edit).save(own["key"])
+    if failure:
+        raise BadInput(f"{failure}; {values['output']} holds the edit at strength 1")
     names = ", ".join(concept.name for concept in concepts)
-    seconds = edit.meta.get("seconds", "?")
     say(f"erased {names} from {where} with {method.name} in {seconds} s; preserved {len(preserve)}", values["output"])
+
+
+def _check_used(method: Sheet, given: dict[str, Any], concepts: Any) -> None:
+    """Refuse a target that no concept would take, since each has an anchor. Raises BadInput."""
+    for name, styles in (("target", False), ("style_target", True)):
+        own = [concept for concept in concepts if (concept.kind == "style") == styles]
+        if given.get(name) and "ClosedForm" in method.bases and all(concept.anchor for concept in own):
+            flag = "--" + name.replace("_", "-")
+            whose = f"{own[0].name} has the anchor {own[0].anchor!r}" if own else "no concept is one it is for"
+            raise BadInput(f"{flag} is for concepts without an anchor, and {whose}: give --anchor instead")
 
 
 def check_every(folder: Path | None, every: int | None) -> None:

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.errors import BadModel, unknown
+from efface.errors import BadModel, EffaceError, unknown
 from efface.models.family import family_of, known_families
 from efface.models.files.checkpoint import one_line, silent_libraries
-from efface.util.files import PICKLES
+from efface.util.files import PICKLES, safetensors_meta
 from efface.util.shipped import SHIPPED
 
 if TYPE_CHECKING:
@@ -83,13 +83,21 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether a file may be a model: safetensors, and none of efface's own."""
+    try:
+        return path.suffix == ".safetensors" and not any(key.startswith("efface") for key in safetensors_meta(path))
+    except EffaceError:
+        return False
+
+
 def _neighbours(parent: Path) -> list[str]:
     """Return the models in the folder of a missing one, to find what was meant."""
     try:
         return [
             os.fspath(parent / entry.name)
             for entry in parent.iterdir()
-            if entry.suffix == ".safetensors" or (entry / "model_index.json").is_file()
+            if _is_checkpoint(entry) or (entry / "model_index.json").is_file()
         ]
     except OSError:
         return []
