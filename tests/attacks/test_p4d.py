@@ -4,6 +4,7 @@ from torch.nn.functional import cosine_similarity
 
 from efface.attack import Target
 from efface.attacks.p4d import P4D
+from efface.attacks.search.objective import CALLS, Objective, draw
 from efface.attacks.search.token_search import Search
 from efface.concept import Concept
 from efface.errors import BadInput, UnknownName
@@ -192,11 +193,18 @@ def test_it_runs_through_guards_and_on_sdxl_and_replays(name, guard, request, tm
 
 def test_a_stateful_guard_is_run_through_earlier_timesteps(tiny, monkeypatch, eye, attack_on):
     """They are the nearest ones, noisiest first, and change the loss."""
-    losses, spy = [], Spy(monkeypatch)
+    losses, spy, given, real = [], Spy(monkeypatch), [], Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", lambda self, c, at: given.append(at) or real(self, c, at))
     for earlier in (0, 3):
         P4D(tokens=2, steps=1, look=1, earlier=earlier)(attack_on(tiny, eye(), "sld"), DOG, LIKE)
         losses.append(float(spy.steps[-1]["loss"]))
     assert losses[0] != losses[1]
+    rng = generator(0, "row", LIKE.prompt, LIKE.seed, 0)
+    whole = draw(tiny, given[0].clean, [rng], CALLS)  # 35 of 90 timesteps, noisiest first; the last is learned from
+    assert given[0].before.shape == (1, 0)
+    assert given[1].before.tolist() == whole.before[:, -3:].tolist()
+    assert given[1].before[0].tolist() == sorted(given[1].before[0].tolist(), reverse=True)
+    assert given[1].before.min() > given[1].t[0]
 
 
 @pytest.mark.slow

@@ -44,7 +44,8 @@ class ImagePrompt(Attack):
         blend: share of the reference in the first picture; the rest is noise
         pull: share of the reference that is added to the picture now and then
         every: timesteps between two pulls
-        folder: its first picture is the reference; by default one by the original model
+        folder: its first picture, cropped to a square and resized, is the reference; by default one by the original
+            model
         solver: of the queries; "" = their own, which must be able to begin in the middle
     """
 

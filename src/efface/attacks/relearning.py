@@ -20,7 +20,7 @@ class Relearning(Tuning):
     """Fine-tune the edited model on pictures of the concept, with its own prompts as captions.
 
     Args:
-        folder: pictures of the concept to train on instead
+        folder: pictures of the concept to train on instead, cropped to a square and resized
     """
 
     steps: int = 400  # of diffusers' example

@@ -47,7 +47,7 @@ class Inverting(Attack):
         batch: pictures in each step of each attempt
         weight_decay: of AdamW
         images: pictures of the concept by the original model
-        folder: pictures of the concept to learn from instead
+        folder: pictures of the concept to learn from instead, cropped to a square and resized
         captions: templates put the vectors into short texts; queries put them before each query's own prompt, whose
             pictures they are learned from (the mode for I2P's prompts, which do not name the concept)
         loss: noise regresses the pictures' noise; score matches the original model's guided prediction of the concept;
