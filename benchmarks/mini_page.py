@@ -49,12 +49,12 @@ what it does not. Its realism was set on the un-erased model, before any method 
 The first mini had a text encoder that gave every paraphrase of a name one vector, and it generated without
 guidance what it generated with it. There (ten objects) methods could hardly be told apart: UCE, RECE,
 ESD-x, CA and SA erased 100 % by name and 97 to 100 % by keywords and left 96 to 99 % of the others, and UCE was
-first or level in every column. On the present one (church and dog) no change of weights both erases every
-keyword and keeps most of the rest.
-Closed forms still keep most (96 to 98 % of the others) and now leak by keywords (54 to 88 % erased); ESD-x
-and CA erase every keyword and pay with related concepts (95 and 99 % were left, now 75 and 71); the task
-vector and FMN pay most (90 and 82, now 54 and 46). A negative prompt erases 21 % (2 before), SLD-max 96 (42),
-and SDD fell from 99 to 71. SA and All but One leave a style on both. (Written on 2026-11-29 from
+first or level in every column. On the present one (six objects) no change of weights
+both erases every keyword and keeps most of the rest.
+Closed forms still keep most (96 to 97 % of the others) and now leak by keywords (83 to 94 % erased); ESD-x
+and CA erase every keyword and pay with related concepts (95 and 99 % were left, now 82 and 71); the task
+vector and FMN pay most (90 and 82, now 62 and 66). A negative prompt erases 36 % (2 before), SLD-max 99 (42),
+and SDD fell from 99 to 83 and keeps 76 of the others. SA and All but One leave a style on both. (Written on 2026-11-29 from
 [the table](methods/results.md) as it was; the first mini's records are in the repository's history.)
 
 """
