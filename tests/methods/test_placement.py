@@ -1,14 +1,12 @@
 """Every trained method computes on its model's device, shown without one: on the meta device, which has no values."""
 
 import copy
-import functools
+import runpy
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from efface import registry
 from efface.concept import Concept
@@ -16,26 +14,7 @@ from efface.methods.finetune.method import FineTune, Run
 from efface.models.model import Model
 
 TRAINED = [name for name in registry.names("methods") if issubclass(registry.get("methods", name), FineTune)]
-MOVES = ("aten._to_copy", "aten.copy_", "aten.index.", "aten.index_put")  # the last two take positions on the CPU
-READS = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero")
-
-
-name_of = functools.cache(str)  # of an operation; it is slow to make
-
-
-class OneDevice(TorchDispatchMode):
-    """Fail when an operation mixes devices, as it would on a GPU; where code reads a value, it reads 1, or index 0."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = name_of(func)
-        kinds = {t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()}
-        if len(kinds) > 1 and not name.startswith(MOVES):
-            raise AssertionError(f"{name} mixes {', '.join(sorted(kinds))}")
-        if name.startswith(READS) and args[0].is_meta:
-            return {torch.bool: True, torch.long: 0}.get(args[0].dtype, 1.0)
-        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
-            return args[0].new_empty(1, args[0].dim(), dtype=torch.long)
-        return func(*args, **(kwargs or {}))
+OneDevice = runpy.run_path(str(Path(__file__).parents[1] / "one_device.py"))["OneDevice"]
 
 
 @pytest.fixture

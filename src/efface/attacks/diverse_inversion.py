@@ -162,7 +162,7 @@ class DiverseInversion(Inverting):
 
     def _summary(self, cosines: Float[Tensor, "n n"], order: Tensor) -> dict[str, dict[str, float]]:
         """Return the least, mean and largest cosine of two embeddings of one band, and of any two; {} without pairs."""
-        band = order // self.each
+        cosines, band = cosines.cpu(), order.cpu() // self.each
         upper = torch.ones_like(cosines, dtype=torch.bool).triu(1)
         found = {"band": cosines[upper & (band[:, None] == band)], "all": cosines[upper]}
         return {

@@ -89,13 +89,13 @@ def probabilities(
     rng: torch.Generator,
     batch: int = 256,
 ) -> Float[Tensor, "n images"]:
-    """Return the judge's probability of the concept in `images` images of every context.
+    """Return the judge's probability of the concept in `images` images of every context, on the CPU.
 
     steps: of the solver, 0 for those of `like`. Only one batch of images is in memory at a time.
     """
     queries = queries_of(contexts, like, images, steps, rng)
     parts = [queries[i : i + batch] for i in range(0, len(queries), batch)]
-    seen = [target.seen(target.edited.generate(part, batch), concept) for part in parts]
+    seen = [target.seen(target.edited.generate(part, batch), concept).cpu() for part in parts]
     return torch.cat(seen).view(len(contexts), images) if seen else torch.empty(0, images)
 
 
