@@ -144,10 +144,12 @@ def test_presets():
     trained = {name: ESD.preset(name).params for name in ESD.PRESETS}
     assert trained == {
         "paper": "x", "paper-u": "u", "repo-2025": "x", "repo-2025-x-strict": "x-strict", "repo-2025-u": "u-linear",
-        "repo-2025-sdxl": "x", "mini": "x", "mini-u": "u",
+        "repo-2025-sdxl": "x", "repo-2025-sdxl-u": "u-linear", "mini": "x", "mini-u": "u",
     }  # fmt: skip
     xl = ESD.preset("repo-2025-sdxl")
     assert (xl.steps, xl.lr, xl.eta, xl.guidance) == (200, 2e-4, 1.0, 2.0)
+    xl = ESD.preset("repo-2025-sdxl-u")
+    assert (xl.steps, xl.lr, xl.eta, xl.guidance) == (200, 1e-5, 1.0, 2.0)
     for name in ESD.PRESETS:  # whole networks do not fit otherwise; mini's does
         assert ESD.preset(name).gradient_checkpointing == (trained[name].startswith("u") and "mini" not in name)
 
