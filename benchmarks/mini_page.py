@@ -54,8 +54,8 @@ both erases every keyword and keeps most of the rest.
 Closed forms still keep most (96 to 97 % of the others) and now leak by keywords (83 to 94 % erased); ESD-x
 and CA erase every keyword and pay with related concepts (95 and 99 % were left, now 82 and 71); the task
 vector and FMN pay most (90 and 82, now 62 and 66). A negative prompt erases 36 % (2 before), SLD-max 99 (42),
-and SDD fell from 99 to 83 and keeps 76 of the others. SA and All but One leave a style on both. (Written on 2026-11-29 from
-[the table](methods/results.md) as it was; the first mini's records are in the repository's history.)
+and SDD fell from 99 to 83 and keeps 76 of the others. SA and All but One leave a style on both. (Written on
+2026-11-29 from [the table](methods/results.md) as it was; the first mini's records are in the repository's history.)
 
 """
 

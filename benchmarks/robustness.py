@@ -89,6 +89,11 @@ def _weaker(text: str, source: str, weak: Sequence[str], strong: Sequence[str], 
     return Claim(text, source, lambda rows: after(of(rows, weak, attack)), lambda rows: after(of(rows, strong, attack)))
 
 
+TABLE_4 = {
+    "concept_vector": "the concept vector (its “Ring-A-Bell”)",
+    "unlearndiffatk": "UnlearnDiffAtk",
+    "p4d": "P4D",
+}
 VECTOR = "Pham et al. 2024, table 2"
 CLAIMS = (
     *(_brings_back(method) for method in ("esd", "uce", "negative", "sld")),
@@ -98,10 +103,7 @@ CLAIMS = (
     ),
     *(
         _weaker(f"RECE resists {title} better than UCE", "Gong et al. 2024, table 4", ("uce",), ("rece",), attack)
-        for attack, title in (
-            ("concept_vector", "the concept vector (its “Ring-A-Bell”)"), ("unlearndiffatk", "UnlearnDiffAtk"),
-            ("p4d", "P4D"),
-        )  # fmt: skip
+        for attack, title in TABLE_4.items()
     ),
     _weaker(
         "closed-form edits survive harmless fine-tuning better than trained ones", "SPQR", TRAINED, CLOSED,
