@@ -290,3 +290,12 @@ def small_disk():
             signal.signal(signal.SIGXFSZ, handler)
 
     return small
+
+
+@pytest.fixture
+def nowhere(_loaded: Model) -> Model:
+    """Return the tiny model on the meta device."""
+    pipe = copy.copy(_loaded.pipe)
+    for part in ("unet", "vae", "text_encoder"):
+        setattr(pipe, part, copy.deepcopy(getattr(pipe, part)).to("meta"))
+    return Model(pipe)

@@ -1,6 +1,5 @@
 """Every attack computes on its model's device, shown without one: on the meta device, which has no values."""
 
-import copy
 import runpy
 from pathlib import Path
 
@@ -30,15 +29,6 @@ class Plain(Judge):
 
     def image_features(self, images):
         return images.mean((2, 3))
-
-
-@pytest.fixture
-def nowhere(_loaded: Model) -> Model:
-    """Return the tiny model on the meta device."""
-    pipe = copy.copy(_loaded.pipe)
-    for part in ("unet", "vae", "text_encoder"):
-        setattr(pipe, part, copy.deepcopy(getattr(pipe, part)).to("meta"))
-    return Model(pipe)
 
 
 CASES = {name: (name, {}) for name in registry.names("attacks") if name != "derived"}  # which needs values

@@ -1,6 +1,5 @@
 """Every trained method computes on its model's device, shown without one: on the meta device, which has no values."""
 
-import copy
 import runpy
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,15 +14,6 @@ from efface.models.model import Model
 
 TRAINED = [name for name in registry.names("methods") if issubclass(registry.get("methods", name), FineTune)]
 OneDevice = runpy.run_path(str(Path(__file__).parents[1] / "one_device.py"))["OneDevice"]
-
-
-@pytest.fixture
-def nowhere(_loaded: Model) -> Model:
-    """Return the tiny model on the meta device."""
-    pipe = copy.copy(_loaded.pipe)
-    for part in ("unet", "vae", "text_encoder"):
-        setattr(pipe, part, copy.deepcopy(getattr(pipe, part)).to("meta"))
-    return Model(pipe)
 
 
 def steps_of(method: FineTune, model: Model) -> Run:
