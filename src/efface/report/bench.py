@@ -98,7 +98,7 @@ def report(folder: Folder, out: Path, store: Store | None = None, jobs: Sequence
 
 def table_file(folder: Folder, out: Path) -> Path:
     """Write the table of all edits as Markdown, CSV or LaTeX, by the file's ending. Raises as `report`."""
-    parts = _parts(folder, Store.default())
+    parts = _parts(folder, None)
     check_comparable([column.record for part in parts for column in part.columns])
     write = {".md": _markdown, ".csv": tables.to_csv, ".tex": tables.latex}[out.suffix.lower()]
     with writing(out) as temporary:
@@ -143,7 +143,8 @@ def _under(record: AttackRecord) -> Share | None:
     return Share.of([row.after for row in record.rows]) if record.rows else None
 
 
-def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> list[Part]:
+def _parts(folder: Folder, store: Store | None, jobs: Sequence[Job] | None = None) -> list[Part]:
+    """Return the concepts with their edits and the attacks on these; without a store, no images."""
     records = [one for one in folder.records(jobs) if isinstance(one, Record) and one.rows]
     if not records:
         raise BadFile(f"{folder.root} holds no results yet: run efface bench first")
@@ -162,7 +163,7 @@ def _parts(folder: Folder, store: Store, jobs: Sequence[Job] | None = None) -> l
     return [Part(concept, columns) for concept, columns in found.items()]
 
 
-def _strip(record: AttackRecord, store: Store, several: bool = False) -> Strip:
+def _strip(record: AttackRecord, store: Store | None, several: bool = False) -> Strip:
     """Return an attack's row; several: whether its edit erases more than the concept that it brings back."""
     name = _name(record.name, ("on",), record.attack.name, record.attack.preset)
     name += f" on {record.concept}" * several
@@ -174,7 +175,9 @@ def _strip(record: AttackRecord, store: Store, several: bool = False) -> Strip:
     return Strip(name, record.rates, record, *(cells if whole else ((), (), ())))
 
 
-def _cell(rows: Sequence[AttackRow], key: str, verdict: str, store: Store) -> list[CellImage]:
+def _cell(rows: Sequence[AttackRow], key: str, verdict: str, store: Store | None) -> list[CellImage]:
+    if store is None:
+        return []
     found = []
     for row in rows:
         image = store.image(getattr(row, key)) if getattr(row, key) else None
@@ -211,7 +214,8 @@ def _by_method(parts: Sequence[Part]) -> dict[str, list[Column]]:
 
 def _facts(columns: Sequence[Column]) -> dict[str, str]:
     first = columns[0].record
-    made = sorted({column.record.git for column in columns if column.record.git})
+    attacks = [strip.record for column in columns for strip in column.attacks]
+    made = sorted({one.git for one in (*(column.record for column in columns), *attacks) if one.git})
     return {
         "judge": first.evaluator.evaluator,
         "sampler": f"{first.sampling.solver}, {first.sampling.steps} steps, guidance {first.sampling.guidance:g}",
