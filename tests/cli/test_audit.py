@@ -52,7 +52,7 @@ def test_an_audit_is_a_page_and_a_card(place: Path, capsys: pytest.CaptureFixtur
 def test_protocols_are_listed_with_the_papers_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list", "protocols"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "002 table 2" in lines["kpop-objects"]
+    assert "KPOP, table 2" in lines["kpop-objects"]
     assert "--data coco, i2p, inception" in lines["rece-nudity"]
     assert "mini only" in lines["neighbours"]
 
