@@ -3,7 +3,8 @@
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ def run_bench(name: str, bench: Bench, options: argparse.Namespace) -> None:
         todo = [job for job in todo if "+".join(concept.name for concept in job.concepts) in options.only]
     needed = {job.edit_job.id for job in todo}
     todo = [job for job in jobs if job.id in needed] + todo
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))  # of the processes started below
-    with folder.alone():
+    with _threads(max(1, (os.cpu_count() or 1) // options.jobs)), folder.alone():
         for job in todo if options.again else ():
             folder.path(job).unlink(missing_ok=True)
         pool = Processes(folder, store, options.jobs) if options.jobs > 1 else Here(folder, store)
@@ -77,6 +77,20 @@ def run_bench(name: str, bench: Bench, options: argparse.Namespace) -> None:
             print(f"{name}: {len(todo)} of {len(jobs)} jobs were missing, {ended}", flush=True)
         finally:
             keep(name, jobs, known | _made(folder, jobs))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let processes that are started inside the block compute on so many threads."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _made(folder: Folder, jobs: Sequence[Job]) -> dict[str, str]:

@@ -115,10 +115,15 @@ def make_xl_pipe() -> StableDiffusionXLPipeline:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Restore the number of torch threads: with another one sums round differently, and "bit for bit" means one."""
-    threads = torch.get_num_threads()
+    """Restore the number of torch threads: with another one sums round differently, and "bit for bit" means one.
+
+    And what processes get that a test starts: one that forks hangs when it has computed on more than one.
+    """
+    threads, told = torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
     yield
     torch.set_num_threads(threads)
+    left, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), told
+    assert left == told, "a test changed OMP_NUM_THREADS for those behind it"
 
 
 @pytest.fixture(autouse=True)

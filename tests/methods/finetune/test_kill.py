@@ -44,9 +44,11 @@ def train_and_die(name: str, model: Model, folder: Path) -> None:
 def graves(folder, tmp_path_factory):
     """Let one process per method be killed, and return the folder of their checkpoints."""
     root = tmp_path_factory.mktemp("killed")
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # a fork has no other threads
     done = subprocess.run(
-        [sys.executable, __file__, str(folder), str(root), *NAMES], capture_output=True, text=True, check=False
-    )
+        [sys.executable, __file__, str(folder), str(root), *NAMES], capture_output=True, text=True, check=False,
+        env=alone, timeout=500,
+    )  # fmt: skip
     assert done.stdout.split() == [f"{name}={-signal.SIGKILL}" for name in NAMES], done.stdout + done.stderr
     return root
 
