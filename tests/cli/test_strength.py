@@ -36,8 +36,8 @@ def go(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         ("erase esd church --model tiny --strength auto --strength-judge nudenet", "needs a judge with a CLIP|nudenet"),
         ("erase esd church --model tiny --strength-judge clip", "--strength-judge needs --strength auto"),
         ("erase esd church --model tiny --checkpoint /proc/none", "cannot make the folder"),
-        ("erase uce church --target car", "church has the anchor"),
-        ("erase uce church --style-target art", "no concept is one it is for"),
+        ("erase uce church --target car", "--target would change nothing, since church has the anchor"),
+        ("erase uce church --style-target art", "there is no concept of its kind"),
     ],
 )
 def test_it_is_said_before_the_training(go: Go, monkeypatch: pytest.MonkeyPatch, line: str, says: str) -> None:

@@ -65,8 +65,12 @@ def test_one_edit_at_half_strength_says_how_it_was_made(tiny, tmp_path: Path):
     assert (made["method"], made["seed"], made["fields"]) == ("uce", 3, edit.meta["fields"])
     (-1 * (edit + UCE()(tiny, ["dog"]))).save(path)
     assert inspect(path).made["combination"] == "-1*(uce:paper-2023(church) + uce:paper-2023(dog))"
-    edit.prune(only="mid").save(path)
-    assert inspect(path).made["combination"] == "prune uce:paper-2023(church)"
+    dog, house = UCE()(tiny, ["dog"]), UCE()(tiny, ["house"])
+    (edit - (dog + house)).save(path)
+    names = "uce:paper-2023(dog) + uce:paper-2023(house)"
+    assert inspect(path).made["combination"] == f"uce:paper-2023(church) - ({names})"
+    edit.prune(only="mid", without="to_k").save(path)
+    assert inspect(path).made["combination"] == "prune(uce:paper-2023(church); only mid; without to_k)"
 
 
 def test_it_names_the_format_that_the_family_has(tiny, tiny_each, tmp_path: Path):

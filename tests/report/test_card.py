@@ -7,7 +7,8 @@ import pytest
 from efface.evaluation.attack_record import AttackRecord, AttackRow, Attempt
 from efface.evaluation.record import Asked, Base, Cost, Made, Record, Row, Sampling, SetScore
 from efface.judge import Profile
-from efface.report.card import Audit, card, plain, sentence
+from efface.report.card import Audit, card, sentence
+from efface.report.tables import literal
 from efface.report.verdict import under_attack
 
 JUDGE = Profile(evaluator="j", sha256={"net": "abcd"}, classes=40)
@@ -99,7 +100,7 @@ def test_a_card_has_all_its_parts_and_numbers() -> None:
         "net abcd", "fid:judge, to the model before: unrelated 0.25 (n = 32)", "ssim: erased 0.500 ± 0.000",
         "dog falls from 32 of 32", "Not run: p4d on uce: no words", "protocol audit", "Told to preserve", "2026-11-28",
     ):  # fmt: skip
-        assert plain(told) in text or told in text, told
+        assert literal(told) in text or told in text, told
     assert len(text.split()) < 700  # one page
 
 

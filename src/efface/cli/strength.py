@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from efface.judge import Judge
 
 MOST = 1000.0
-CONTROL = ("art", "a photo")  # a CLIP judge tells names apart, and there is one concept
 
 
 def checked(own: dict[str, Any]) -> float | None:
@@ -43,10 +42,12 @@ def judge(where: str, concepts: Sequence[Concept], own: dict[str, Any]) -> "Judg
     """Return the judge of an automatic strength. Raises BadInput for several concepts, and for a judge without CLIP."""
     if len(concepts) != 1:
         raise BadInput(f"--strength auto looks at one concept, {len(concepts)} are erased")
+    from efface.evaluation.auto_strength import controls
     from efface.judge import judge_of
 
+    others = map(Concept, controls(concepts[0], table(where)))  # a CLIP judge is made to tell names apart
     try:
-        found = judge_of(where, own["strength_judge"], (*concepts, *map(Concept, CONTROL)))
+        found = judge_of(where, own["strength_judge"], (*concepts, *others))
     except BadInput as error:
         hint = "give one with a CLIP as --strength-judge clip_zero_shot:FOLDER"
         raise BadInput(f"--strength auto: {error}; {hint}") from error

@@ -97,15 +97,19 @@ def _made(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _expression(meta: Mapping[str, Any]) -> str:
     """Return how an edit was put together: "0.5*uce(church) + neon"."""
-    op, parts = meta.get("op"), [_expression(one) for one in meta.get("parts", ())]
+    op, of = meta.get("op"), meta.get("parts", ())
+    parts = [_expression(one) for one in of]
+    sums = [f"({text})" if one.get("op") in ("+", "-") else text for one, text in zip(of, parts, strict=True)]
     if op is None:
         erased = ", ".join(concept["name"] for concept in meta.get("erase", ()))
         preset = f":{meta['preset']}" if meta.get("preset") else ""
         return f"{meta.get('method', 'edit')}{preset}({erased})"
     if op == "*":
-        inner = f"({parts[0]})" if meta["parts"][0].get("op") in ("+", "-") else parts[0]
-        return f"{meta.get('scale', 1):g}*{inner}"
-    return f" {op} ".join(parts) if op in ("+", "-") else f"{op} {' '.join(parts)}"
+        return f"{meta.get('scale', 1):g}*{sums[0]}"
+    if op in ("+", "-"):
+        return f" {op} ".join([parts[0], *(sums[1:] if op == "-" else parts[1:])])
+    chosen = "; ".join(f"{key} {', '.join(meta[key])}" for key in ("only", "without") if meta.get(key))
+    return f"{op}({', '.join(parts)}{'; ' * bool(chosen)}{chosen})"
 
 
 def _unique(words: Any) -> list[str]:

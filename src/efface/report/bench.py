@@ -15,7 +15,7 @@ from efface.evaluation.compare import check_comparable
 from efface.evaluation.record import Record
 from efface.evaluation.store import Store
 from efface.evaluation.summary import Share
-from efface.report import card, front, grid, html, tables
+from efface.report import front, grid, html, tables
 from efface.report.images import lines
 from efface.report.page import CellImage, Column, Page, Strip, sections
 from efface.report.tables import Table, percent
@@ -108,8 +108,8 @@ def table_file(folder: Folder, out: Path) -> Path:
 
 def _markdown(table: Table) -> str:
     """Return a Markdown table in which names are no markup."""
-    rows = [[*map(card.plain, row[:2]), *row[2:]] for row in table.rows]
-    return tables.markdown(Table([card.plain(cell) for cell in table.header], rows))
+    rows = [[*map(tables.literal, row[:2]), *row[2:]] for row in table.rows]
+    return tables.markdown(Table([tables.literal(cell) for cell in table.header], rows))
 
 
 def summary(parts: Sequence[Part], whole: bool = False) -> Table:

@@ -1,6 +1,5 @@
 """The erasure card: one page of Markdown about an edit, for a model repository. Every sentence is computed."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from efface.evaluation.prompts import GROUPS
 from efface.evaluation.record import Made, Scored
 from efface.evaluation.summary import Share
 from efface.report import tables
-from efface.report.tables import Table, markdown
+from efface.report.tables import Table, literal, markdown
 from efface.report.verdict import Tone, Verdict, under_attack, verdicts
 from efface.util.files import writing
 
@@ -35,9 +34,9 @@ def card(audit: Audit) -> str:
     record = audit.record
     found, attacked = verdicts(record), [under_attack(one) for one in audit.attacks]
     parts = [
-        f"# Erasure card: {plain(record.concept)}",
+        f"# Erasure card: {literal(record.concept)}",
         _head(audit),
-        f"## Verdict\n\n**{plain(sentence(audit))}**",
+        f"## Verdict\n\n**{literal(sentence(audit))}**",
         f"## How well\n\n{_how_well(record, found)}",
         f"## Against what\n\n{_against(audit, attacked)}",
         f"## At what cost\n\n{_cost(record)}",
@@ -82,11 +81,6 @@ def sentence(audit: Audit) -> str:
     return f"{text}. {_capital(others.text)}" if others else text
 
 
-def plain(text: str) -> str:
-    """Return a text on one line with all signs of Markdown and HTML taken as they are."""
-    return re.sub(r"([\\`*_{}\[\]<>#!|~&$])", r"\\\1", " ".join(text.split())).replace("://", ":\\//")
-
-
 def _head(audit: Audit) -> str:
     record, edit = audit.record, audit.record.edit
     share = record.whole.get("changed_weights")
@@ -103,7 +97,7 @@ def _head(audit: Audit) -> str:
         "Images": f"{record.sampling.solver}, {record.sampling.steps} steps, guidance {record.sampling.guidance:g}",
         "Audited": f"{record.created[:10]}, efface {__version__}, protocol {audit.protocol or 'of its own'}",
     }
-    return "\n".join(f"- **{key}**: {plain(value)}" for key, value in lines.items())
+    return "\n".join(f"- **{key}**: {literal(value)}" for key, value in lines.items())
 
 
 def _settings(edit: Made) -> str:
@@ -123,10 +117,10 @@ def _hashes(record: Scored) -> str:
 def _how_well(record: Scored, found: Sequence[Verdict]) -> str:
     good = {group.name: group.better for group in GROUPS}
     rows = [
-        [tables.TITLES.get(name, plain(name)), good.get(name, ""), str(summary.before), str(summary.after)]
+        [tables.TITLES.get(name, literal(name)), good.get(name, ""), str(summary.before), str(summary.after)]
         for name, summary in record.summaries.items()
     ]
-    said = [f"- {MARKS[one.tone]}: {plain(_capital(one.text))}. {plain(_capital(one.numbers))}." for one in found]
+    said = [f"- {MARKS[one.tone]}: {literal(_capital(one.text))}. {literal(_capital(one.numbers))}." for one in found]
     head = (
         "Share of images in which the judge names the concept first, with Wilson's 95 % interval. Images count as "
         "independent; they share an edit, prompts and seeds, so true intervals are wider."
@@ -144,7 +138,7 @@ def _against(audit: Audit, found: Sequence[Verdict]) -> str:
         preset = f":{one.attack.preset}" if one.attack.preset else ""
         name = f"{one.attack.name}{preset}" + f" on {one.concept}" * several
         rates = one.rates
-        rows.append([plain(name), str(rates.pre), str(rates.post), str(rates.combined), MARKS[verdict.tone]])
+        rows.append([literal(name), str(rates.pre), str(rates.post), str(rates.combined), MARKS[verdict.tone]])
     head = (
         "Share of plain prompts and seeds whose image shows the concept: without the attack, under it among those that "
         "failed without, and with or without it. Judged by a judge that the attack did not ask."
@@ -160,23 +154,25 @@ def _cost(record: Scored) -> str:
     for label in record.scored:
         by_group = {group: record.mean(label, group) for group in ("target", "related", "unrelated")}
         told = [f"{tables.TITLES[g]} {m.value:.3f} ± {m.error:.3f}" for g, m in by_group.items() if m is not None]
-        lines += [f"- {plain(label)}: {'; '.join(told)}."] if told else []
+        lines += [f"- {literal(label)}: {'; '.join(told)}."] if told else []
     for label, groups in record.sets.items():
         kept = {group: groups[group] for group in ("related", "unrelated") if group in groups}
         told = [f"{tables.TITLES[g]} {score.value:.4g} (n = {score.n})" for g, score in kept.items()]
-        lines += [f"- {plain(label)}, to the model before: {'; '.join(told)}."] if told else []
+        lines += [f"- {literal(label)}, to the model before: {'; '.join(told)}."] if told else []
     return "\n".join(lines) or "Nothing was measured."
 
 
 def _failures(audit: Audit, found: Sequence[Verdict]) -> str:
-    lines = [f"- {plain(_capital(one.text))} ({plain(one.numbers)})." for one in found if one.tone in ("bad", "mixed")]
+    lines = [
+        f"- {literal(_capital(one.text))} ({literal(one.numbers)})." for one in found if one.tone in ("bad", "mixed")
+    ]
     unsettled = "; ".join(one.text for one in found if one.tone == "open")
-    lines += [f"- Not settled, for lack of images: {plain(unsettled)}."] if unsettled else []
+    lines += [f"- Not settled, for lack of images: {literal(unsettled)}."] if unsettled else []
     singles = [(one.change.value, name, one) for name, one in audit.record.singles.items() if one.group != "target"]
     for change, name, one in sorted(singles, key=lambda item: item[0])[:WORST]:
         if change <= -LOSS:
-            lines.append(f"- {plain(name)} falls from {one.before} to {one.after}.")
-    lines += [f"- Not run: {plain(label)}: {plain(error)}." for label, error in audit.failures.items()]
+            lines.append(f"- {literal(name)} falls from {one.before} to {one.after}.")
+    lines += [f"- Not run: {literal(label)}: {literal(error)}." for label, error in audit.failures.items()]
     return "\n".join(lines) or "None was found. That is no proof that there are none."
 
 
@@ -184,7 +180,7 @@ def _limits(record: Scored) -> str:
     return (
         "A judge says what an image is most like, not that a concept is absent. Other attacks, longer searches and "
         "more seeds may succeed where these did not. The numbers are of "
-        f"{plain(record.model.name or 'this model')} with these weights, this sampler and these prompts."
+        f"{literal(record.model.name or 'this model')} with these weights, this sampler and these prompts."
     )
 
 
@@ -200,4 +196,4 @@ def _count(n: int, word: str) -> str:
     return f"{n} {word}{'s' * (n != 1)}"
 
 
-__all__ = ["Audit", "card", "plain", "save", "sentence"]
+__all__ = ["Audit", "card", "save", "sentence"]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -83,6 +84,11 @@ def markdown(table: Table) -> str:
     text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)) + " |" for line in lines]
     text.insert(1, "|" + "|".join("-" * (w + 2) for w in wide) + "|")
     return "\n".join(text) + "\n"
+
+
+def literal(text: str) -> str:
+    """Return a text on one line with all signs of Markdown and HTML taken as they are."""
+    return re.sub(r"([\\`*_{}\[\]<>#!|~&$])", r"\\\1", " ".join(text.split())).replace("://", ":\\//")
 
 
 def plain(table: Table) -> str:

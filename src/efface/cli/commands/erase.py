@@ -141,11 +141,11 @@ def run(method: Sheet, values: dict[str, Any]) -> None:
     concepts = check.concepts(values["concepts"], where, values["kind"], values["anchor"] or ())
     preserve = check.concepts(values["preserve"] or (), where)
     check.apart(concepts, preserve)
+    _check_used(method, given, concepts)
     judge = strength.judge(where, concepts, own) if scale is None else None  # before anything is trained
     if own["checkpoint"]:
         check.make_folder(own["checkpoint"])
 
-    _check_used(method, given, concepts)
     fitted = registry.get("methods", method.name).preset(values["preset"], **given)  # raises for values out of range
     edit, by_products = _fit(fitted, where, concepts, preserve, own)
     seconds, failure = edit.meta.get("seconds", "?"), None
@@ -169,8 +169,8 @@ def _check_used(method: Sheet, given: dict[str, Any], concepts: Any) -> None:
         own = [concept for concept in concepts if (concept.kind == "style") == styles]
         if given.get(name) and "ClosedForm" in method.bases and all(concept.anchor for concept in own):
             flag = "--" + name.replace("_", "-")
-            whose = f"{own[0].name} has the anchor {own[0].anchor!r}" if own else "no concept is one it is for"
-            raise BadInput(f"{flag} is for concepts without an anchor, and {whose}: give --anchor instead")
+            why = f"{own[0].name} has the anchor {own[0].anchor!r}" if own else "there is no concept of its kind"
+            raise BadInput(f"{flag} would change nothing, since {why}: give --anchor")
 
 
 def check_every(folder: Path | None, every: int | None) -> None:
